@@ -1,0 +1,54 @@
+"""What the runner hands to a stage, and how a stage tells the runner how it goes."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class StageLog:
+    """Appends rows to ``metrics.jsonl`` (read live by the parent) and to ``samples.jsonl`` of a stage folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def metrics(self, step: int, total_steps: int | None = None, **values: float) -> None:
+        """One step's figures. Usual names: loss, reward, tokens_per_s, tokens, learning_rate, phase (a word)."""
+        self._append("metrics.jsonl", {"time": time.time(), "step": step, "total_steps": total_steps, **values})
+
+    def sample(self, **values: Any) -> None:
+        """One rendered sample for the report. Usual names: kind, step, domain, prompt, thinking, answer, reward."""
+        self._append("samples.jsonl", values)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """Where a stage works and what it works on.
+
+    A stage writes ``folder/model`` (through ``common.files.whole_folder``) and returns a flat dict of figures; the
+    runner then writes ``stage.json``. ``folder`` survives a crash: a stage that finds its own checkpoints under
+    ``folder/checkpoints`` resumes from the newest whole one, to the same weights.
+    """
+
+    name: str
+    """The stage's name in the recipe."""
+    folder: Path
+    """``runs/<run>/<stage>``."""
+    inputs: Mapping[str, Path]
+    """Model folders by role: ``from`` for a training stage, ``reasoning`` and ``chat`` for a merge, stage names for
+    ``evaluate``, ``reward_model`` where GRPO uses one."""
+    chat: str
+    """The chat format's name, for :func:`data_recipes.chat.chat_format`."""
+    seed: int
+    data_root: Path | None
+    """Where mirrored data sets lie, or None."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    log: StageLog = field(kw_only=True)

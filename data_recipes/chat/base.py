@@ -1,0 +1,49 @@
+"""A chat format: renders conversations to text with a loss mask, and parses completions back.
+
+The loss mask comes from here, as spans, never from searching strings in text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from data_recipes.conversation import Conversation, Message
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of rendered text. ``trained`` says whether the model is to learn to write it. Concatenated spans are the
+    whole text; tokens are counted as trained when their first character lies in a trained span."""
+
+    text: str
+    trained: bool
+
+
+class ChatFormat(Protocol):
+    """One way of writing conversations down. Implementations are stateless."""
+
+    name: str
+    think_open: str
+    """What opens thinking, e.g. ``<think>``; the prompt may end with it."""
+    think_close: str
+    """What closes thinking, e.g. ``</think>``."""
+    stop: tuple[str, ...]
+    """Texts (special tokens) that end the assistant's turn; the first is the one that training writes."""
+    special_tokens: tuple[str, ...]
+    """Tokens a tokenizer of this format must hold as single tokens."""
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *,
+               thinking: bool | None = None) -> str:
+        """The text after which the assistant writes. ``thinking`` forces the mode; None obeys the last /think or
+        /no_think in the messages (default: thinking)."""
+        ...
+
+    def examples(self, conversation: Conversation) -> list[list[Span]]:
+        """Training renders: one where a longer conversation only extends a shorter one, else one for each assistant
+        turn whose history is rewritten. What is trained equals what inference renders for every prefix."""
+        ...
+
+    def parse(self, completion: str, *, thinking: bool) -> Message:
+        """The assistant message in a completion (stop text removed). ``thinking`` tells whether the prompt opened it.
+        Never raises: a malformed tool call stays in ``content``."""
+        ...

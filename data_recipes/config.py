@@ -1,0 +1,38 @@
+"""Recipe sections of the data side. Importing this never imports torch, transformers or datasets."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from common.config import Section
+
+
+class SourceUse(Section):
+    """How much of a source a mixture takes."""
+
+    samples: int = Field(ge=1)
+    """Samples drawn without replacement; more than the source holds means further epochs over it, counted in the plan."""
+    split: Literal["train", "test"] = "train"
+    """The two splits of a source never share a sample."""
+
+
+class Mixture(Section):
+    """A named mixture of sources."""
+
+    sources: dict[str, Annotated[int, Field(ge=1)] | SourceUse] = Field(min_length=1)
+    """Source name (see `nanoalign data sources`) to a number of samples, or to a SourceUse."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """stop: end before training, naming every bad row; skip: leave them out and say how many, by reason."""
+    allow_licences: list[str] | None = None
+    """Keep only rows under these SPDX identifiers; None keeps all."""
+
+
+class TruncateReasoning(Section):
+    """Cut a share of the reasoning traces and keep the final answer (the paper's stage 3)."""
+
+    share: float = Field(0.05, ge=0, le=1)
+    """Share of all samples whose trace is cut."""
+    tokens: tuple[int, int] = Field((1000, 2000), strict=False)
+    """The cut falls at a uniform random number of tokens in this range; shorter traces are left whole and counted."""
+    at: Literal["token", "sentence", "fraction"] = "token"
+    """token: abruptly; sentence: at the last sentence or line end before; fraction: at a random fraction of the trace."""

@@ -1,0 +1,52 @@
+"""The one normal form of data: a conversation, its tools, and what is known of it.
+
+As a JSON row::
+
+    {"id": "...", "messages": [{"role": "system" | "user" | "assistant" | "tool", "content": "...",
+                                "reasoning_content": "...", "tool_calls": [{"name": "...", "arguments": {...}}]}],
+     "tools": [{"name": "...", "description": "...", "parameters": {...JSON schema...}}],
+     "domain": "math", "source": "...", "licence": "...", "language": "en", "task": {"kind": "math", "answer": "42"}}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call; ``arguments`` is the decoded JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. ``reasoning`` is what was thought before ``content``: None where nothing is known of it (a user's
+    message, data without reasoning), "" where the model is known to have answered without thinking."""
+
+    role: Role
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning_cut: bool = False
+    """The reasoning was truncated: it is rendered up to its last character, and closed right there."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A sample. ``task`` tells a verifier what a right answer is (see reward/); None where nothing can be checked."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    domain: str = ""
+    source: str = ""
+    licence: str = ""
+    language: str = "en"
+    id: str = ""
+    task: Mapping[str, Any] | None = None
+    origin: str = field(default="", compare=False)
+    """``file:line`` where the row was read, for error messages."""

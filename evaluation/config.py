@@ -1,0 +1,44 @@
+"""Recipe sections of evaluation."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Section
+from rl.config import Rollouts
+
+
+class Suite(Section):
+    """A named set of held-out tasks and how they are scored. Exactly one of data and environment."""
+
+    data: str | None = None
+    """Mixture (its sources with split: test)."""
+    environment: str | None = None
+    """Environment whose test tasks are played."""
+    samples: int | None = Field(None, ge=1)
+    """Tasks taken; None takes all."""
+    reward: dict[str, float] = {"task": 1.0}
+    """Reward name to weight; a sample counts as correct from 0.5 on where the reward is a verifier."""
+    reward_model: str | None = None
+    """The reward_model stage behind `preference`."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Suite":
+        if (self.data is None) == (self.environment is None):
+            raise ValueError("give exactly one of `data` and `environment`")
+        return self
+
+
+class EvaluateStage(Section):
+    """Figures of one or more checkpoints."""
+
+    kind: Literal["evaluate"]
+    of: list[str] = Field(min_length=1)
+    """Stages (or `base`) whose models are measured."""
+    suites: list[str] = Field(min_length=1)
+    """Names under `suites:`."""
+    budgets: list[int | None] = [None]
+    """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured beside them."""
+    budget_suite: str | None = None
+    """The suite on which the budget curve is measured; None measures none."""
+    rollouts: Rollouts

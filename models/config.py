@@ -1,0 +1,59 @@
+"""Recipe sections that every training stage shares."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config import Section
+
+
+class LoRA(Section):
+    """Train low-rank adapters (peft) instead of all weights; the stage's output is the merged model."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: int = Field(32, ge=1)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: list[str] = Field(min_length=1, default=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj",
+                                                      "gate_proj", "in_proj", "out_proj"])
+    """Linear modules by the last part of their name; in_proj and out_proj are Mamba's. Each must match a module, or
+    belong to an absent kind of block (gate_proj in a model without gates is fine; a typo is an error)."""
+
+
+class Training(Section):
+    """Optimizer, schedule and batch of a training stage. AdamW throughout."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """cosine: to min_lr_ratio over the stage; constant; wsd: warm-up, stable, linear decay over decay_ratio."""
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps that warm up linearly from 0."""
+    decay_ratio: float = Field(0.2, gt=0, le=1)
+    """Share of the steps in which wsd decays."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Final learning rate over the peak one (cosine and wsd)."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data; give this or steps, not both (default: one epoch)."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(8, ge=1)
+    """Sequences (packs, pairs, completions) in an optimizer step over all devices."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Sequences in one forward pass on one device; divides batch_size. Default: batch_size over the devices."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW's decoupled weight decay."""
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    """AdamW's moment coefficients."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """bfloat16: autocast with fp32 master weights; float32 on CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Optimizer steps between resumable checkpoints."""
+    lora: LoRA | None = None
+    """Low-rank adapters; None trains all weights."""

@@ -1,0 +1,105 @@
+"""Recipe sections of the preference and reinforcement stages."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config import Section
+from models.config import Training
+
+
+class Rollouts(Section):
+    """How completions are sampled."""
+
+    engine: Literal["hf", "vllm"] = "hf"
+    """hf: batched generation in process (CPU, small models); vllm: colocated vLLM."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling."""
+    max_tokens: int = Field(ge=1)
+    """Longest completion in tokens, thinking included."""
+    grace: int = Field(500, ge=0)
+    """Tokens past a thinking budget in which a newline is awaited."""
+    batch_size: int = Field(64, ge=1)
+    """Sequences generated together (hf engine)."""
+
+
+class Thinking(Section):
+    """Which modes and budgets the rollouts mix."""
+
+    on: float = Field(1.0, ge=0, le=1)
+    """Share of prompts with thinking on; the rest are /no_think."""
+    budgets: list[int | None] = Field(default=[None], min_length=1)
+    """Thinking budgets in tokens, drawn uniformly for prompts with thinking on; null is unlimited."""
+
+
+class DPOStage(Section):
+    """Iterative on-policy DPO in an environment (section on tool calling of the paper)."""
+
+    kind: Literal["dpo"]
+    from_: str = Field(alias="from")
+    """`base` or the stage whose model starts."""
+    environment: str
+    """Name of an environment, e.g. miniature-workplace or workbench."""
+    rounds: int = Field(3, ge=1)
+    """Rounds of sampling, pairing and training."""
+    tasks_per_round: int = Field(ge=1)
+    """Training tasks sampled in a round."""
+    samples_per_task: int = Field(4, ge=2)
+    """Episodes sampled for each task."""
+    held_out_tasks: int = Field(ge=1)
+    """Test tasks on which success is measured before the first and after every round."""
+    pairs_per_task: int = Field(2, ge=1)
+    """At most so many success-failure pairs a task."""
+    pairing: Literal["random", "closest_length", "same_prefix"] = "closest_length"
+    """Which successes meet which failures; same_prefix prefers pairs that part latest."""
+    stop_when_flat: bool = False
+    """End before `rounds` when held-out success did not rise in the last round."""
+    beta: float = Field(0.1, gt=0)
+    """DPO's beta."""
+    max_turns: int = Field(6, ge=1)
+    """Assistant turns in an episode."""
+    rollouts: Rollouts
+    thinking: Thinking = Thinking()
+    train: Training
+    """Training within one round."""
+
+
+class RewardModelStage(Section):
+    """A Bradley-Terry reward model trained on preference pairs."""
+
+    kind: Literal["reward_model"]
+    from_: str = Field(alias="from")
+    """`base` or the stage whose model is the trunk."""
+    data: str
+    """Mixture of preference pairs."""
+    train: Training
+
+
+class GRPOStage(Section):
+    """Group-relative policy optimization with verifiable rewards or a reward model."""
+
+    kind: Literal["grpo"]
+    from_: str = Field(alias="from")
+    """`base` or the stage whose model starts."""
+    data: str
+    """Mixture of prompts."""
+    reward: dict[str, float] = Field(min_length=1)
+    """Reward name to weight: task, instruction, math, tools, code, format, length, preference."""
+    reward_model: str | None = None
+    """The reward_model stage behind `preference`."""
+    group_size: int = Field(8, ge=2)
+    """Completions a prompt."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
+    """Loss aggregation and importance ratio."""
+    clip: tuple[float, float] = Field((0.2, 0.28), strict=False)
+    """Lower and upper clip of the importance ratio."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL to the starting model; 0 keeps no reference."""
+    rollouts: Rollouts
+    thinking: Thinking = Thinking()
+    max_mismatch: float = Field(1.05, gt=1)
+    """Largest mean exp|logprob difference| between engine and trainer after a weight sync."""
+    train: Training
+    """batch_size counts completions and is a multiple of group_size."""

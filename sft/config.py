@@ -1,0 +1,41 @@
+"""Recipe section of a supervised fine-tuning stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config import Section
+from data_recipes.config import TruncateReasoning
+from models.config import Training
+
+
+class Pack(Section):
+    """Concatenate samples into packs."""
+
+    length: int = Field(131072, ge=16)
+    """Tokens in a pack."""
+    isolate: bool = True
+    """Documents in a pack cannot see each other; false reproduces the paper's plain concatenation."""
+    over_long: Literal["error", "drop", "split"] = "error"
+    """What happens to a sample longer than a pack; split cuts at turn boundaries. Each is counted."""
+
+
+class SFTStage(Section):
+    """Supervised fine-tuning on a mixture."""
+
+    kind: Literal["sft"]
+    from_: str = Field(alias="from")
+    """`base` or the stage whose model is trained on."""
+    data: str
+    """Name of a mixture under `data:`."""
+    strip_reasoning: float = Field(0.0, ge=0, le=1)
+    """Share of samples whose reasoning is removed, so that direct answering (/no_think) is learned."""
+    truncate_reasoning: TruncateReasoning | None = None
+    """Cut traces of a share of the samples, answer kept."""
+    pack: Pack | None = None
+    """Packing; None trains samples padded, without concatenation."""
+    max_length: int | None = Field(None, ge=16)
+    """Without packing: the longest sample in tokens; longer ones follow over_long."""
+    over_long: Literal["error", "drop"] = "error"
+    """Without packing: what happens to longer samples."""
+    train: Training
