@@ -1,0 +1,118 @@
+"""The budget rule: one pure state machine that every enforcement of a thinking budget shares (DESIGN section 6).
+
+Count the tokens generated while thinking. At the budget, wait for the next token that ends a line, then write the
+close sequence; after ``grace`` more tokens write it at once. Budget 0 closes at once; None never intervenes. Thinking
+that the model opens again counts on. While thinking under a budget a stop token is not an end: the close is written in
+its place, so that no completion ends unclosed.
+
+Thinking is recognised in the text, not in the ids: a model that spells ``</think>`` with other tokens than the
+tokenizer would (``</``, ``think``, ``>\\n\\n``) has closed all the same. The rule is that of Nemotron Nano 2 (arXiv
+2508.14444, on budget control); its newline set and its close sequence come from the tokenizer.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from budget_control.vocabulary import ThinkingTokens
+from common.errors import ConfigError
+
+
+class State(NamedTuple):
+    """Where a completion stands. Immutable; equal states behave alike."""
+
+    place: int
+    """State of the tag automaton (see :class:`ThinkingTokens`)."""
+    used: int = 0
+    """Tokens generated while thinking, those of the close sequence included."""
+    line_ended: bool = False
+    """The last generated token ended a line."""
+    closing: int = 0
+    """Tokens of a forced close sequence already written; 0 where none is under way."""
+
+
+@dataclass(frozen=True)
+class BudgetRule:
+    """The rule for one completion.
+
+    Drive it with ``state = rule.start(prompt_ids)``, and then for every token
+    ``token = rule.written(state, sampled); state = rule.advance(state, token)``.
+    """
+
+    tokens: ThinkingTokens
+    budget: int | None
+    """Thinking tokens; None is unlimited."""
+    grace: int = 500
+    """Tokens past the budget in which a line end is awaited."""
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget, self.grace)
+
+    def start(self, prompt_ids: Sequence[int]) -> State:
+        """The state before the first generated token. The prompt may have opened thinking; its tokens do not count."""
+        return State(self.tokens.scan(prompt_ids))
+
+    def thinking(self, state: State) -> bool:
+        return state.place >= self.tokens.first_thinking
+
+    def advance(self, state: State, token: int) -> State:
+        """The state after ``token`` was written."""
+        place = self.tokens.step(state.place, token)
+        closing = 0
+        if place >= self.tokens.first_thinking and token == self.forced(state):
+            closing = self._close_position(state) + 1
+        return State(place, state.used + self.thinking(state), self.tokens.ends_line(token), closing)
+
+    def forced(self, state: State) -> int | None:
+        """The token that must be written next, or None where the model is free."""
+        if self.budget is None or not self.thinking(state):
+            return None
+        late = state.used >= self.budget and (
+            self.budget == 0 or state.line_ended or state.used >= self.budget + self.grace
+        )
+        return self.tokens.close_ids[self._close_position(state)] if late or state.closing else None
+
+    def written(self, state: State, sampled: int) -> int:
+        """The token that is written where the model drew ``sampled``: the forced one if there is one; the next one of
+        the close where a stop token would end the completion inside budgeted thinking; else ``sampled`` itself."""
+        forced = self.forced(state)
+        if forced is not None:
+            return forced
+        if self.budget is not None and self.thinking(state) and sampled in self.tokens.stop_ids:
+            return self.tokens.close_ids[self._close_position(state)]
+        return sampled
+
+    def forced_mask(self, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> list[bool]:
+        """Which tokens of a completion written under this rule were forced: for engines that return tokens alone."""
+        state, mask = self.start(prompt_ids), []
+        for token in token_ids:
+            mask.append(self.forced(state) == token)
+            state = self.advance(state, token)
+        return mask
+
+    def thinking_tokens(self, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> int:
+        """Tokens of a completion that were generated while thinking, those of the close included."""
+        state = self.start(prompt_ids)
+        for token in token_ids:
+            state = self.advance(state, token)
+        return state.used
+
+    @property
+    def longest_thinking(self) -> float:
+        """The most thinking tokens that one stretch of thinking can take, the close included."""
+        return float("inf") if self.budget is None else self.budget + self.grace + len(self.tokens.close_ids)
+
+    def _close_position(self, state: State) -> int:
+        """Index of the close token due next: a close that the model has begun as the tokenizer would is completed."""
+        return state.closing or int(self.tokens.close_position[state.place])
+
+
+def check_budget(budget: int | None, grace: int) -> None:
+    """Raises ConfigError unless ``budget`` is None or an int >= 0 and ``grace`` an int >= 0."""
+    for name, value in (("thinking budget", budget), ("grace", grace)):
+        if value is None and name == "thinking budget":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+            raise ConfigError(f"{name}: expected a number of tokens >= 0, got {value!r}")
