@@ -1,0 +1,237 @@
+"""What every trainer of this suite shares: arguments from a recipe's `Training` section, the learning-rate curve,
+checkpoints that are whole or not there, and figures on their way to the stage's log."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from common.errors import CheckpointError, ConfigError
+from common.stage import StageLog
+from models.config import Training
+from models.schedules import optimizer_steps, schedule_factor
+
+WHOLE = "whole"
+"""Name of the empty file that says that a checkpoint folder was written to its end."""
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` becomes ``cuda`` where there is one, else ``cpu``.
+
+    Raises:
+        ConfigError: ``cuda`` is asked for and there is none, or the name is unknown.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: expected auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda is asked for, but torch finds no CUDA device")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def training_arguments(
+    train: Training,
+    folder: Path,
+    samples: int,
+    device: str,
+    seed: int,
+    cls: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> TrainingArguments:
+    """The arguments of a Hugging Face or TRL trainer.
+
+    Args:
+        folder: where resumable checkpoints go, usually ``context.folder / "checkpoints"``.
+        samples: sequences in the training set, over all devices.
+        device: auto, cpu or cuda.
+        cls: TRL's SFTConfig, DPOConfig, GRPOConfig, ...; ``more`` are its own fields, and override those set here.
+
+    Raises:
+        ConfigError: the batch does not divide over devices and micro batches, or steps and epochs contradict.
+    """
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = train.micro_batch_size or max(1, train.batch_size // devices)
+    if train.batch_size % (micro * devices):
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} is no multiple of {micro} (micro batch) x {devices} (devices)"
+        )
+    on_cpu = resolve_device(device) == "cpu"
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "use_cpu": on_cpu,
+        "seed": seed,
+        "data_seed": seed,
+        "max_steps": optimizer_steps(train, samples),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": train.batch_size // (micro * devices),
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "adam_beta1": train.betas[0],
+        "adam_beta2": train.betas[1],
+        "max_grad_norm": train.max_grad_norm,
+        "bf16": train.dtype == "bfloat16",
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if train.gradient_checkpointing else None,
+        "save_strategy": "steps",
+        "save_steps": train.checkpoint_every,
+        "save_total_limit": 2,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": not on_cpu,
+        "disable_tqdm": True,
+        "report_to": [],
+    }
+    return cls(**{**settings, **more})
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps among those written to their end, or None.
+
+    Those left half-written are deleted: nothing of them may mix with what is written later under the same name.
+    """
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        if (path / WHOLE).is_file():
+            whole[int(path.name.removeprefix("checkpoint-"))] = path
+        elif int(os.environ.get("RANK", "0")) == 0:
+            shutil.rmtree(path)
+    return whole[max(whole)] if whole else None
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks a checkpoint as whole once every rank has written its part and all of it is on disk.
+
+    No checkpoint is written after the last step: the stage saves the model right then, and the Trainer, resumed at its
+    last step in the middle of an epoch, would train one step too many.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            (folder / WHOLE).touch()
+
+
+class MetricsCallback(TrainerCallback):
+    """Sends what a trainer logs to the stage's log, with the tokens seen and tokens/s.
+
+    A resumed stage logs the steps after its checkpoint again, so the last row of a step is the one that counts.
+    """
+
+    def __init__(self, log: StageLog, **fixed: Any) -> None:
+        """``fixed`` goes into every row, e.g. ``phase="round 1"``."""
+        self.log, self.fixed = log, fixed
+        self.seconds, self.tokens = 0.0, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.seconds, self.tokens = time.perf_counter(), int(state.num_input_tokens_seen)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_loss" in logs:
+            return
+        row = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        for name in ("num_input_tokens_seen", "num_tokens", "train_runtime", "train_tokens_per_second"):
+            row.pop(name, None)  # counted here; TRL's num_tokens takes a batch of packs for one pack
+        now, tokens = time.perf_counter(), int(state.num_input_tokens_seen)
+        if tokens > self.tokens:
+            row |= {"tokens": tokens, "tokens_per_s": (tokens - self.tokens) / (now - self.seconds)}
+            self.seconds, self.tokens = now, tokens
+        self.log.metrics(state.global_step, state.max_steps, **self.fixed, **row)
+
+
+class RecipeTrainer(Trainer):
+    """Mixin before any HF or TRL trainer: ``class PackedSFT(RecipeTrainer, SFTTrainer)``.
+
+    Learning rates come from :mod:`models.schedules`; norms, biases and Mamba's A, D and dt are not decayed; checkpoints
+    are whole or not there; figures go to the stage's log.
+    """
+
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+
+    def __init__(self, *args: Any, train: Training, log: StageLog, phase: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recipe = train
+        self.remove_callback(PrinterCallback)
+        self.add_callback(WholeCheckpoints())
+        self.add_callback(MetricsCallback(log, **({} if phase is None else {"phase": phase})))
+
+    def train_or_resume(self) -> None:
+        """Trains from the newest whole checkpoint under ``args.output_dir``, or from the start.
+
+        On CPU a training killed at any moment and resumed ends with the same weights, bitwise: the checkpoint holds
+        weights, optimizer, schedule and RNG states, and the data order is a function of seed and epoch.
+        """
+        checkpoint = newest_checkpoint(Path(self.args.output_dir or "."))
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: schedule_factor(self.recipe, step, num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices decay; vectors do not: norms, biases, and Mamba's A, D and dt, which its authors exempt.
+
+        ``ds_shape`` is the shape of a parameter that DeepSpeed has split over devices.
+        """
+        shapes = {name: getattr(weight, "ds_shape", weight.shape) for name, weight in model.named_parameters()}
+        return [name for name, shape in shapes.items() if len(shape) >= 2]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Checkpoints keep the module's own names: save_pretrained writes the hub's (``backbone.`` for NemotronH's
+        ``model.``), which the Trainer does not find again on resume."""
+        if state_dict is not None or isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(self.model, str(folder / SAFE_WEIGHTS_NAME))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The Trainer only warns where a checkpoint lacks weights; training on would start from the wrong ones."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        if missing or load_result.unexpected_keys:
+            raise CheckpointError(
+                f"{self.args.output_dir}: the newest checkpoint does not fit the model: missing {missing[:5]}, "
+                f"unexpected {load_result.unexpected_keys[:5]}; delete it to start the stage again"
+            )
