@@ -1,0 +1,38 @@
+"""Chat formats: how a conversation is written as text, which parts of it are trained, and how answers are read back."""
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError
+from data_recipes.chat.chatml import ChatML, Qwen3
+from data_recipes.chat.llama3 import Llama3
+from data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
+
+if TYPE_CHECKING:
+    from data_recipes.chat.base import ChatFormat
+
+_ALL: "tuple[ChatFormat, ...]" = (
+    NemotronNanoV2(),
+    NemotronNanoV2Reference(),
+    ChatML(),
+    ChatML("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    Qwen3(),
+    Llama3(),
+)
+FORMATS = {each.name: each for each in _ALL}
+
+
+def chat_format(name: str) -> "ChatFormat":
+    """The chat format of that name, or ``hf:FOLDER_OR_HUB_ID`` for the chat template of a tokenizer.
+
+    Raises ConfigError for an unknown name, with the nearest valid one.
+    """
+    if name.startswith("hf:"):
+        from data_recipes.chat.template import HFTemplate
+
+        return HFTemplate.load(name)
+    if name not in FORMATS:
+        near = get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, hf:FOLDER_OR_HUB_ID"
+        raise ConfigError(f"unknown chat format {name!r}; {hint}")
+    return FORMATS[name]

@@ -32,10 +32,20 @@ class ChatFormat(Protocol):
     special_tokens: tuple[str, ...]
     """Tokens a tokenizer of this format must hold as single tokens."""
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *,
-               thinking: bool | None = None) -> str:
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        thinking: bool | None = None,
+    ) -> str:
         """The text after which the assistant writes. ``thinking`` forces the mode; None obeys the last /think or
         /no_think in the messages (default: thinking)."""
+        ...
+
+    def completion(self, message: Message) -> list[Span]:
+        """What the assistant writes after ``prompt(..., thinking=bool(message.reasoning))`` to say ``message``, up to
+        and including the first stop text. All of it is trained, except the forced close of a cut reasoning."""
         ...
 
     def examples(self, conversation: Conversation) -> list[list[Span]]:
@@ -44,6 +54,6 @@ class ChatFormat(Protocol):
         ...
 
     def parse(self, completion: str, *, thinking: bool) -> Message:
-        """The assistant message in a completion (stop text removed). ``thinking`` tells whether the prompt opened it.
-        Never raises: a malformed tool call stays in ``content``."""
+        """The assistant message in a completion (stop text removed). ``thinking`` tells whether the prompt asked for
+        it. Never raises: a malformed tool call stays in ``content``."""
         ...

@@ -1,0 +1,170 @@
+"""What all chat formats share: mode signals, training examples by prefix rendering, and parsing.
+
+How modes and reasoning are written, in every format:
+
+- An assistant message with reasoning is asked for with thinking on; one whose reasoning is "" or None with thinking
+  off. In training that mode comes from the message, not from the text, for the mode shows in the prompt's end alone:
+  formats that remove the signals ``/think`` and ``/no_think`` from the text render the same whether a signal or the
+  caller's ``thinking=False`` set the mode. Obedience is thus learned from the prompt's end.
+- A reasoning that ended by itself is written ``reasoning\\n</think>\\n\\nanswer``; all of that is trained.
+- A cut reasoning (``Message.reasoning_cut``) is closed after its last character, as the budget rule closes it while
+  generating: ``reasoning</think>\\n\\nanswer``. Where the rule waited for a newline, that newline is the reasoning's
+  last character. The close was forced, not chosen, so it is not trained; what comes after it is.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.errors import DataError
+from data_recipes.chat.base import Span
+from data_recipes.conversation import Conversation, Message, ToolCall
+
+SIGNAL = re.compile(r"(?<![\w/<])/(no_)?think(?![\w/>])")
+"""/think or /no_think as a word of its own: neither a part of a path or an address, nor the tag </think>."""
+
+
+def signalled_mode(messages: Sequence[Message]) -> bool:
+    """Whether thinking is on: the last user or system message with a signal decides, on without any. Within one
+    message /think beats /no_think, as in the Nano v2 reference."""
+    for message in reversed(messages):
+        if message.role in ("user", "system"):
+            signals = [match.group() for match in SIGNAL.finditer(message.content)]
+            if signals:
+                return "/think" in signals
+    return True
+
+
+def without_signals(text: str) -> str:
+    """``text`` without its mode signals and without white space at its ends."""
+    return SIGNAL.sub("", text).strip()
+
+
+def dumps(value: Any) -> str:
+    """JSON as transformers' templates write it (``tojson``: no ASCII or HTML escapes, ``, `` and ``: `` between)."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def call_object(call: ToolCall) -> dict[str, Any]:
+    """A call as the JSON object that most formats write."""
+    return {"name": call.name, "arguments": call.arguments}
+
+
+def read_calls(text: str) -> tuple[ToolCall, ...] | None:
+    """The calls in ``text``, a JSON object or list of objects with name and arguments (or parameters); None where it
+    is anything else."""
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    calls = []
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            return None
+        arguments = item.get("arguments", item.get("parameters", {}))
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (json.JSONDecodeError, RecursionError):
+                return None
+        if not isinstance(arguments, dict):
+            return None
+        calls.append(ToolCall(item["name"], arguments))
+    return tuple(calls) or None
+
+
+class Format:
+    """Base of the formats written here: a subclass gives ``prompt`` and ``_answer`` and the texts below."""
+
+    name: str
+    think_open = "<think>"
+    think_close = "</think>"
+    stop: tuple[str, ...]
+    special_tokens: tuple[str, ...]
+    prompt_opens_thinking = True
+    """Whether the prompt ends inside an opened thinking; else the model writes ``think_open`` itself."""
+    call_pattern: re.Pattern[str]
+    """Finds tool calls in a completion; group 1 is their JSON."""
+
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None
+    ) -> str:
+        """The text after which the assistant writes; see :class:`data_recipes.chat.base.ChatFormat`."""
+        raise NotImplementedError
+
+    def _answer(self, message: Message) -> str:
+        """Content and tool calls as written after the thinking, without the turn's end."""
+        raise NotImplementedError
+
+    def _end(self) -> str:
+        """What the assistant writes after its answer."""
+        return self.stop[0]
+
+    def _read_calls(self, text: str) -> tuple[ToolCall, ...] | None:
+        """The calls in a match of ``call_pattern``, or None where it is malformed."""
+        return read_calls(text)
+
+    def completion(self, message: Message) -> list[Span]:
+        """What the assistant writes; see :class:`data_recipes.chat.base.ChatFormat`."""
+        answer = self._answer(message) + self._end()
+        if not message.reasoning:
+            return [Span(answer, True)]
+        opening = "" if self.prompt_opens_thinking else self.think_open + "\n"
+        if not message.reasoning_cut:
+            thought = f"{opening}{message.reasoning.strip()}\n{self.think_close}\n\n"
+            return [Span(thought + answer, True)]
+        return [
+            Span(opening + message.reasoning.lstrip(), True),
+            Span(self.think_close, False),
+            Span("\n\n" + answer, True),
+        ]
+
+    def examples(self, conversation: Conversation) -> list[list[Span]]:
+        """Training renders, built from ``prompt`` and ``completion`` alone, so that what is trained is what inference
+        renders. A turn extends the example before it if its prompt does; else it gets an example of its own. Raises
+        DataError for a conversation without an assistant message, or with special tokens in its text."""
+        self._check(conversation)
+        examples: list[list[Span]] = []
+        text = ""
+        for index, message in enumerate(conversation.messages):
+            if message.role != "assistant":
+                continue
+            history = conversation.messages[:index]
+            context = self.prompt(history, conversation.tools, thinking=bool(message.reasoning))
+            turn = self.completion(message)
+            if examples and context.startswith(text):
+                examples[-1] += [Span(context[len(text) :], False), *turn]
+            else:
+                examples.append([Span(context, False), *turn])
+            text = context + "".join(span.text for span in turn)
+        return examples
+
+    def _check(self, conversation: Conversation) -> None:
+        where = conversation.origin or conversation.id or conversation.source or "a conversation"
+        if not any(message.role == "assistant" for message in conversation.messages):
+            raise DataError(f"{where}: no assistant message to train on")
+        for number, message in enumerate(conversation.messages):
+            for token in self.special_tokens:
+                if token in message.content or (message.reasoning and token in message.reasoning):
+                    raise DataError(f"{where}: message {number} ({message.role}) holds the special token {token}")
+
+    def parse(self, completion: str, *, thinking: bool) -> Message:
+        """The assistant message in a completion; see :class:`data_recipes.chat.base.ChatFormat`."""
+        for stop in self.stop:
+            completion = completion.removesuffix(stop)
+        opened = completion.lstrip().startswith(self.think_open)
+        reasoning, answer = "", completion
+        if opened or (thinking and self.prompt_opens_thinking):
+            body = completion.lstrip().removeprefix(self.think_open)
+            reasoning, _, answer = body.partition(self.think_close)
+        calls: list[ToolCall] = []
+        kept: list[str] = []
+        end = 0
+        for match in self.call_pattern.finditer(answer):
+            found = self._read_calls(match.group(1))
+            kept.append(answer[end : match.start() if found else match.end()])
+            calls += found or ()
+            end = match.end()
+        content = "".join([*kept, answer[end:]])
+        return Message("assistant", content.strip(), reasoning.strip(), tuple(calls))
