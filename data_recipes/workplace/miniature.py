@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.errors import ConfigError
 from data_recipes.conversation import Conversation, Message, ToolCall
 from data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office
 
@@ -274,7 +275,7 @@ def tasks(split: str, n: int, seed: int) -> list[OfficeTask]:
     five is test: whatever the seeds, no test instance is ever a training instance, in any paraphrase.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split must be train or test, not {split!r}")
+        raise ConfigError(f"split must be train or test, not {split!r}")
     rng = random.Random(f"office {seed}")
     drawn: list[OfficeTask] = []
     while len(drawn) < n:

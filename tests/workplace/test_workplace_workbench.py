@@ -1,0 +1,149 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError
+from data_recipes.conversation import Message, ToolCall
+from data_recipes.workplace.workbench import NOW, WorkBench, same
+from data_recipes.workplace.workbench_data import load_office, load_tasks
+from data_recipes.workplace.workbench_tools import TOOLS
+from rl.environments import environment
+
+DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_data = pytest.mark.skipif(not (DATA / "workbench").is_dir(), reason=f"no WorkBench data under {DATA}")
+
+
+@pytest.fixture(scope="module")
+def start() -> WorkBench:
+    return load_office(DATA)
+
+
+@needs_data
+def test_all_tables_and_tasks_load(start: WorkBench) -> None:
+    assert {name: len(table) for name, table in start.tables.items()} == {
+        "emails": 500, "calendar": 300, "tasks": 300, "customers": 200, "plots": 0,
+    }  # fmt: skip
+    assert len(start.visits) == 1000 and len(start.directory) == 20
+    tasks = load_tasks(DATA)
+    assert len(tasks) == 480 and len({task.id for task in tasks}) == 480
+    assert sum(not task.calls for task in tasks) == 81
+    assert 80 < sum(task.split == "test" for task in tasks) < 160
+    sides = {}
+    for task in tasks:
+        assert sides.setdefault((task.request, str(task.calls)), task.split) == task.split
+
+
+@needs_data
+def test_the_tools_are_workbenchs() -> None:
+    assert sum(not name.startswith("company_directory") for name in TOOLS) == 26
+    for tool in TOOLS.values():
+        assert set(tool["parameters"]["required"]) <= set(tool["parameters"]["properties"])
+
+
+@needs_data
+def test_each_reference_runs_and_equals_itself_and_side_effects_fail(start: WorkBench) -> None:
+    no_change = 0
+    for task in load_tasks(DATA):
+        reference, again = start.copy(), start.copy()
+        for office in (reference, again):
+            for call in task.calls:
+                assert not office.call(call.name, call.arguments).startswith("Error"), (task.id, call)
+        assert same(reference, again)
+        again.call("analytics_create_plot", _plot())
+        assert not same(reference, again)
+        no_change += same(reference, start)
+    assert no_change == 83  # 81 without calls, and two that ask for what is so already
+    assert not start.tables["plots"], "a copy's calls changed the original"
+
+
+def _plot() -> dict:
+    return {"time_min": "2023-10-01", "time_max": "2023-10-02", "value_to_plot": "total_visits", "plot_type": "bar"}
+
+
+@needs_data
+def test_case_counts_in_status_list_name_and_board_only(start: WorkBench) -> None:
+    loud, quiet = start.copy(), start.copy()
+    name = "calendar_update_event"
+    loud.call(name, {"event_id": "00000013", "field": "event_name", "new_value": "SYNC UP"})
+    assert same(loud, quiet)
+    row = loud.tables["tasks"]["00000149"]
+    loud.tables["tasks"]["00000149"] = {**row, "list_name": row["list_name"].lower()}
+    assert not same(loud, quiet)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("email_burn", {}, "no tool"),
+        ("email_delete_email", {}, "needs email_id"),
+        ("email_delete_email", {"email_id": "1", "x": "2"}, "does not take x"),
+        ("email_delete_email", {"email_id": ["1"]}, "texts"),
+        ("email_delete_email", {"email_id": "99999999"}, "no row"),
+        ("email_send_email", {"recipient": "raj", "subject": "s", "body": "b"}, "not an email address"),
+        ("email_search_emails", {"date_min": "yesterday"}, "not a time"),
+        ("email_search_emails", {"page": 0}, "page"),
+        ("email_get_email_information_by_id", {"email_id": "00000373", "field": "colour"}, "field must be"),
+        ("calendar_update_event", {"event_id": "00000013", "field": "event_id", "new_value": "1"}, "field must be"),
+        ("calendar_update_event", {"event_id": "00000013", "field": "duration", "new_value": "long"}, "minutes"),
+        ("project_management_update_task", {"task_id": "00000149", "field": "board", "new_value": "design"}, "board"),
+        (
+            "project_management_update_task",
+            {"task_id": "00000149", "field": "assigned_to_email", "new_value": "x@atlas.com"},
+            "directory",
+        ),
+        ("analytics_create_plot", {**_plot(), "plot_type": "pie"}, "plot_type"),
+        ("analytics_traffic_source_count", {"traffic_source": "tv"}, "traffic_source"),
+    ],
+)
+def test_wrong_calls_are_told_why_and_change_nothing(start: WorkBench, name: str, arguments: dict, said: str) -> None:
+    office = start.copy()
+    reply = office.call(name, arguments)
+    assert reply.startswith("Error") and said in reply
+    assert same(office, start)
+
+
+@needs_data
+def test_what_the_tools_see_and_do(start: WorkBench) -> None:
+    office = start.copy()
+    assert "raj.patel@atlas.com" in office.call("company_directory_find_email_address", {"name": "Raj"})
+    newest = office.call("email_search_emails", {"query": "NADIA"})
+    assert newest.index("00000479") < 40
+    second = office.call("email_search_emails", {"query": "NADIA", "page": 2})
+    assert second != newest and "nadia" in second
+    later = office.call("calendar_search_events", {"time_min": "2023-12-13 00:00:00", "time_max": "2023-12-13"})
+    assert later.count("2023-12-13") == later.count("event_start")
+    assert '"2023-11-29"' in office.call("analytics_total_visits_count", {"time_min": "2023-11-28"})
+    assert office.call("email_forward_email", {"email_id": "00000479", "recipient": "Raj.Patel@atlas.com"})
+    sent = list(office.tables["emails"].values())[-1]
+    assert sent["sent_datetime"] == NOW and sent["inbox/outbox"] == "outbox" and sent["email_id"] == "00000500"
+    assert sent["sender/recipient"] == "raj.patel@atlas.com"
+
+
+@needs_data
+def test_environment_episodes() -> None:
+    workbench = environment("workbench", DATA)
+    tasks = workbench.tasks("test")
+    assert {task.split for task in tasks} == {"test"}
+    for task in [*tasks[:30], *tasks[-30:]]:
+        assert len(task.tools) < 10
+        episode = workbench.start(task)
+        for call in task.data["calls"]:
+            episode.step(Message("assistant", "", tool_calls=(ToolCall(call["name"], call["arguments"]),)))
+        episode.step(Message("assistant", "Done."))
+        assert episode.success()
+        idle = workbench.start(task)
+        idle.step(Message("assistant", "Done."))
+        assert not idle.success() or len(task.data["calls"]) <= 1
+    assert len(environment("workbench-all-tools", DATA).tasks("test")[0].tools) == 27
+
+
+def test_missing_and_damaged_data_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"emails\.csv"):
+        load_office(tmp_path)
+    queries = tmp_path / "workbench" / "queries"
+    queries.mkdir(parents=True)
+    (queries / "analytics.csv").write_text("query,answer,base_template\nhi,\"['rm -rf']\",t\n")
+    with pytest.raises(DataError, match=r"analytics\.csv: task 0"):
+        load_tasks(tmp_path)
