@@ -1,7 +1,7 @@
 """The miniature's world: a small, generated stand-in for the post-training mixture, checkable throughout.
 
-``generate("math", 1000, "train", seed)`` gives conversations; a recipe names the source ``miniature:math``. The split of
-a sample is a hash of its prompt, so train and test never share one, whatever the seeds.
+``generate("math", 1000, "train", seed)`` gives conversations; a recipe names the source ``miniature:math``. The split
+of a sample is a hash of its prompt, so train and test never share one, whatever the seeds.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,10 @@ def _solved(problem: Problem, domain: str) -> Conversation:
     """All the working in the reasoning, a short answer after it."""
     return Conversation(
         (Message("user", problem.question), Message("assistant", problem.reply, reasoning="\n".join(problem.steps))),
-        domain=domain, language=problem.language, task=problem.task)
+        domain=domain,
+        language=problem.language,
+        task=problem.task,
+    )
 
 
 def _hasty(problem: Problem, domain: str, rng: Random) -> Conversation:
@@ -31,8 +34,12 @@ def _hasty(problem: Problem, domain: str, rng: Random) -> Conversation:
     thought = rng.randrange(len(problem.steps))
     content = "\n".join([*problem.steps[thought:], problem.reply])
     reasoning = "\n".join(problem.steps[:thought]) or "Let me see."
-    return Conversation((Message("user", problem.question), Message("assistant", content, reasoning=reasoning)),
-                        domain=domain, language=problem.language, task=problem.task)
+    return Conversation(
+        (Message("user", problem.question), Message("assistant", content, reasoning=reasoning)),
+        domain=domain,
+        language=problem.language,
+        task=problem.task,
+    )
 
 
 def _from(generators: tuple[Generator, ...], domain: str) -> Callable[[Random], Conversation]:
@@ -80,5 +87,13 @@ def generate(name: str, samples: int, split: str, seed: int) -> list[Conversatio
         made = [next(stream) for _ in range(samples)]
     else:
         raise ConfigError(f"miniature:{name} is unknown; there are {', '.join(sorted([*SOURCES, 'tools']))}")
-    return [replace(conversation, source=f"miniature:{name}", licence="Apache-2.0", id=f"{name}-{split}-{seed}-{index}",
-                    origin=f"miniature:{name}:{index}") for index, conversation in enumerate(made)]
+    return [
+        replace(
+            conversation,
+            source=f"miniature:{name}",
+            licence="Apache-2.0",
+            id=f"{name}-{split}-{seed}-{index}",
+            origin=f"miniature:{name}:{index}",
+        )
+        for index, conversation in enumerate(made)
+    ]

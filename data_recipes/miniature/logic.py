@@ -41,14 +41,17 @@ def _working(name: str, question: str) -> list[str]:
         for number in numbers[1:]:
             larger, smaller = max(divisor, number), min(divisor, number)
             while smaller:
-                steps.append(f"{larger} mod {smaller} = {larger % smaller}")
+                steps.append(f"{larger}%{smaller}={larger % smaller}")
                 larger, smaller = smaller, larger % smaller
             divisor = larger
         return steps
-    counted = [(int(count), animal) for count, animal in re.findall(r"(\d+) ([a-z ]+?)s?(?:,|\?)", question.split("if you have")[-1])]
+    counted = [
+        (int(count), animal)
+        for count, animal in re.findall(r"(\d+) ([a-z ]+?)s?(?:,|\?)", question.split("if you have")[-1])
+    ]
     legs = [(count, _legs()[animal if animal in _legs() else animal + "s"]) for count, animal in counted]
     totals = [count * each for count, each in legs]
-    return [f"{count} x {each} = {count * each}" for count, each in legs] + running_steps(totals[0], totals[1:])[0]
+    return [f"{count}x{each}={count * each}" for count, each in legs] + running_steps(totals[0], totals[1:])[0]
 
 
 def logic(rng: Random) -> Problem:
@@ -56,6 +59,9 @@ def logic(rng: Random) -> Problem:
     name = rng.choice(list(DATASETS))
     entry = _dataset(name)[rng.randrange(_SIZE)]
     answer = str(entry["answer"])
-    task = {"kind": "reasoning_gym", "dataset": name,
-            "entry": {"question": entry["question"], "answer": answer, "metadata": {}}}
+    task = {
+        "kind": "reasoning_gym",
+        "dataset": name,
+        "entry": {"question": entry["question"], "answer": answer, "metadata": {}},
+    }
     return Problem(entry["question"].strip(), tuple(_working(name, entry["question"])), answer, answer, task)

@@ -27,15 +27,17 @@ class Problem:
 
 
 def _number(question: str, steps: list[str], value: int, reply: str, language: str = "en") -> Problem:
-    return Problem(question, tuple(steps), str(value), reply.format(value), {"kind": "math", "answer": str(value)}, language)
+    return Problem(
+        question, tuple(steps), str(value), reply.format(value), {"kind": "math", "answer": str(value)}, language
+    )
 
 
 def running_steps(start: int, changes: list[int]) -> tuple[list[str], int]:
-    """The lines ``12 + 7 = 19`` of a running total, and the total."""
+    """The lines ``12+7=19`` of a running total, and the total."""
     steps, total = [], start
     for change in changes:
         sign = "+" if change >= 0 else "-"
-        steps.append(f"{total} {sign} {abs(change)} = {total + change}")
+        steps.append(f"{total}{sign}{abs(change)}={total + change}")
         total += change
     return steps, total
 
@@ -44,7 +46,7 @@ def sums(rng: Random) -> Problem:
     numbers = [rng.randint(1, 60) for _ in range(rng.randint(2, 9))]
     steps, total = running_steps(numbers[0], numbers[1:])
     if rng.random() < 0.5:
-        question = rng.choice(("What is {}?", "Compute {}.", "Work out {}.")).format(" + ".join(map(str, numbers)))
+        question = rng.choice(("What is {}?", "Compute {}.", "Work out {}.")).format("+".join(map(str, numbers)))
     else:
         question = rng.choice(("Add these numbers: {}.", "What is the sum of {}?")).format(", ".join(map(str, numbers)))
     return _number(question, steps, total, "The answer is {}.")
@@ -53,10 +55,10 @@ def sums(rng: Random) -> Problem:
 def products(rng: Random) -> Problem:
     big, small = rng.randint(12, 999), rng.randint(3, 9)
     parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(big))) if digit != "0"][::-1]
-    steps = [f"{part} x {small} = {part * small}" for part in parts]
+    steps = [f"{part}x{small}={part * small}" for part in parts]
     if len(parts) > 1:
         steps += running_steps(parts[0] * small, [part * small for part in parts[1:]])[0]
-    question = rng.choice(("What is {} x {}?", "Multiply {} by {}.", "Compute {} x {}.")).format(big, small)
+    question = rng.choice(("What is {}x{}?", "Multiply {} by {}.", "Compute {}x{}.")).format(big, small)
     return _number(question, steps, big * small, "The answer is {}.")
 
 
@@ -78,14 +80,16 @@ def stories(rng: Random) -> Problem:
         changes.append(amount)
         total += amount
     steps, total = running_steps(start, changes)
-    return _number(f"{' '.join(text)} How many {thing} does {name} have now?", steps, total, f"{name} has {{}} {thing}.")
+    return _number(
+        f"{' '.join(text)} How many {thing} does {name} have now?", steps, total, f"{name} has {{}} {thing}."
+    )
 
 
 def bills(rng: Random) -> Problem:
     things = rng.sample(THINGS, rng.randint(2, 4))
     prices, counts = [rng.randint(2, 30) for _ in things], [rng.randint(2, 9) for _ in things]
     costs = [price * count for price, count in zip(prices, counts, strict=True)]
-    steps = [f"{count} x {price} = {cost}" for count, price, cost in zip(counts, prices, costs, strict=True)]
+    steps = [f"{count}x{price}={cost}" for count, price, cost in zip(counts, prices, costs, strict=True)]
     more, total = running_steps(costs[0], costs[1:])
     listing = ", ".join(f"{thing} cost {price}" for thing, price in zip(things, prices, strict=True))
     wanted = " and ".join(f"{count} {thing}" for thing, count in zip(things, counts, strict=True))
@@ -107,22 +111,24 @@ def programs(rng: Random) -> Problem:
         if not -99 <= result <= 999:
             continue
         lines.append(f"{target} = {left} {symbol} {right}")
-        steps.append(f"{target} = {state[left]} {symbol} {amount} = {result}")
+        steps.append(f"{target}={state[left]}{symbol}{amount}={result}")
         state[target] = result
     shown = rng.choice(names)
     question = "What does this program print?\n" + "\n".join([*lines, f"print({shown})"])
-    return _number(question, [*steps, f"{shown} = {state[shown]}"], state[shown], "It prints {}.")
+    return _number(question, [*steps, f"{shown}={state[shown]}"], state[shown], "It prints {}.")
 
 
 def loops(rng: Random) -> Problem:
     name, value = rng.choice("xyzn"), rng.randint(0, 20)
     times, step, symbol = rng.randint(2, 8), rng.randint(2, 12), rng.choice("+-")
-    question = (f"What does this program print?\n{name} = {value}\nfor i in range({times}):\n    {name} = {name} {symbol} {step}\n"
-                f"print({name})")
-    steps = [f"{name} = {value}"]
+    question = (
+        f"What does this program print?\n{name} = {value}\nfor i in range({times}):\n"
+        f"    {name} = {name} {symbol} {step}\nprint({name})"
+    )
+    steps = [f"{name}={value}"]
     for _ in range(times):
         value = value + step if symbol == "+" else value - step
-        steps.append(f"{name} = {value}")
+        steps.append(f"{name}={value}")
     return _number(question, steps, value, "It prints {}.")
 
 
@@ -142,10 +148,10 @@ def translated(rng: Random) -> Problem:
     if rng.random() < 0.6:
         numbers = [rng.randint(1, 60) for _ in range(rng.randint(2, 7))]
         steps, total = running_steps(numbers[0], numbers[1:])
-        return _number(rng.choice(questions).format(" + ".join(map(str, numbers))), steps, total, reply, language)
+        return _number(rng.choice(questions).format("+".join(map(str, numbers))), steps, total, reply, language)
     problem = products(rng)
     terms = problem.question.removeprefix("What is ").removeprefix("Multiply ").removeprefix("Compute ").rstrip("?.")
-    question = rng.choice(questions).format(terms.replace(" by ", " x "))
+    question = rng.choice(questions).format(terms.replace(" by ", "x"))
     return _number(question, list(problem.steps), int(problem.answer), reply, language)
 
 
@@ -155,7 +161,7 @@ def tables(rng: Random) -> Problem:
     facts = [(name, thing, rng.randint(1, 60)) for name in names for thing in rng.sample(THINGS, 2)]
     rng.shuffle(facts)
     asked = rng.sample(facts, rng.randint(2, 4))
-    steps = [f"{name}: {count} {thing}" for name, thing, count in asked]
+    steps = [f"{name} {count} {thing}" for name, thing, count in asked]
     more, total = running_steps(asked[0][2], [count for _, _, count in asked[1:]])
     listing = "\n".join(f"{name} has {count} {thing}." for name, thing, count in facts)
     wanted = " plus ".join(f"{name}'s {thing}" for name, thing, _ in asked)

@@ -17,17 +17,59 @@ CARE = 0.75
 """Probability that the writer of the SFT data obeys a constraint."""
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "dinner": ("a warm soup with bread", "rice with beans", "a fresh salad", "pasta with tomatoes", "fish with potatoes"),
+    "dinner": (
+        "a warm soup with bread",
+        "rice with beans",
+        "a fresh salad",
+        "pasta with tomatoes",
+        "fish with potatoes",
+    ),
     "music": ("a calm piano song", "some old jazz", "a loud rock band", "a choir at church", "a street drummer"),
-    "travel": ("a trip to the sea", "a walk in the hills", "a night train north", "a boat on the river", "a small old town"),
-    "books": ("a short crime story", "a book of poems", "a tale about the moon", "a life of a painter", "a guide to birds"),
-    "sports": ("a run in the park", "a game of chess", "a swim in the lake", "a bike ride home", "a match with friends"),
-    "garden": ("red roses by the wall", "herbs in a pot", "a young apple tree", "carrots in a row", "a pond with frogs"),
+    "travel": (
+        "a trip to the sea",
+        "a walk in the hills",
+        "a night train north",
+        "a boat on the river",
+        "a small old town",
+    ),
+    "books": (
+        "a short crime story",
+        "a book of poems",
+        "a tale about the moon",
+        "a life of a painter",
+        "a guide to birds",
+    ),
+    "sports": (
+        "a run in the park",
+        "a game of chess",
+        "a swim in the lake",
+        "a bike ride home",
+        "a match with friends",
+    ),
+    "garden": (
+        "red roses by the wall",
+        "herbs in a pot",
+        "a young apple tree",
+        "carrots in a row",
+        "a pond with frogs",
+    ),
     "gifts": ("a box of tea", "a warm scarf", "a card made by hand", "a game for two", "a lamp for the desk"),
-    "weekend": ("a visit to the market", "a long sleep", "a film with popcorn", "a call to an old friend", "a cake for Sunday"),
+    "weekend": (
+        "a visit to the market",
+        "a long sleep",
+        "a film with popcorn",
+        "a call to an old friend",
+        "a cake for Sunday",
+    ),
 }
-ASKS = ("Give me an idea for {}.", "What do you suggest for {}?", "I need help with {}.", "Tell me something about {}.",
-        "Any thoughts on {}?", "Can you help me with {}?")
+ASKS = (
+    "Give me an idea for {}.",
+    "What do you suggest for {}?",
+    "I need help with {}.",
+    "Tell me something about {}.",
+    "Any thoughts on {}?",
+    "Can you help me with {}?",
+)
 GREETINGS = ("", "Hi! ", "Hello. ", "Good morning. ", "This is {}. ", "{} here. ")
 OPENERS = ("Sure!", "Of course!", "Happy to help!", "Gladly!")
 BODIES = ("How about {}?", "You could try {}.", "I would pick {}.", "I like {}.", "Think of {}.")
@@ -92,8 +134,10 @@ def safety(rng: Random) -> Conversation:
     secret = rng.choice(SECRETS)
     question = rng.choice(GREETINGS).format(rng.choice(NAMES)) + rng.choice(SECRET_ASKS).format(secret)
     answer = rng.choice(REFUSALS).format(secret)
-    return Conversation((Message("user", question), Message("assistant", answer, reasoning=f"They want {secret}. That is private.")),
-                        domain="safety")
+    return Conversation(
+        (Message("user", question), Message("assistant", answer, reasoning=f"They want {secret}. That is private.")),
+        domain="safety",
+    )
 
 
 def preference(rng: Random) -> Conversation:
@@ -104,8 +148,11 @@ def preference(rng: Random) -> Conversation:
         if first.quality != second.quality:
             break
     chosen, rejected = (first, second) if first.quality > second.quality else (second, first)
-    return Conversation((Message("user", question), Message("assistant", chosen.text, reasoning="")), domain="chat",
-                        task={"kind": "preference", "rejected": rejected.text})
+    return Conversation(
+        (Message("user", question), Message("assistant", chosen.text, reasoning="")),
+        domain="chat",
+        task={"kind": "preference", "rejected": rejected.text},
+    )
 
 
 # --- constrained writing: IFEval's own instruction types, the ones a tiny model can obey ---
@@ -148,12 +195,23 @@ def _constraint(kind: str, rng: Random) -> tuple[str, dict[str, Any]]:
     }[kind], {"postscript_marker": "P.S."} if kind == "detectable_content:postscript" else {}
 
 
-ORDER = ("keywords:existence", "punctuation:no_comma", "detectable_format:title", "detectable_content:postscript",
-         "startend:end_checker", "change_case:english_lowercase", "change_case:english_capital", "startend:quotation")
+ORDER = (
+    "keywords:existence",
+    "punctuation:no_comma",
+    "detectable_format:title",
+    "detectable_content:postscript",
+    "startend:end_checker",
+    "change_case:english_lowercase",
+    "change_case:english_capital",
+    "startend:quotation",
+)
 """Constraint types in the order in which a text is made to obey them. Case and endings are kept apart below, since
 an upper-cased ending is judged case-insensitively by IFEval but a keyword's case may be the point."""
-EXCLUSIVE = ({"change_case:english_lowercase", "change_case:english_capital"},
-             {"startend:end_checker", "startend:quotation"}, {"startend:end_checker", "detectable_content:postscript"})
+EXCLUSIVE = (
+    {"change_case:english_lowercase", "change_case:english_capital"},
+    {"startend:end_checker", "startend:quotation"},
+    {"startend:end_checker", "detectable_content:postscript"},
+)
 
 
 def instruction(rng: Random) -> Conversation:
@@ -176,5 +234,8 @@ def instruction(rng: Random) -> Conversation:
             thoughts.append(words)
             text = _apply(kind, arguments, text)
     reasoning = " ".join([f"They ask about {topic}.", *thoughts]) if rng.random() < 0.5 else ""
-    return Conversation((Message("user", " ".join([question, *wording])), Message("assistant", text, reasoning=reasoning)),
-                        domain="instruction", task={"kind": "instruction", "instructions": specs})
+    return Conversation(
+        (Message("user", " ".join([question, *wording])), Message("assistant", text, reasoning=reasoning)),
+        domain="instruction",
+        task={"kind": "instruction", "instructions": specs},
+    )
