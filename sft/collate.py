@@ -1,0 +1,69 @@
+"""From documents to a batch of the model's inputs. B rows, T tokens of the longest row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sft.documents import Documents
+from sft.packing import Packs
+
+IGNORE = -100
+"""The label of a token that is not trained, as transformers and torch have it."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of rows; ``rows[i]`` holds the documents of row i, one or several.
+
+    As a callable it is a Trainer's collator over a data set of ``{"row": i}``.
+    """
+
+    documents: Documents
+    rows: Packs | Sequence[Sequence[int]]
+    isolate: bool
+    """Documents of a row cannot see each other. False concatenates plainly, and pads under an attention mask."""
+    pad_id: int
+
+    def __call__(self, batch: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
+        return collate(self.documents, [self.rows[item["row"]] for item in batch], self.isolate, self.pad_id)
+
+
+def collate(
+    documents: Documents, rows: Sequence[Sequence[int] | np.ndarray], isolate: bool, pad_id: int
+) -> dict[str, torch.Tensor]:
+    """Batches rows of documents; all tensors are (B, T).
+
+    Returns:
+        ``input_ids``; ``labels``, -100 where nothing is trained: off the loss mask, in padding, and on each document's
+        first token, so that no loss crosses documents. With ``isolate``: ``position_ids``, from 0 in each document, and
+        ``seq_idx``, the document's number in its row; padding at a row's end is one more document. Else
+        ``attention_mask``, 0 on padding at a row's end.
+    """
+    spans = [[documents.span(int(document)) for document in row] for row in rows]
+    width = max(sum(span.stop - span.start for span in row) for row in spans)
+    shape = (len(rows), width)
+    ids_BT = np.full(shape, pad_id, dtype=np.int64)
+    labels_BT = np.full(shape, IGNORE, dtype=np.int64)
+    positions_BT = np.zeros(shape, dtype=np.int64)
+    document_BT = np.zeros(shape, dtype=np.int32)
+    real_BT = np.zeros(shape, dtype=np.int64)
+    for i, row in enumerate(spans):
+        at = 0
+        for number, span in enumerate(row):
+            here = slice(at, at + span.stop - span.start)
+            ids_BT[i, here] = documents.ids[span]
+            labels_BT[i, here] = np.where(documents.trained[span], documents.ids[span], IGNORE)
+            positions_BT[i, here] = np.arange(here.stop - at)
+            document_BT[i, here] = number
+            at = here.stop
+        positions_BT[i, at:] = np.arange(width - at)
+        document_BT[i, at:] = len(row)
+        real_BT[i, :at] = 1
+    batch = {"input_ids": ids_BT, "labels": labels_BT}
+    if isolate:
+        batch |= {"position_ids": positions_BT, "seq_idx": document_BT}
+    else:
+        batch |= {"attention_mask": real_BT}
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
