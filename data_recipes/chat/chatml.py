@@ -32,7 +32,7 @@ class ChatML(Format):
     special_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
     call_pattern = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
-    def __init__(self, name: str = "chatml", default_system: str = "") -> None:
+    def __init__(self, name: str = "chatml", default_system: str | None = None) -> None:
         self.name = name
         self.default_system = default_system
 
@@ -50,13 +50,13 @@ class ChatML(Format):
         return without_signals(text)
 
     def _history(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-        system = self.default_system
+        system: str | None = self.default_system
         if messages and messages[0].role == "system":
             system, messages = self._clean(messages[0].content), messages[1:]
         if tools:
             listed = "".join("\n" + dumps({"type": "function", "function": tool}) for tool in tools)
-            system += ("\n\n" if system else "") + TOOLS_BEFORE + listed + TOOLS_AFTER
-        parts = [f"<|im_start|>system\n{system}<|im_end|>\n"] if system else []
+            system = (f"{system}\n\n" if system else "") + TOOLS_BEFORE + listed + TOOLS_AFTER
+        parts = [f"<|im_start|>system\n{system}<|im_end|>\n"] if system is not None else []
         last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
         for index, message in enumerate(messages):
             if message.role == "tool":

@@ -132,13 +132,17 @@ class Format:
                 continue
             history = conversation.messages[:index]
             context = self.prompt(history, conversation.tools, thinking=bool(message.reasoning))
-            turn = self.completion(message)
+            turn = self._turn(history, conversation.tools, message)
             if examples and context.startswith(text):
                 examples[-1] += [Span(context[len(text) :], False), *turn]
             else:
                 examples.append([Span(context, False), *turn])
             text = context + "".join(span.text for span in turn)
         return examples
+
+    def _turn(self, history: Sequence[Message], tools: Sequence[Mapping[str, Any]], message: Message) -> list[Span]:
+        """The completion that says ``message`` after ``history``; here history does not matter."""
+        return self.completion(message)
 
     def _check(self, conversation: Conversation) -> None:
         where = conversation.origin or conversation.id or conversation.source or "a conversation"

@@ -1,18 +1,17 @@
 """Any chat template of a Hugging Face tokenizer, as ``hf:FOLDER_OR_HUB_ID``, with masks by prefix rendering.
 
-The prompt is the template's with ``add_generation_prompt``; a completion is what the template adds to that prompt for the
-next assistant message. A template that rewrites the final message, so that this is no addition, is refused by name.
+The prompt is the template's with ``add_generation_prompt``; a completion is what the template adds to that prompt for
+the next assistant message. A template that rewrites the final message, so that this is no addition, is refused by name.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from common.errors import CheckpointError, DataError
 from data_recipes.chat.base import Span
 from data_recipes.chat.render import Format, call_object, signalled_mode
-from data_recipes.conversation import Conversation, Message
+from data_recipes.conversation import Message
 
 
 class HFTemplate(Format):
@@ -29,6 +28,9 @@ class HFTemplate(Format):
         self.name = name
         self.tokenizer = tokenizer
         self.special_tokens = tuple(tokenizer.all_special_tokens)
+        self.stop = tuple(dict.fromkeys((self._turn_end(), tokenizer.eos_token)))
+        opened = self.prompt([Message("user", "u")], thinking=True).rstrip()
+        self.prompt_opens_thinking = opened.endswith(self.think_open)
 
     @classmethod
     def load(cls, name: str) -> "HFTemplate":
@@ -39,20 +41,12 @@ class HFTemplate(Format):
 
     call_pattern = re.compile(r"<(?:tool_call|TOOLCALL)>(.*?)</(?:tool_call|TOOLCALL)>", re.DOTALL)
 
-    @cached_property
-    def stop(self) -> tuple[str, ...]:  # type: ignore[override]
-        """What ends an assistant turn: the special token that the template writes after it, and the eos token."""
+    def _turn_end(self) -> str:
+        """The special token that the template writes after an answer, the eos token if it writes none."""
         user = Message("user", "u")
-        prompt = self.prompt([user], thinking=False)
         whole = self._render([user, Message("assistant", "nanoalign")], (), thinking=False, generate=False)
-        after = whole[whole.rindex("nanoalign") + len("nanoalign") :] if whole.startswith(prompt.rstrip()) else ""
-        found = min((t for t in self.special_tokens if t in after), key=after.index, default=self.tokenizer.eos_token)
-        return tuple(dict.fromkeys((found, self.tokenizer.eos_token)))
-
-    @cached_property
-    def prompt_opens_thinking(self) -> bool:  # type: ignore[override]
-        """Whether the template's generation prompt ends inside ``<think>``."""
-        return self.prompt([Message("user", "u")], thinking=True).rstrip().endswith(self.think_open)
+        after = whole[whole.rindex("nanoalign") + len("nanoalign") :]
+        return min((t for t in self.special_tokens if t in after), key=after.index, default=self.tokenizer.eos_token)
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None
@@ -63,29 +57,9 @@ class HFTemplate(Format):
 
     def completion(self, message: Message) -> list[Span]:
         """What the template writes for ``message`` after a lone user message."""
-        return self._completion([Message("user", "u")], (), message)
+        return self._turn([Message("user", "u")], (), message)
 
-    def examples(self, conversation: Conversation) -> list[list[Span]]:
-        """As :meth:`Format.examples`, with each completion rendered after its own history."""
-        self._check(conversation)
-        examples: list[list[Span]] = []
-        text = ""
-        for index, message in enumerate(conversation.messages):
-            if message.role != "assistant":
-                continue
-            history = conversation.messages[:index]
-            context = self.prompt(history, conversation.tools, thinking=bool(message.reasoning))
-            turn = self._completion(history, conversation.tools, message)
-            if examples and context.startswith(text):
-                examples[-1] += [Span(context[len(text) :], False), *turn]
-            else:
-                examples.append([Span(context, False), *turn])
-            text = context + turn[0].text
-        return examples
-
-    def _completion(
-        self, history: Sequence[Message], tools: Sequence[Mapping[str, Any]], message: Message
-    ) -> list[Span]:
+    def _turn(self, history: Sequence[Message], tools: Sequence[Mapping[str, Any]], message: Message) -> list[Span]:
         if message.reasoning_cut:
             raise DataError(f"{self.name}: a template cannot render a cut reasoning; use a format of our own")
         thinking = bool(message.reasoning)
