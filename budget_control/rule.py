@@ -12,7 +12,7 @@ tokenizer would (``</``, ``think``, ``>\\n\\n``) has closed all the same. The ru
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -109,7 +109,7 @@ class BudgetRule:
         return state.closing or int(self.tokens.close_position[state.place])
 
 
-def check_budget(budget: int | None, grace: int) -> None:
+def check_budget(budget: Any, grace: Any) -> None:
     """Raises ConfigError unless ``budget`` is None or an int >= 0 and ``grace`` an int >= 0."""
     for name, value in (("thinking budget", budget), ("grace", grace)):
         if value is None and name == "thinking budget":
