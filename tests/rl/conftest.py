@@ -1,0 +1,56 @@
+"""Tiny random models over a toy vocabulary: a hybrid and a rotary transformer."""
+
+import pytest
+import torch
+
+from budget_control.vocabulary import ThinkingTokens
+
+VOCABULARY = 48
+OPEN, CLOSE, END, NEWLINE = 1, 2, 3, 4
+
+
+def toy_thinking() -> ThinkingTokens:
+    pieces = [f" w{token}" for token in range(VOCABULARY)]
+    pieces[OPEN], pieces[CLOSE], pieces[END], pieces[NEWLINE] = "<think>", "</think>", "<end>", "\n"
+    return ThinkingTokens.from_pieces(pieces, [CLOSE], stop_ids=[END])
+
+
+def toy_model(kind: str, seed: int = 0) -> torch.nn.Module:
+    """``hybrid``: NemotronH on this suite's Mamba-2 path; ``llama``: rotary attention."""
+    from transformers import LlamaConfig, LlamaForCausalLM, NemotronHConfig, NemotronHForCausalLM
+
+    from models.hybrid import install
+
+    torch.manual_seed(seed)
+    if kind == "llama":
+        config = LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, pad_token_id=0, eos_token_id=END,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
+    else:
+        config = NemotronHConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, hybrid_override_pattern="M-*M", chunk_size=8,
+            mamba_num_heads=4, mamba_head_dim=8, ssm_state_size=8, n_groups=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, pad_token_id=0, eos_token_id=END,
+        )  # fmt: skip
+        model = NemotronHForCausalLM(config)
+        install(model)
+    with torch.no_grad():  # larger logits, so that greedy choices are not ties
+        model.lm_head.weight.mul_(20)
+    return model.eval()
+
+
+@pytest.fixture(params=["hybrid", "llama"])
+def model(request):
+    return toy_model(request.param)
+
+
+@pytest.fixture
+def make_model():
+    return toy_model
+
+
+@pytest.fixture
+def thinking():
+    return toy_thinking()
