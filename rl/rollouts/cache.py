@@ -1,9 +1,11 @@
 """A decoding cache whose rows come and go: grown in place, thinned out when rows finish, refilled with new ones.
 
 Rows are left-padded to a common number of columns. Attention layers keep keys and values [B, heads, columns, dim] in
-storage that grows by halves (transformers' own layer copies everything at every token); recurrent layers (Mamba-2 and the
-like) keep states without columns.
+storage that grows by halves (transformers' own layer copies everything at every token); recurrent layers (Mamba-2)
+keep states without columns.
 """
+
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -15,7 +17,9 @@ from common.errors import ConfigError
 class GrowingLayer(DynamicLayer):
     """Keys and values in storage with room ahead; ``keys`` and ``values`` are views of what is filled."""
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):  # noqa: ANN002, ANN003
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends columns [B, heads, new, dim] and returns all filled ones."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -64,7 +68,7 @@ def _left_padded(tensor: torch.Tensor, columns: int) -> torch.Tensor:
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache for a model of full-attention, recurrent and stateless blocks.
 
-    Raises :class:`ConfigError` for other kinds (sliding windows, both kinds in one block): the vllm engine serves those.
+    Raises :class:`ConfigError` for other kinds (sliding windows, both kinds in a block): the vllm engine serves those.
     """
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
@@ -72,14 +76,14 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
             cache.layers[index] = GrowingLayer()
         elif type(layer) is not LinearAttentionLayer:
             raise ConfigError(
-                f"the hf rollout engine cannot decode {config.model_type}: its block {index} keeps a {type(layer).__name__}; "
-                "set `engine: vllm`"
+                f"the hf rollout engine cannot decode {config.model_type}: its block {index} keeps a "
+                f"{type(layer).__name__}; set `engine: vllm`"
             )
     return cache
 
 
 def take_rows(cache: DynamicCache, rows: torch.Tensor, first_column: int) -> None:
-    """Keeps these rows of every layer (repeats allowed) and, in attention layers, the columns from ``first_column`` on."""
+    """Keeps these rows (repeats allowed) and, in attention layers, the columns from ``first_column`` on."""
     for layer in cache.layers:
         if isinstance(layer, GrowingLayer) and layer.is_initialized:
             layer.take(rows, first_column)

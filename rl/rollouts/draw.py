@@ -1,8 +1,8 @@
 """Drawing tokens: each row by its own settings, from a counter-based generator.
 
-The number that draws token ``t`` of a completion is a hash of the completion's seed and ``t`` alone: a completion is the
-same whoever shares its batch, and wherever a run is resumed. Inverse-CDF sampling turns it into a token, so that a logit
-that moves by a rounding error moves a boundary by as little.
+The number that draws token ``t`` of a completion is a hash of the completion's seed and ``t`` alone: a completion is
+the same whoever shares its batch, and wherever a run is resumed. Inverse-CDF sampling turns it into a token, so that a
+logit that moves by a rounding error moves a boundary by as little.
 
 Shapes: B rows, V vocabulary.
 """

@@ -11,10 +11,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from budget_control.rule import BudgetRule, State
+from budget_control.batch import BatchBudget
+from budget_control.rule import BudgetRule
 from budget_control.vocabulary import ThinkingTokens
 from common.errors import CheckpointError, ConfigError
 from rl.rollouts.base import Completion, Request
@@ -36,24 +38,10 @@ class _Row:
     request: Request
     start: int
     """Column of the cache in which its prompt starts; those before are padding."""
-    rule: BudgetRule | None
-    state: State | None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
-
-    def write(self, sampled: int) -> int:
-        """The token that the budget rule lets be written where the model drew ``sampled``."""
-        token = sampled
-        if self.rule is not None and self.state is not None:
-            token = self.rule.written(self.state, sampled)
-            self.forced.append(token != sampled or self.rule.forced(self.state) is not None)
-            self.state = self.rule.advance(self.state, token)
-        else:
-            self.forced.append(False)
-        self.token_ids.append(token)
-        return token
 
     def completion(self) -> Completion:
         return Completion(tuple(self.token_ids), tuple(self.logprobs), tuple(self.forced), self.finish or "abort")
@@ -69,17 +57,29 @@ class _Batch:
     logits_BV: torch.Tensor
     temperature_B: torch.Tensor
     top_p_B: torch.Tensor
+    budget: BatchBudget
+
+    def start_budgets(self, new: Sequence[_Row]) -> None:
+        """Gives the last rows, which have not written anything yet, their budgets."""
+        first = len(self.rows) - len(new)
+        for place, row in enumerate(new, start=first):
+            sampling = row.request.sampling
+            rule = BudgetRule(self.budget.tokens, sampling.thinking_budget, sampling.grace)
+            self.budget.put(place, rule, rule.start(row.request.prompt_ids))
 
     def extend(self, other: "_Batch") -> None:
+        """Appends rows that were just prefilled."""
         columns = max(self.columns, other.columns)
         for part in (self, other):
             for row in part.rows:
                 row.start += columns - part.columns
         extend_rows(self.cache, other.cache)
+        self.budget.take([*range(len(self.rows)), *[0] * len(other.rows)])
         self.rows, self.columns = self.rows + other.rows, columns
         self.logits_BV = torch.cat([self.logits_BV, other.logits_BV])
         self.temperature_B = torch.cat([self.temperature_B, other.temperature_B])
         self.top_p_B = torch.cat([self.top_p_B, other.top_p_B])
+        self.start_budgets(other.rows)
 
     def thin_out(self) -> None:
         """Drops finished rows, and columns that hold nothing but padding then."""
@@ -93,13 +93,14 @@ class _Batch:
         take_rows(self.cache, index_B, first_column)
         self.logits_BV = self.logits_BV[index_B]
         self.temperature_B, self.top_p_B = self.temperature_B[index_B], self.top_p_B[index_B]
+        self.budget.take(kept)
 
 
 class HFEngine:
     """A :class:`rl.rollouts.base.RolloutEngine` around a live model.
 
-    Around the trainer's own model its weights are fresh by construction. ``autocast`` is the dtype in which a model with
-    fp32 master weights runs on a GPU (None: as it is).
+    Around the trainer's own model its weights are fresh by construction. ``autocast`` is the dtype in which a model
+    with fp32 master weights runs on a GPU (None: as it is).
     """
 
     def __init__(
@@ -221,21 +222,17 @@ class HFEngine:
         index_B = torch.tensor(prompt_of_row, device=self.device)
         if prompt_of_row != list(range(len(prompts))):
             take_rows(cache, index_B, 0)
-        return _Batch(
-            rows=[self._row(index, request, columns - len(request.prompt_ids)) for index, request in requests],
+        batch = _Batch(
+            rows=[_Row(index, request, columns - len(request.prompt_ids)) for index, request in requests],
             cache=cache,
             columns=columns,
             logits_BV=logits_PV.float()[index_B],
             temperature_B=torch.tensor([request.sampling.temperature for _, request in requests], device=self.device),
             top_p_B=torch.tensor([request.sampling.top_p for _, request in requests], device=self.device),
+            budget=BatchBudget(self.thinking, len(requests)),
         )
-
-    def _row(self, index: int, request: Request, start: int) -> _Row:
-        sampling = request.sampling
-        if sampling.thinking_budget is None:
-            return _Row(index, request, start, None, None)
-        rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
-        return _Row(index, request, start, rule, rule.start(request.prompt_ids))
+        batch.start_budgets(batch.rows)
+        return batch
 
     def _step(self, batch: _Batch) -> None:
         """Draws and writes the next token of every row."""
@@ -245,15 +242,16 @@ class HFEngine:
             device=self.device,
         )
         drawn_B, normalizer_B = draw(batch.logits_BV, batch.temperature_B, batch.top_p_B, uniform_B)
-        written = [
-            row.write(token) if row.finish is None else token
-            for row, token in zip(batch.rows, drawn_B.tolist(), strict=True)
-        ]
-        written_B1 = torch.tensor(written, device=self.device)[:, None]
-        logprobs = (batch.logits_BV.gather(-1, written_B1).squeeze(-1) - normalizer_B).tolist()
-        for row, token, logprob in zip(batch.rows, written, logprobs, strict=True):
+        written_B, forced_B = batch.budget.force(drawn_B.cpu().numpy())
+        written_B1 = torch.from_numpy(np.ascontiguousarray(written_B)).to(self.device)[:, None]
+        logprobs_B = batch.logits_BV.gather(-1, written_B1).squeeze(-1) - normalizer_B
+        for row, token, logprob, forced in zip(
+            batch.rows, written_B.tolist(), logprobs_B.tolist(), forced_B.tolist(), strict=True
+        ):
             if row.finish is None:
+                row.token_ids.append(token)
                 row.logprobs.append(logprob)
+                row.forced.append(forced)
                 if token in self.thinking.stop_ids:
                     row.finish = "stop"
                 elif len(row.token_ids) >= row.request.sampling.max_tokens:

@@ -58,7 +58,7 @@ def test_uniforms_are_even_and_independent_of_neighbours():
     assert abs(values.mean() - 0.5) < 0.01
     assert abs((values[:, 1:] * values[:, :-1]).mean() - 0.25) < 0.01
     assert abs((values[1:] * values[:-1]).mean() - 0.25) < 0.01
-    assert 0 <= values.min() and values.max() < 1
+    assert values.min() >= 0 and values.max() < 1
 
 
 def test_seeds_tell_their_parts_apart():
