@@ -4,8 +4,9 @@
 :mod:`models.mamba2`, and a hook on its decoder that reads packed inputs. Nothing happens at import, other models in the
 process stay as they are, and a saved model is a plain transformers model.
 
-Departure from transformers 5.17: NemotronH's time step is limited by ``config.time_step_limit`` (as in NVIDIA's
-training code and in vLLM), where transformers raises it to ``time_step_min`` in training and prefill but not in decoding.
+Departure from transformers 5.17: NemotronH's time step is limited by ``config.time_step_limit``, as in NVIDIA's training
+code and in vLLM. transformers raises it to ``time_step_min`` in training and prefill, but not in decoding: there the
+two modes differ, and smaller steps get no gradient.
 """
 
 from typing import Any

@@ -6,7 +6,8 @@ CUDA, in fp32 and under bf16 autocast, and autograd differentiates it.
 
 Shapes: B batch, T tokens, H heads, P channels of a head, G groups of heads that share B and C, N state size,
 D convolution channels, K convolution width, Z chunks, Q tokens of a chunk, S states between chunks (Z + 1).
-The state-space inputs B and C are called ``input_BTGN`` and ``output_BTGN``: how a token enters the state, how it is read.
+The state-space inputs B and C are called ``input_BTGN`` and ``output_BTGN``: how a token enters the state, how it is
+read.
 """
 
 import torch
@@ -59,7 +60,7 @@ def causal_conv(
 def conv_step(
     x_BD: Tensor, state_BDK: Tensor, weight_DK: Tensor, bias_D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One token through :func:`causal_conv`. Returns its output (B, D) and the new state: the last K inputs (B, D, K)."""
+    """One token through :func:`causal_conv`. Returns its output (B, D) and the new state, the last K inputs."""
     state_BDK = torch.cat([state_BDK[:, :, 1:], x_BD.to(state_BDK.dtype).unsqueeze(-1)], dim=-1)
     y = (state_BDK * weight_DK.to(state_BDK.dtype)).sum(-1)
     return (y if bias_D is None else y + bias_D).to(x_BD.dtype), state_BDK
@@ -116,11 +117,11 @@ def ssd_scan(
         input_BZGQN, output_BZGQN = chunked(input_BTGN), chunked(output_BTGN)
         dtx_BZHQP = x_BZHQP * (dt_BZHQ * torch.exp(-fine_BZHQ)).unsqueeze(-1)
 
-        # 1. Inside the chunk: y_t += sum over s <= t of the same document of (output_t . input_s) decay(s -> t) dt_s x_s
+        # 1. Inside the chunk: y_t = sum over s <= t, same document, of (output_t . input_s) decay(s -> t) dt_s x_s
         same = documents.unsqueeze(-1) == documents.unsqueeze(-2)
         visible = same & torch.ones(chunk, chunk, dtype=torch.bool, device=same.device).tril()
         between = coarse_BZHQ.unsqueeze(-1) - coarse_BZHQ.unsqueeze(-2)
-        weights = torch.exp(between.masked_fill(~visible.unsqueeze(2), -torch.inf))
+        weights = between.masked_fill_(~visible.unsqueeze(2), -torch.inf).exp_()  # in place: the largest tensor here
         scores = output_BZGQN @ input_BZGQN.transpose(-1, -2)
         weights = (weights.unflatten(2, (groups, -1)) * scores.unsqueeze(3)).flatten(2, 3)
         y = weights.to(x_BTHP.dtype) @ dtx_BZHQP.to(x_BTHP.dtype)

@@ -9,9 +9,9 @@ PATTERN = "M-M-*-M-M-*-"
 def miniature_config(vocab_size: int, **special_token_ids: int | list[int]) -> NemotronHConfig:
     """The miniature's configuration; ``special_token_ids`` are bos_token_id, eos_token_id and pad_token_id.
 
-    Embeddings are untied, as in Nano v2: transformers 5.17 reads no ``tie_word_embeddings`` for this class. vLLM needs an
-    attention head_dim of 32 or more. ``time_step_min`` initialises dt (and is its lower limit in transformers' own
-    forward, not in ours); positions are encoded nowhere, so ``max_position_embeddings`` only limits serving.
+    Embeddings are untied, as in Nano v2: transformers 5.17 reads no ``tie_word_embeddings`` for this class. vLLM
+    needs an attention head_dim of 32 or more. ``time_step_min`` initialises dt (and is its lower limit in transformers'
+    own forward, not in ours); positions are encoded nowhere, so ``max_position_embeddings`` only limits serving.
     """
     unknown = set(special_token_ids) - {"bos_token_id", "eos_token_id", "pad_token_id"}
     if unknown:
