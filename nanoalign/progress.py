@@ -1,0 +1,153 @@
+"""How a run shows itself: live bars on a terminal, plain lines elsewhere; TensorBoard events beside both."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between two plain lines of one stage."""
+
+
+class Display(Protocol):
+    """What the runner tells."""
+
+    def start(self, stage: str, kind: str, index: int, stages: int, reason: str) -> None: ...
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def display(console: Console) -> Display:
+    """Live bars where ``console`` is a terminal, plain lines elsewhere."""
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+class Pace:
+    """Time left in the current phase, from the pace since it began here (a resumed phase starts in its middle)."""
+
+    def __init__(self) -> None:
+        self._phase: object = self
+        self._time, self._step = 0.0, 0
+
+    def eta(self, row: Mapping[str, Any]) -> float | None:
+        """Seconds left after this row; None where nothing is known yet."""
+        step, total, now = row["step"], row.get("total_steps"), row["time"]
+        if row.get("phase") != self._phase:
+            self._phase, self._time, self._step = row.get("phase"), now, step
+        if total is None or step <= self._step or now <= self._time:
+            return None
+        return max(0.0, (total - step) * (now - self._time) / (step - self._step))
+
+
+def figures_text(row: Mapping[str, Any], eta: float | None) -> str:
+    """``round 2  loss 0.412  reward 0.75  4,480 tok/s  ETA 1:20``, as far as the row has them."""
+    parts = [str(row["phase"])] if row.get("phase") else []
+    for name in ("loss", "reward", "success", "accuracy"):
+        if isinstance(row.get(name), int | float):
+            parts.append(f"{name} {row[name]:.3f}")
+    if row.get("tokens_per_s"):
+        parts.append(f"{row['tokens_per_s']:,.0f} tok/s")
+    if eta is not None:
+        parts.append(f"ETA {clock(eta)}")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """1:05 or 2:01:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class PlainDisplay:
+    """A line when a stage starts, one every ten seconds, one at its end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._said = console, 0.0
+
+    def start(self, stage: str, kind: str, index: int, stages: int, reason: str) -> None:
+        self._stage, self._pace = stage, Pace()
+        self.note(f"[{index}/{stages}] {stage} ({kind}): {reason}")
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        eta = self._pace.eta(row)
+        if time.monotonic() - self._said >= PLAIN_EVERY_S or row["step"] == row.get("total_steps"):
+            self._said = time.monotonic()
+            steps = f"{row['step']}/{row['total_steps']}" if row.get("total_steps") else str(row["step"])
+            self.note(f"  {self._stage}  step {steps}  {figures_text(row, eta)}".rstrip())
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None: ...
+
+
+class LiveDisplay:
+    """One moving bar for the stage at work, finished stages as lines above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[steps]}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._progress.start()
+
+    def start(self, stage: str, kind: str, index: int, stages: int, reason: str) -> None:
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        self._pace = Pace()
+        title = f"[bold]{stage}[/bold] [dim]{index}/{stages} {kind}[/dim]"
+        self._task = self._progress.add_task(title, total=None, steps="", figures="starting")
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        steps = f"{row['step']}/{row['total_steps']}" if row.get("total_steps") else str(row["step"])
+        self._progress.update(self._task, completed=row["step"], total=row.get("total_steps"), steps=steps,
+                              figures=figures_text(row, self._pace.eta(row)))  # fmt: skip
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Events:
+    """TensorBoard event files of one stage, written without torch or TensorFlow."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Every number of a metrics row, under ``phase/name`` where the row has a phase."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        prefix = f"{row['phase']}/" if row.get("phase") else ""
+        values = [
+            Summary.Value(tag=prefix + name, simple_value=value)
+            for name, value in row.items()
+            if name not in ("time", "step", "total_steps") and isinstance(value, int | float)
+        ]
+        self._writer.add_event(Event(wall_time=row["time"], step=row["step"], summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._writer.close()

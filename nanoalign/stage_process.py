@@ -1,0 +1,74 @@
+"""The process of one stage: ``python -m nanoalign.stage_process JOB.json``.
+
+Exit status 0 with ``result.json`` written: done. 2: an error that the user can act upon, its message in
+``result.json``. Anything else: a crash, its traceback in the log.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from common.errors import NanoalignError
+from common.files import write_json
+from common.stage import StageContext, StageLog
+from nanoalign.artifacts import finite
+from nanoalign.recipe.schema import Recipe
+from nanoalign.stages import run_stage
+
+
+def main() -> int:
+    """Does what the job file says."""
+    job_file = Path(sys.argv[1])
+    job = json.loads(job_file.read_text(encoding="utf-8"))
+    end_with_runner(job["runner"])
+    folder = job_file.parent
+    context = StageContext(
+        name=job["stage"],
+        folder=folder,
+        inputs={role: Path(model) for role, model in job["inputs"].items()},
+        chat=job["recipe"]["chat"],
+        seed=job["seed"],
+        data_root=Path(job["data_root"]) if job["data_root"] else None,
+        device=job["recipe"]["device"],
+        log=StageLog(folder),
+    )
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        figures = run_stage(Recipe.model_validate_json(json.dumps(job["recipe"])), context)
+    except NanoalignError as error:
+        if first:
+            write_json(folder / "result.json", {"error": str(error)})
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    if first:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        write_json(folder / "result.json", {"figures": finite(figures), "peak_rss_gb": peak / 1e9})
+    return 0
+
+
+def end_with_runner(runner: int | None) -> None:
+    """Ends this process when the runner is gone, so that a killed runner leaves no second writer behind. ``runner`` is
+    its process id, or None where it runs on another machine."""
+    if runner is None:
+        return
+
+    def watch() -> None:
+        try:
+            while psutil.Process(runner).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.2)
+        except psutil.NoSuchProcess:
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
