@@ -54,3 +54,18 @@ def make_model():
 @pytest.fixture
 def thinking():
     return toy_thinking()
+
+
+@pytest.fixture
+def tokenizer():
+    """A word-level tokenizer whose ids are those of :func:`toy_thinking`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{token}": token for token in range(VOCABULARY)}
+    for token, word in ((0, "<pad>"), (OPEN, "<think>"), (CLOSE, "</think>"), (END, "<end>"), (NEWLINE, "<line>")):
+        del words[f"w{token}"]
+        words[word] = token
+    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
