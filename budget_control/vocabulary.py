@@ -5,6 +5,7 @@ Shapes: S states of the tag automaton, V tokens of the vocabulary.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ class ThinkingTokens:
     number is how much of the opening tag was just read), those from it on are inside (how much of the closing tag).
     """
 
+    texts: Sequence[str]
+    """What every token adds to a text."""
+    open_text: str
+    close_text: str
     close_ids: tuple[int, ...]
     """The closing tag as the tokenizer writes it."""
     stop_ids: frozenset[int]
@@ -60,8 +65,8 @@ class ThinkingTokens:
         base = np.where(np.arange(len(table)) >= inside, inside, 0)[:, None]
         ends = [_ends_line(piece) for piece in pieces] + [False]
         return cls(
-            tuple(int(token) for token in close_ids), frozenset(stop_ids), inside, table, np.array(ends), position,
-            (table == base).all(axis=0),
+            pieces, open_text, close_text, tuple(int(token) for token in close_ids), frozenset(stop_ids), inside, table,
+            np.array(ends), position, (table == base).all(axis=0),
         )  # fmt: skip
 
     @classmethod
@@ -96,6 +101,11 @@ class ThinkingTokens:
         exact = [ids for ids in candidates if "".join(pieces[token] for token in ids) == close_text]
         return cls.from_pieces(pieces, (exact or candidates)[0], open_text, close_text, stop_ids)
 
+    @cached_property
+    def id_of_text(self) -> dict[str, int]:
+        """A token for every text, whichever of those that read alike."""
+        return {text: token for token, text in enumerate(self.texts)}
+
     def step(self, place: int, token: int) -> int:
         """The automaton's state after a token."""
         return int(self.table[place, min(token, self.table.shape[1] - 1)])
@@ -113,6 +123,14 @@ class ThinkingTokens:
             place = int(self.table[place, columns[index]])
             after_previous = index + 1
         return place if after_previous == len(columns) else self._mode_start(place)
+
+    def scan_text(self, text: str) -> int:
+        """The automaton's state after a text."""
+        inside = False
+        while (tag := self.close_text if inside else self.open_text) in text:
+            text, inside = text.split(tag, 1)[1], not inside
+        begun = next(count for count in range(len(tag) - 1, -1, -1) if text.endswith(tag[:count]))
+        return begun + (self.first_thinking if inside else 0)
 
     def _mode_start(self, place: int) -> int:
         return self.first_thinking if place >= self.first_thinking else 0

@@ -14,8 +14,8 @@ from budget_control.vocabulary import ThinkingTokens
 from common.errors import ConfigError
 
 # A close of one token, of three, of eight; tokens that end, begin or straddle tags and lines; a byte of a character.
-PIECES = ["<eos>", "<think>", "</think>", "<", "</", "think", ">", "/", ">\n", "a", "b.", "\n", ".\n\n", "\n  ", " \n x",
-          "�", "t", "h", "i", "n", "k", "", "x<", "<think>\n", "</think>\n\n", "k>", " "]  # fmt: skip
+PIECES = ["<eos>", "<think>", "</think>", "<", "</", "think", ">", "/", ">\n", "a", "b.", "\n", ".\n\n", "\n  ",
+          " \n x", "�", "t", "h", "i", "n", "k", "", "x<", "<think>\n", "</think>\n\n", "k>", " "]  # fmt: skip
 CLOSES = [(2,), (4, 5, 6), (3, 7, 16, 17, 18, 19, 20, 6), (3, 7, 5, 6)]
 TABLES = [ThinkingTokens.from_pieces(PIECES, close, stop_ids=[0]) for close in CLOSES]
 # Tags are rare in uniform streams: draw their parts more often.
@@ -35,7 +35,7 @@ def drive(rule: BudgetRule, prompt: list[int], drawn: list[int]) -> tuple[list[i
     return written, forced
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(st.sampled_from(TABLES), prompts, streams, budgets, st.integers(0, 8))
 def test_rule_equals_the_naive_reference(
     tokens: ThinkingTokens, prompt: list[int], drawn: list[int], budget: int | None, grace: int
@@ -50,11 +50,12 @@ def test_rule_equals_the_naive_reference(
     st.sampled_from(TABLES),
     st.lists(st.tuples(prompts, budgets), min_size=1, max_size=6),
     st.integers(0, 6),
-    st.randoms(),
+    st.integers(0, 2**32),
 )
 def test_a_batch_equals_its_rows(
-    tokens: ThinkingTokens, rows: list[tuple[list[int], int | None]], grace: int, rng: random.Random
+    tokens: ThinkingTokens, rows: list[tuple[list[int], int | None]], grace: int, seed: int
 ) -> None:
+    rng = random.Random(seed)
     rules = [BudgetRule(tokens, budget, grace) for _, budget in rows]
     states = [rule.start(prompt) for rule, (prompt, _) in zip(rules, rows)]
     batch = BatchBudget.start(tokens, [prompt for prompt, _ in rows], [budget for _, budget in rows], grace)
@@ -74,12 +75,12 @@ def test_a_batch_equals_its_rows(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(TABLES), prompts, st.integers(0, 20), st.integers(0, 8), st.randoms())
+@given(st.sampled_from(TABLES), prompts, st.integers(0, 20), st.integers(0, 8), st.integers(0, 2**32))
 def test_thinking_is_always_closed_in_time(
-    tokens: ThinkingTokens, prompt: list[int], budget: int, grace: int, rng: random.Random
+    tokens: ThinkingTokens, prompt: list[int], budget: int, grace: int, seed: int
 ) -> None:
     """Whatever a model does short of opening again, it thinks at most budget + grace + the close, and ends closed."""
-    rule = BudgetRule(tokens, budget, grace)
+    rng, rule = random.Random(seed), BudgetRule(tokens, budget, grace)
     state = rule.start([*prompt, 1])
     for _ in range(int(rule.longest_thinking)):
         if not rule.thinking(state):
