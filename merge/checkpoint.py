@@ -11,7 +11,6 @@ import math
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +60,11 @@ class TensorSource(Protocol):
     def folder(self) -> Path: ...
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        """All folders that are read."""
+        ...
+
+    @property
     def tensors(self) -> dict[str, TensorInfo]:
         """By name, in file order. dtype and shape are those of a merge's output."""
         ...
@@ -86,9 +90,9 @@ class Checkpoint:
     extras: dict[str, Path]
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return read_json_object(self.folder / "config.json")
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        return (self.folder,)
 
     def flat(self, name: str, start: int, stop: int) -> "torch.Tensor":
         import torch

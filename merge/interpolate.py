@@ -1,10 +1,7 @@
-"""Linear interpolation (1 - alpha) * A + alpha * B of two checkpoints of any architecture or sharding.
+"""Linear interpolation of two checkpoints of any architecture or sharding, written for N alphas in one pass.
 
-Inputs are memory-mapped and taken in chunks that fit a CPU cache; each chunk is read once for N alphas. 16-bit tensors
-are computed in fp32 as A + alpha * (B - A), from alpha 0.5 on as B - (1 - alpha) * (B - A) (``torch.lerp``): their
-differences are nearly always exact in fp32, so that nearly all results equal those of float64, which products of
-rounded weights miss at the many ties of a decimal alpha. fp32 and fp64 tensors are computed in fp64. Weights at alpha
-0 and 1 are copied bit by bit.
+Inputs are memory-mapped and taken in chunks that fit a CPU cache; a chunk is read once and merged and written once for
+each alpha. The arithmetic is in :mod:`merge.pair`.
 """
 
 import contextlib
@@ -12,66 +9,21 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import CheckpointError, ConfigError
 from common.files import whole_folder, write_json
-from merge.agree import agree, same_values
-from merge.checkpoint import (
-    INDEX,
-    ITEM_BYTES,
-    TORCH_NAMES,
-    TensorInfo,
-    TensorSource,
-    elements,
-    header_bytes,
-    open_checkpoint,
-)  # fmt: skip
+from merge.adapter import open_source
+from merge.checkpoint import INDEX, ITEM_BYTES, TORCH_NAMES, TensorInfo, elements, header_bytes, open_checkpoint
+from merge.pair import CHUNK_ELEMENTS, FLOATS, Pair, check_finite, default_threads, drain, lerp, make_pair
 
 if TYPE_CHECKING:
     import torch
 
-FLOATS = {"F64", "F32", "F16", "BF16"}
-CHUNK_ELEMENTS = 1 << 19
-"""1 MiB of bf16: two inputs and an output stay within the second-level cache of a core."""
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and in all, from one thread at a time."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two sources that agree, and the tensors to merge."""
-
-    a: TensorSource
-    b: TensorSource
-    names: tuple[str, ...]
-
-    def info(self, name: str) -> TensorInfo:
-        return self.a.tensors[name]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one merged model's tensors."""
-        return sum(self.info(name).nbytes for name in self.names)
-
-
-def make_pair(a: TensorSource, b: TensorSource) -> Pair:
-    """Checks that two sources can be interpolated.
-
-    Raises:
-        CheckpointError: they disagree (:func:`merge.agree.agree`), or a tensor that is not floating point differs.
-    """
-    names = tuple(agree(a, b))
-    for name in names:
-        dtype = a.tensors[name].dtype
-        if dtype in ("F8_E4M3", "F8_E5M2"):
-            raise CheckpointError(f"{name}: {dtype} weights carry scales and cannot be interpolated; dequantize first")
-        if dtype not in FLOATS and not same_values(a, name, b, name):
-            raise CheckpointError(f"{name}: {dtype} values differ between {a.folder} and {b.folder}")
-    return Pair(a, b, names)
 
 
 def interpolate(
@@ -79,11 +31,13 @@ def interpolate(
     b: Path,
     outputs: Mapping[float, Path],
     *,
+    base: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes one merged checkpoint folder for each alpha (weight of B) in one pass over A and B.
 
+    A and B are checkpoint folders or peft adapters on ``base`` (default: the base that an adapter names).
     The output has A's sharding, config, tokenizer and code. Each folder appears whole or not at all. ``threads``
     defaults to the CPUs this process may use, at most 4.
 
@@ -91,20 +45,32 @@ def interpolate(
         CheckpointError: a checkpoint is damaged, the two disagree, or a weight is not finite.
         ConfigError: an alpha is outside [0, 1], an output lies in an input, or the disk is too small.
     """
-    write_interpolations(make_pair(open_checkpoint(a), open_checkpoint(b)), outputs, threads, progress)
+    write_interpolations(make_pair(open_source(a, base), open_source(b, base)), outputs, threads, progress)
 
 
 def write_interpolations(
-    pair: Pair, outputs: Mapping[float, Path], threads: int | None = None, progress: Progress | None = None
+    pair: Pair,
+    outputs: Mapping[float, Path],
+    threads: int | None = None,
+    progress: Progress | None = None,
+    annotate: Callable[[float, Path], None] = lambda alpha, folder: None,
 ) -> None:
-    """:func:`interpolate` for sources that are open already, adapters included."""
+    """:func:`interpolate` for sources that are open already, adapters included.
+
+    ``annotate`` may add files (a model card) to the folder of an alpha before it appears under its name.
+    """
     check_alphas(outputs)
     for folder in outputs.values():
         _check_output(folder, pair)
     _check_disk(outputs, pair)
-    with contextlib.ExitStack() as stack:
-        folders = {alpha: stack.enter_context(whole_folder(Path(path))) for alpha, path in outputs.items()}
-        fill_folders(pair, folders, threads, progress)
+    try:
+        with contextlib.ExitStack() as stack:
+            folders = {alpha: stack.enter_context(whole_folder(Path(path))) for alpha, path in outputs.items()}
+            fill_folders(pair, folders, threads, progress)
+            for alpha, folder in folders.items():
+                annotate(alpha, folder)
+    except OSError as error:
+        raise ConfigError(f"writing {', '.join(map(str, outputs.values()))}: {error.strerror}") from error
 
 
 def fill_folders(
@@ -137,57 +103,6 @@ def fill_folders(
         _check_complete(folder, pair)
 
 
-def lerp(x: "torch.Tensor", y: "torch.Tensor", alpha: float, out: "torch.Tensor") -> "torch.Tensor":
-    """(1 - alpha) * x + alpha * y into ``out``, rounded once to its dtype; shapes equal, all floating point."""
-    import torch
-
-    if alpha in (0.0, 1.0):
-        return out.copy_(y if alpha else x)
-    if out.dtype in (torch.bfloat16, torch.float16):
-        if x.dtype == y.dtype == out.dtype:
-            return torch.lerp(x, y, alpha, out=out)  # computes in fp32 inside
-        return out.copy_(torch.lerp(x.float(), y.float(), alpha))
-    return out.copy_(x.double() * (1.0 - alpha) + y.double() * alpha)
-
-
-def lerp_into(pair: Pair, name: str, alpha: float, out: "torch.Tensor") -> "torch.Tensor":
-    """One whole tensor of the merge into ``out`` (flat, contiguous, any floating dtype).
-
-    Raises:
-        CheckpointError: a weight is not finite; the message names the tensor and the checkpoint.
-    """
-    for start, stop in elements(pair.info(name).numel, CHUNK_ELEMENTS):
-        x, y = pair.a.flat(name, start, stop), pair.b.flat(name, start, stop)
-        check_finite(lerp(x, y, alpha, out[start:stop]), x, y, name, pair)
-    return out
-
-
-def tensors_at(pair: Pair, alpha: float) -> "Iterator[tuple[str, torch.Tensor]]":
-    """The merged model at ``alpha``, tensor by tensor, recomputed from A and B; at most one tensor is held here."""
-    import torch
-
-    for name in pair.names:
-        info = pair.info(name)
-        out = torch.empty(info.numel, dtype=getattr(torch, TORCH_NAMES[info.dtype]))
-        yield name, lerp_into(pair, name, alpha, out).view(info.shape)
-
-
-def check_finite(out: "torch.Tensor", x: "torch.Tensor", y: "torch.Tensor", name: str, pair: Pair) -> None:
-    """Raises CheckpointError if a merged chunk has NaN or infinity; ``x`` and ``y`` tell whose it is."""
-    import torch
-
-    if not out.dtype.is_floating_point or out.numel() == 0:
-        return
-    low, high = torch.aminmax(out)  # NaN in any element comes out as NaN
-    if not torch.isfinite(high - low):
-        for letter, source, values in (("A", pair.a, x), ("B", pair.b, y)):
-            if not torch.isfinite(values).all():
-                kind = "NaN" if torch.isnan(values).any() else "infinity"
-                raise CheckpointError(f"{name}: {kind} in {letter} ({source.folder})")
-        if not torch.isfinite(out).all():
-            raise CheckpointError(f"{name}: the merge of finite values overflows {pair.info(name).dtype}")
-
-
 def check_alphas(alphas: Iterable[float]) -> None:
     """Raises ConfigError for an empty list or an alpha outside [0, 1]."""
     values = list(alphas)
@@ -196,11 +111,6 @@ def check_alphas(alphas: Iterable[float]) -> None:
     for alpha in values:
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"alpha {alpha} is outside [0, 1]")
-
-
-def default_threads() -> int:
-    """One thread a CPU this process may use, at most four: beyond that the memory bus is full."""
-    return min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
@@ -231,38 +141,24 @@ def _create(path: Path, header: bytes) -> Iterator[int]:
 
 
 def _stream(pair: Pair, targets: list[_Target], threads: int, progress: Progress | None) -> int:
-    """Drains all chunks through ``threads`` workers; returns the bytes written."""
+    """Merges and writes all chunks; returns the bytes written."""
     import torch
 
     chunks = ((target, span) for target in targets for span in elements(target.info.numel, CHUNK_ELEMENTS))
     total = sum(target.info.nbytes * len(target.files) for target in targets)
-    lock, stopped, written = threading.Lock(), threading.Event(), 0
+    local, lock, written = threading.local(), threading.Lock(), 0
 
-    def work() -> None:
+    def work(chunk: tuple[_Target, tuple[int, int]]) -> None:
         nonlocal written
-        torch.set_num_threads(1)  # of this worker: chunks are the unit of parallelism
-        buffer = torch.empty(CHUNK_ELEMENTS * max(ITEM_BYTES.values()), dtype=torch.uint8)
-        while not stopped.is_set():
-            with lock:
-                chunk = next(chunks, None)
-            if chunk is None:
-                return
-            count = _write_chunk(pair, *chunk, buffer)
-            with lock:
-                written += count
-                if progress:
-                    progress(written, total)
+        if not hasattr(local, "buffer"):
+            local.buffer = torch.empty(CHUNK_ELEMENTS * max(ITEM_BYTES.values()), dtype=torch.uint8)
+        count = _write_chunk(pair, *chunk, local.buffer)
+        with lock:
+            written += count
+            if progress:
+                progress(written, total)
 
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, "merge") as pool:
-            try:
-                for future in [pool.submit(work) for _ in range(threads)]:
-                    future.result()
-            finally:
-                stopped.set()
-    finally:
-        torch.set_num_threads(before)
+    drain(chunks, work, threads)
     return written
 
 
@@ -276,12 +172,9 @@ def _write_chunk(pair: Pair, target: _Target, span: tuple[int, int], buffer: "to
     memory = memoryview(buffer.numpy())[:size]
     interior = next((alpha for alpha in target.files if 0.0 < alpha < 1.0), None)
     for alpha, descriptor in target.files.items():
-        if info.dtype in FLOATS:
-            lerp(x, y, alpha, out)
-            if interior is None or alpha == interior:  # an interior merge shows the faults of both inputs
-                check_finite(out, x, y, info.name, pair)
-        else:
-            out.copy_(x)
+        lerp(x, y, alpha, out)
+        if info.dtype in FLOATS and (interior is None or alpha == interior):
+            check_finite(out, x, y, info.name, pair)  # an interior merge shows the faults of both inputs
         _write_all(descriptor, memory, target.position + start * ITEM_BYTES[info.dtype])
     return size * len(target.files)
 
@@ -294,7 +187,7 @@ def _write_all(descriptor: int, memory: memoryview, offset: int) -> None:
 
 def _check_output(folder: Path, pair: Pair) -> None:
     resolved = Path(folder).resolve()
-    for source in (pair.a.folder, pair.b.folder):
+    for source in (*pair.a.inputs, *pair.b.inputs):
         if resolved == source or resolved in source.parents or source in resolved.parents:
             raise ConfigError(f"output {folder} and input {source} overlap")
 
