@@ -1,0 +1,316 @@
+"""Samples by the name of their source.
+
+Names: one of the catalog (``gsm8k``), ``file:PATH`` (rows of the normal form; ``file:PATH#sharegpt`` names another
+adapter; all rows are its train split, test rows belong in another file), ``miniature:NAME`` (generated) and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from common.errors import ConfigError, DataError
+from data_recipes.adapters import ADAPTERS, NotASample
+from data_recipes.catalog import Source, Split, catalog, find_files, root_of, source
+from data_recipes.conversation import Conversation, Message
+from data_recipes.files import BadRow, Row, read_rows
+from data_recipes.rows import RowError, from_row
+
+LISTED = 25
+"""Bad rows that an error message lists; the others are counted."""
+
+
+@dataclass
+class LoadReport:
+    """What loading did to a source's rows."""
+
+    source: str
+    split: str
+    rows: int = 0
+    """Rows read, of both splits where a hash splits them."""
+    samples: int = 0
+    """Samples in the split that rows gave."""
+    taken: int = 0
+    epochs: float = 0.0
+    """taken / samples; more than 1 where samples are seen again."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Sound rows that give no sample, by reason."""
+    bad: Counter[str] = field(default_factory=Counter)
+    """Bad rows by kind of fault."""
+    bad_rows: list[BadRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Conversations and what became of every row."""
+
+    conversations: list[Conversation]
+    report: LoadReport
+
+
+def load(
+    name: str,
+    samples: int | None = None,
+    split: Split = "train",
+    data_root: Path | None = None,
+    seed: int = 0,
+    on_bad_row: Literal["stop", "skip"] = "stop",
+) -> Loaded:
+    """``samples`` conversations of a source (None: all of a finite one), in an order that ``seed`` decides.
+
+    Sampling is without replacement; more samples than there are begin further epochs, each in an order of its own.
+    Raises ConfigError for an unknown source, and DataError for missing files, or, with ``stop``, for bad rows: one
+    error that names every bad row.
+    """
+    report = LoadReport(name, split)
+    if ":" in name and not name.startswith("file:"):
+        return _generated(name, samples, split, seed, report)
+    kept = _Sample(samples, Random(f"{seed}/{name}/{split}"))
+    for item in stream(name, split, data_root, report):
+        if isinstance(item, BadRow):
+            report.bad[item.kind] += 1
+            report.bad_rows.append(item)
+        else:
+            kept.add(item)
+    if report.bad_rows and on_bad_row == "stop":
+        raise DataError(_faults(name, report))
+    first = kept.drawn()
+    if not first and samples != 0:
+        raise DataError(f"source {name} has no samples in its {split} split ({report.rows} rows read)")
+    conversations = list(first)
+    rng = Random(f"{seed}/{name}/{split}/again")
+    while samples is not None and len(conversations) < samples:
+        conversations += rng.sample(first, min(len(first), samples - len(conversations)))
+    report.taken = len(conversations)
+    report.epochs = report.taken / report.samples if report.samples else 0.0
+    return Loaded(conversations, report)
+
+
+def stream(
+    name: str, split: Split, data_root: Path | None = None, report: LoadReport | None = None
+) -> Iterator[Conversation | BadRow]:
+    """All samples of a finite source's split in file order, one at a time, with bad rows in their place. What is left
+    out is counted in ``report``."""
+    report = report or LoadReport(name, split)
+    if name.startswith("file:"):
+        path, _, adapter = name.removeprefix("file:").partition("#")
+        entry = _local_source(name, adapter)
+        _checked_part(name, entry, split)
+        rows: Iterable[Row] = read_rows(_local_path(name, path, data_root))
+    else:
+        entry = source(name)
+        part = _checked_part(name, entry, split)
+        files = find_files(name, split, data_root)
+        rows = (row for file in files for row in read_rows(file)) if files else _hub_rows(name, entry, part)
+        if entry.join:
+            rows = _joined(rows, entry, data_root)
+    for origin, raw in rows:
+        report.rows += 1
+        for item in _adapted(origin, raw, name, entry, report):
+            if isinstance(item, Conversation):
+                if "all" in entry.files and in_test(item, entry.test_share) != (split == "test"):
+                    continue
+                report.samples += 1
+            yield item
+
+
+def describe(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:
+    """What a plan shows of a source, without reading its rows: ``rows`` (None: unknown or without end), ``licence``,
+    ``domain``, ``languages``, ``about``, ``where`` and ``found`` (False: to be loaded from the hub).
+
+    Raises ConfigError for an unknown source with the nearest valid name, DataError for a missing file.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "file" and rest:
+        path, _, adapter = rest.partition("#")
+        entry = _local_source(name, adapter)
+        _checked_part(name, entry, split)
+        where, rows, found = str(_local_path(name, path, data_root)), None, True
+    elif rest:
+        _generator_names(kind, rest)
+        licence = "Apache-2.0"
+        return {"name": name, "rows": None, "licence": licence, "domain": rest, "languages": ["en"],
+                "about": "generated", "where": "generated", "found": True}  # fmt: skip
+    else:
+        entry = source(name)
+        part = _checked_part(name, entry, split)
+        files = find_files(name, split, data_root)
+        found, rows = bool(files), (entry.rows or {}).get(part)
+        where = ", ".join(map(str, files)) if files else f"hub: {entry.hub}"
+        if rows is not None and part == "all":
+            rows = round(rows * (entry.test_share if split == "test" else 1 - entry.test_share))
+    return {"name": name, "rows": rows, "licence": entry.licence, "domain": entry.domain,
+            "languages": list(entry.languages), "about": entry.about, "where": where, "found": found}  # fmt: skip
+
+
+def in_test(conversation: Conversation, share: float) -> bool:
+    """Whether a hash of the first user message puts a conversation into the test split (``share`` of all)."""
+    prompt = next((message.content for message in conversation.messages if message.role == "user"), "")
+    digest = sha256(" ".join(prompt.split()).encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
+
+
+class _Sample:
+    """Draws ``size`` of a stream in one pass and O(size) memory: those with the least random keys, in their order."""
+
+    def __init__(self, size: int | None, rng: Random) -> None:
+        self._size = size
+        self._rng = rng
+        self._heap: list[tuple[float, int, Conversation]] = []
+        self._seen = 0
+
+    def add(self, conversation: Conversation) -> None:
+        item = (-self._rng.random(), self._seen, conversation)
+        self._seen += 1
+        if self._size is None or len(self._heap) < self._size:
+            heapq.heappush(self._heap, item)
+        elif self._heap and item > self._heap[0]:
+            heapq.heapreplace(self._heap, item)
+
+    def drawn(self) -> list[Conversation]:
+        return [conversation for _, _, conversation in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
+
+
+def _adapted(origin: str, raw: Any, name: str, entry: Source, report: LoadReport) -> Iterator[Conversation | BadRow]:
+    if isinstance(raw, BadRow):
+        yield raw
+        return
+    defaults = {"source": name, "licence": entry.licence, "domain": entry.domain, "language": entry.languages[0]}
+    try:
+        if not isinstance(raw, Mapping):
+            raise RowError("wrong type", "the row is not an object")
+        for number, row in enumerate(ADAPTERS[entry.adapter](raw)):
+            conversation = from_row(row, origin, **defaults)
+            place = origin.rpartition("/")[2] + (f".{number}" if number else "")
+            yield replace(conversation, source=name, id=conversation.id or place)
+    except NotASample as reason:
+        report.left_out[str(reason)] += 1
+    except RowError as error:
+        yield BadRow(origin, error.kind, error.reason)
+    except KeyError as error:
+        yield BadRow(origin, "missing key", f"{error} (layout {entry.adapter})")
+    except (TypeError, ValueError, IndexError, AttributeError, SyntaxError, RecursionError) as error:
+        yield BadRow(origin, "wrong type", f"{error} (layout {entry.adapter})")
+
+
+def _faults(name: str, report: LoadReport) -> str:
+    listed = [str(bad) for bad in report.bad_rows[:LISTED]]
+    more = len(report.bad_rows) - len(listed)
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.bad.most_common())
+    head = f"{report.bad_rows[0].origin}: source {name} has {len(report.bad_rows)} bad rows ({counts})"
+    tail = [f"... and {more} more"] if more else []
+    return "\n".join([head, *listed, *tail, "on_bad_row: skip leaves them out"])
+
+
+def _checked_part(name: str, entry: Source, split: Split) -> Literal["train", "test", "all"]:
+    try:
+        return entry.part(split)
+    except ConfigError as error:
+        raise ConfigError(f"source {name}: {error}") from None
+
+
+def _joined(rows: Iterable[Row], entry: Source, data_root: Path | None) -> Iterator[Row]:
+    assert entry.join
+    root = root_of(data_root)
+    other = (root or Path()) / entry.join.file
+    by_key = {row[entry.join.key]: row for _, row in read_rows(other) if isinstance(row, Mapping)}
+    for origin, row in rows:
+        if isinstance(row, Mapping):
+            key = row.get(entry.join.key)
+            if key not in by_key:
+                row = BadRow(origin, "missing key", f"{other} has no row for {entry.join.key} {key!r}")
+            else:
+                row = {**row, entry.join.name: by_key[key]}
+        yield origin, row
+
+
+def _hub_rows(name: str, entry: Source, part: str) -> Iterator[Row]:
+    import datasets
+
+    assert entry.hub and entry.hub_splits
+    try:
+        rows = datasets.load_dataset(entry.hub, split=entry.hub_splits[part], streaming=True)  # type: ignore[index]
+    except Exception as error:  # the library's many network errors
+        raise DataError(f"source {name}: not under the data root, and the hub's {entry.hub} failed: {error}") from error
+    for number, row in enumerate(rows):
+        yield f"hub:{entry.hub}/{entry.hub_splits[part]}:{number + 1}", row  # type: ignore[index]
+
+
+def _local_source(name: str, adapter: str) -> Source:
+    if adapter and adapter not in ADAPTERS:
+        near = get_close_matches(adapter, ADAPTERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ADAPTERS)}"
+        raise ConfigError(f"source {name}: unknown layout {adapter!r}; {hint}")
+    return Source(about="a local file", licence="", domain="", adapter=adapter or "normal", files={"train": name})
+
+
+def _local_path(name: str, path: str, data_root: Path | None) -> Path:
+    root = root_of(data_root)
+    for candidate in (Path(path), *([root / path] if root else [])):
+        if candidate.is_file():
+            return candidate
+    near = get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*")], n=1)
+    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
+    raise DataError(f"source {name}: no such file {path}{hint}")
+
+
+def _generator_names(kind: str, name: str) -> None:
+    """Raises ConfigError where ``kind:name`` is not a generator."""
+    if kind == "miniature":
+        from data_recipes.miniature import SOURCES
+
+        known = list(SOURCES)
+    elif kind == "reasoning-gym":
+        from reasoning_gym.factory import DATASETS
+
+        known = list(DATASETS)
+    else:
+        near = get_close_matches(f"{kind}:{name}", [*catalog(), "miniature:", "reasoning-gym:", "file:"], n=1)
+        raise ConfigError(f"unknown source '{kind}:{name}'" + (f"; did you mean {near[0]}?" if near else ""))
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {kind}:{near[0]}?" if near else f"known: {', '.join(known[:12])}"
+        raise ConfigError(f"unknown source '{kind}:{name}'; {hint}")
+
+
+def _generated(name: str, samples: int | None, split: Split, seed: int, report: LoadReport) -> Loaded:
+    kind, _, dataset = name.partition(":")
+    _generator_names(kind, dataset)
+    if samples is None:
+        raise ConfigError(f"source {name} is generated without end; say how many samples")
+    if kind == "miniature":
+        from data_recipes.miniature import generate
+
+        conversations = [replace(each, source=name) for each in generate(dataset, samples, split, seed)]
+    else:
+        conversations = _reasoning_gym(dataset, samples, split, seed)
+    numbered = [replace(each, id=each.id or f"{name}:{split}:{seed}:{i}") for i, each in enumerate(conversations)]
+    report.rows = report.samples = report.taken = len(numbered)
+    report.epochs = 1.0
+    return Loaded(numbered, report)
+
+
+def _reasoning_gym(dataset: str, samples: int, split: Split, seed: int) -> list[Conversation]:
+    """Tasks of reasoning-gym; the verifier finds the whole entry in the task. Raises DataError where the generator
+    repeats itself before there are ``samples`` different tasks."""
+    import reasoning_gym
+
+    found: dict[str, Conversation] = {}
+    share, size = 0.1, samples + 100 if split == "train" else 20 * samples + 200
+    for attempt in range(20):
+        entries = reasoning_gym.create_dataset(dataset, size=size, seed=seed * 20 + attempt)
+        for entry in entries:
+            messages = (Message("user", entry["question"]), Message("assistant", str(entry["answer"])))
+            task = {"kind": "reasoning_gym", "dataset": dataset, "entry": entry}
+            name = f"reasoning-gym:{dataset}"
+            conversation = Conversation(messages, domain="logic", source=name, licence="Apache-2.0", task=task)
+            if in_test(conversation, share) == (split == "test"):
+                found.setdefault(entry["question"], conversation)
+            if len(found) == samples:
+                return list(found.values())
+    raise DataError(f"reasoning-gym:{dataset} gave only {len(found)} different {split} tasks of {samples}")
