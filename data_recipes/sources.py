@@ -1,7 +1,8 @@
 """Samples by the name of their source.
 
 Names: one of the catalog (``gsm8k``), ``file:PATH`` (rows of the normal form; ``file:PATH#sharegpt`` names another
-adapter; all rows are its train split, test rows belong in another file), ``miniature:NAME`` (generated) and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
+adapter; all rows are its train split, test rows belong in another file), ``miniature:NAME`` (generated) and
+``reasoning-gym:DATASET`` (generated, checked by its own verifier).
 """
 
 import heapq

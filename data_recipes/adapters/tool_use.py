@@ -94,6 +94,8 @@ def _responses(items: Iterable[Raw]) -> list[dict[str, Any]]:
             messages.append(turn("tool", item["output"]))
         elif item["role"] == "assistant":
             assistant()["content"] += openai_message(item)["content"].strip()
+        elif item["role"] == "user" and messages and messages[-1]["role"] == "user":
+            messages[-1]["content"] += "\n\n" + openai_message(item)["content"]
         else:
             messages.append(openai_message(item))
     return messages
