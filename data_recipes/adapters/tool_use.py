@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from data_recipes.adapters.chats import openai_message
@@ -63,6 +64,8 @@ def nemo_gym_rollout(raw: Raw) -> list[dict[str, Any]]:
         messages.pop()
     if not messages:
         raise NotASample("the rollout has no answer")
+    if any(a["role"] == b["role"] == "assistant" for a, b in pairwise(messages)):
+        raise NotASample("the rollout answers twice in a row")
     tools = normal_tools(raw["tools"])
     called = {call["name"] for message in messages for call in message.get("tool_calls", [])}
     if not called <= {tool["name"] for tool in tools}:
