@@ -17,7 +17,7 @@ class MergeStage(Section):
     chat: str
     """Stage whose model has alpha 1."""
     alphas: list[float] = Field(default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
-    """Weights of the chat model."""
+    """Weights of the chat model, each in [0, 1]; both ends are measured besides."""
     reasoning_suite: str
     """Suite that measures reasoning."""
     chat_suite: str
@@ -29,4 +29,8 @@ class MergeStage(Section):
     """Weights of reasoning and chat for `weighted`."""
     max_reasoning_loss: float = Field(0.01, ge=0)
     """For `constraint`, in accuracy (0.01 is one point)."""
+    refine: int = Field(0, ge=0)
+    """Further alphas around the best one, by golden section."""
+    more_suites: list[str] = Field(default=[])
+    """Suites measured at every alpha for the report alone."""
     rollouts: Rollouts

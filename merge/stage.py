@@ -1,0 +1,135 @@
+"""``kind: merge``: every alpha scored without writing its weights, then one model written."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.files import fingerprint, write_json
+from common.stage import StageContext
+from common.stats import Estimate
+from merge.adapter import open_source
+from merge.card import write_card
+from merge.choose import Choice, Point, on_front
+from merge.config import MergeStage
+from merge.interpolate import Progress, write_interpolations
+from merge.pair import Pair, make_pair
+from merge.sweep import sweep
+
+if TYPE_CHECKING:
+    import torch
+
+    from rl.rollouts.base import RolloutEngine
+
+Score = Callable[[str, "RolloutEngine"], Estimate]
+"""Measures the named suite on the weights that the engine holds; higher is better."""
+
+
+def run(
+    config: MergeStage, evaluate: Score, context: StageContext, progress: Progress | None = None
+) -> dict[str, float | dict[str, float]]:
+    """Scores alpha 0, the configured alphas and alpha 1, chooses, and writes ``model/`` with a card and ``sweep.json``.
+
+    ``sweep.json`` is written after every alpha: a stage that was stopped goes on where it was. ``progress`` follows the
+    bytes of the final write.
+
+    Returns:
+        ``merge.alpha``; ``merge.on_pareto`` (1 where the chosen point is a true merge that no other point dominates);
+        ``merge.reasoning`` and ``merge.chat`` of the winner and, ``.alpha_0`` and ``.alpha_1``, of the two ends.
+
+    Raises:
+        CheckpointError: the inputs are damaged or do not fit together.
+        ConfigError: an alpha is out of range, a suite has no samples, or the disk is too small.
+    """
+    pair = make_pair(open_source(context.inputs["reasoning"]), open_source(context.inputs["chat"]))
+    choice = Choice(config.reasoning_suite, config.chat_suite, config.choose, config.weights, config.max_reasoning_loss)
+    suites = list(dict.fromkeys((config.reasoning_suite, config.chat_suite, *config.more_suites)))
+    sources = {"A": pair.a.fingerprint(), "B": pair.b.fingerprint()}
+    identity = fingerprint([sources, suites, config.rollouts.model_dump(), context.chat, context.seed])
+    record = context.folder / "sweep.json"
+    points = _recorded(record, identity)
+    total = len({0.0, 1.0, *config.alphas}) + config.refine
+
+    def save(chosen: Point | None = None) -> None:
+        front = [point.alpha for point in points if on_front(point, points, choice)]
+        write_json(record, {
+            "identity": identity, "inputs": sources, "reasoning_suite": choice.reasoning, "chat_suite": choice.chat,
+            "choose": choice.method, "chosen": chosen and chosen.alpha, "front": front,
+            "points": [point.as_dict() for point in sorted(points, key=lambda point: point.alpha)],
+        })  # fmt: skip
+
+    def keep(point: Point) -> None:
+        points.append(point)
+        save()
+        values = {suite: score.value for suite, score in point.scores.items()}
+        context.log.metrics(len(points), total, alpha=point.alpha, **values)
+
+    engine, live = _open(config, context)
+    try:
+        chosen, points = sweep(
+            pair,
+            engine,
+            config.alphas,
+            lambda alpha: {suite: evaluate(suite, engine) for suite in suites},
+            choice,
+            live=live,
+            refine=config.refine,
+            known=points,
+            on_point=keep,
+        )
+    finally:
+        engine.close()
+    del live
+    save(chosen)
+    write_winner(pair, chosen, context.folder / "model", progress)
+    return figures(chosen, points, choice)
+
+
+def write_winner(pair: Pair, chosen: Point, folder: Path, progress: Progress | None = None) -> None:
+    """The chosen merge with its card, whole or not at all."""
+
+    def annotate(alpha: float, written: Path) -> None:
+        write_card(written, {"A": pair.a, "B": pair.b}, "linear", {"alpha": alpha}, chosen.scores)
+
+    write_interpolations(pair, {chosen.alpha: folder}, progress=progress, annotate=annotate)
+
+
+def figures(chosen: Point, points: list[Point], choice: Choice) -> dict[str, float | dict[str, float]]:
+    """The stage's flat map of figures; see :func:`run`."""
+    by_alpha = {point.alpha: point for point in points}
+    result: dict[str, float | dict[str, float]] = {
+        "merge.alpha": chosen.alpha,
+        "merge.on_pareto": float(0.0 < chosen.alpha < 1.0 and on_front(chosen, points, choice)),
+    }
+    for label, suite in (("reasoning", choice.reasoning), ("chat", choice.chat)):
+        result[f"merge.{label}"] = chosen.scores[suite].as_dict()
+        for end in (0.0, 1.0):
+            result[f"merge.{label}.alpha_{end:g}"] = by_alpha[end].scores[suite].as_dict()
+    return result
+
+
+def _recorded(record: Path, identity: str) -> list[Point]:
+    """The points of an earlier run with the same inputs, suites and sampling; none otherwise."""
+    if not record.exists():
+        return []
+    value: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return [Point.from_dict(point) for point in value["points"]] if value["identity"] == identity else []
+
+
+def _open(config: MergeStage, context: StageContext) -> "tuple[RolloutEngine, Mapping[str, torch.Tensor] | None]":
+    """The engine on the reasoning model, and the state dict behind it where it lives in this process."""
+    from data_recipes.chat import chat_format
+    from models.loading import load_tokenizer
+    from rl.rollouts import open_engine
+    from rl.rollouts.hf import HFEngine
+
+    folder = context.inputs["reasoning"]
+    engine = open_engine(
+        config.rollouts.engine,
+        folder,
+        load_tokenizer(str(folder)),
+        chat_format(context.chat),
+        batch_size=config.rollouts.batch_size,
+        device=context.device,
+    )
+    return engine, engine.model.state_dict() if isinstance(engine, HFEngine) else None
