@@ -1,0 +1,6 @@
+"""Rewards: verifiers, reward models, a judge, and their composition. Imports no torch."""
+
+from reward.base import Reward, RewardError, Sample
+from reward.compose import COMPONENTS, KINDS, ComposedReward, make_reward
+
+__all__ = ["COMPONENTS", "KINDS", "ComposedReward", "Reward", "RewardError", "Sample", "make_reward"]

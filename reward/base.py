@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from common.errors import NanoalignError
 from data_recipes.conversation import Message
 
 
@@ -35,3 +36,7 @@ class Reward(Protocol):
     name: str
 
     def score(self, samples: Sequence[Sample]) -> list[float]: ...
+
+
+class RewardError(NanoalignError, RuntimeError):
+    """A component gave no usable score: NaN, a wrong count, a judge out of reach, a sandbox without walls."""

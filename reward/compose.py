@@ -1,0 +1,215 @@
+"""Rewards by name, and their weighted sum with every component kept for the log."""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from common.errors import ConfigError, DataError
+from data_recipes.conversation import Message
+from reward.answers import stated_answer
+from reward.base import RewardError, Sample
+from reward.code import score_programs
+from reward.config import Judge
+from reward.instructions.checks import BY_OWN_WORDS, follows
+from reward.instructions.text import own_words
+from reward.judge import JudgeClient
+from reward.mathematics import MathVerifier
+from reward.sandbox import Limits
+from reward.shape import length_factor, score_format
+from reward.tools import score_tools
+
+Component = Callable[[Sequence[Sample]], Sequence[float]]
+"""Scores a batch, one number a sample, in order."""
+KINDS = ("math", "exact", "instruction", "tools", "code", "reasoning_gym")
+"""Kinds of task that a verifier knows."""
+COMPONENTS = ("task", *KINDS, "instruction_all", "instruction_loose", "format", "length", "preference", "judge")
+"""Names that a recipe may weigh. ``task`` asks the verifier of each sample's own kind."""
+
+
+class ComposedReward:
+    """A weighted sum of named components. Pure and deterministic, given its models; safe to share between threads."""
+
+    name = "reward"
+
+    def __init__(self, weights: Mapping[str, float], components: Mapping[str, Component]) -> None:
+        self.weights = dict(weights)
+        self._components = dict(components)
+
+    def components(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
+        """Each component's scores, unweighted. Raises RewardError where one is not a finite number."""
+        return {name: _checked(name, component(samples), len(samples)) for name, component in self._components.items()}
+
+    def combine(self, components: Mapping[str, Sequence[float]]) -> list[float]:
+        """The weighted sum of what :meth:`components` gave."""
+        columns = [[self.weights[name] * score for score in scores] for name, scores in components.items()]
+        return [math.fsum(row) for row in zip(*columns, strict=True)]
+
+    def score(self, samples: Sequence[Sample]) -> list[float]:
+        return self.combine(self.components(samples))
+
+
+def make_reward(
+    weights: Mapping[str, float],
+    *,
+    reward_model: Component | None = None,
+    judge: Judge | None = None,
+    workers: int | None = None,
+    limits: Limits | None = None,
+) -> ComposedReward:
+    """The weighted sum of the components named in ``weights``.
+
+    ``instruction`` is the share of instructions followed, ``instruction_all`` 1 for all of them and else 0 (which is what
+    ``task`` gives), ``instruction_loose`` the share by IFEval's loose rule. ``reward_model`` gives ``preference`` its raw scores (log-odds); ``judge`` is the endpoint of ``judge``; ``workers``
+    math-verify processes (default: one a processor, at most 8); ``limits`` of one program. Raises ConfigError for an
+    unknown name (with the nearest one), a weight that is not a finite number, or a component that lacks its model.
+    """
+    if not weights:
+        raise ConfigError(f"a reward needs at least one component of {', '.join(COMPONENTS)}")
+    for name, weight in weights.items():
+        if name not in COMPONENTS:
+            nearest = difflib.get_close_matches(name, COMPONENTS, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"unknown reward {name!r}: did you mean {nearest!r}? ({', '.join(COMPONENTS)})")
+        if not math.isfinite(weight):
+            raise ConfigError(f"reward {name!r}: the weight must be a finite number, not {weight}")
+    if "preference" in weights and reward_model is None:
+        raise ConfigError("reward 'preference' needs a reward model: set reward_model to a reward_model stage")
+    if "judge" in weights and judge is None:
+        raise ConfigError("reward 'judge' needs an endpoint: give its url and model")
+    verifiers = _verifiers(MathVerifier(workers), limits)
+    task = partial(_score_tasks, verifiers)
+    known: dict[str, Component] = {
+        **verifiers,
+        "task": task,
+        "instruction": _each("instruction", partial(score_instructions, share=True)),
+        "instruction_all": verifiers["instruction"],
+        "instruction_loose": _each("instruction", partial(score_instructions, share=True, loose=True)),
+        "format": lambda samples: [score_format(sample) for sample in samples],
+        "length": partial(_score_lengths, task),
+    }
+    if reward_model is not None:
+        known["preference"] = partial(_score_preferences, reward_model)
+    if judge is not None and "judge" in weights:
+        known["judge"] = JudgeClient(judge).score
+    return ComposedReward(weights, {name: known[name] for name in weights})
+
+
+def score_instructions(sample: Sample, *, share: bool, loose: bool = False) -> float:
+    """The share of the task's instructions that the answer follows (``share``), or 1.0 only where it follows all.
+
+    Unlike the benchmark's own rule, quoting the request or saying one sentence again and again counts for nothing: what
+    text can fulfil by mere presence or number, the answer's own words have to fulfil as well.
+    """
+    instructions = sample.task["instructions"]
+    if not instructions:
+        raise DataError("an instruction task without instructions")
+    text = sample.answer.content
+    own = own_words(text, "\n".join(message.content for message in sample.messages))
+    followed = [
+        follows(text, item["id"], item["kwargs"], loose=loose)
+        and (item["id"] not in BY_OWN_WORDS or follows(own, item["id"], item["kwargs"], loose=loose))
+        for item in instructions
+    ]
+    return sum(followed) / len(followed) if share else float(all(followed))
+
+
+def score_exact(sample: Sample) -> float:
+    """1.0 where the stated answer (see reward/answers.py), or else the whole text, is the task's answer; case, white
+    space and a final full stop do not count."""
+    text = sample.answer.content
+    return float(_plain(stated_answer(text) or text) == _plain(str(sample.task["answer"])) != "")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold().removesuffix(".").strip()
+
+
+def _verifiers(mathematics: MathVerifier, limits: Limits | None) -> dict[str, Component]:
+    """A verifier for each kind of task."""
+
+    def score_math(samples: Sequence[Sample]) -> Sequence[float]:
+        return mathematics.scores([(str(sample.task["answer"]), sample.answer.content) for sample in samples])
+
+    return {
+        "math": _of_kind("math", score_math),
+        "exact": _each("exact", score_exact),
+        "instruction": _each("instruction", partial(score_instructions, share=False)),
+        "tools": _each("tools", score_tools),
+        "code": _of_kind("code", partial(score_programs, limits=limits)),
+        "reasoning_gym": _each("reasoning_gym", score_reasoning_gym),
+    }
+
+
+def score_reasoning_gym(sample: Sample) -> float:
+    """1.0 where reasoning-gym's own verifier of ``task["dataset"]`` gives full marks to the stated answer (or the whole
+    text). Its partial marks count for nothing: some reward a text that merely contains the answer."""
+    from reasoning_gym import get_score_answer_fn
+
+    text = sample.answer.content
+    if not text.strip():
+        return 0.0
+    try:
+        verify = get_score_answer_fn(sample.task["dataset"])
+    except ValueError as error:
+        raise DataError(f"reasoning_gym task: {error}") from error
+    return float(verify(stated_answer(text) or text.strip(), sample.task["entry"]) >= 1.0)
+
+
+def _of_kind(kind: str, component: Component) -> Component:
+    """The component, for samples of its kind only."""
+
+    def score(samples: Sequence[Sample]) -> Sequence[float]:
+        for sample in samples:
+            if (found := sample.task.get("kind")) != kind:
+                raise DataError(f"reward {kind!r} met a task of kind {found!r}: use 'task' for mixed data")
+        return component(samples)
+
+    return score
+
+
+def _each(kind: str, score: Callable[[Sample], float]) -> Component:
+    return _of_kind(kind, lambda samples: [score(sample) for sample in samples])
+
+
+def _score_tasks(verifiers: Mapping[str, Component], samples: Sequence[Sample]) -> list[float]:
+    places: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        places.setdefault(str(sample.task.get("kind")), []).append(place)
+    scores = [0.0] * len(samples)
+    for kind, indices in places.items():
+        if kind not in verifiers:
+            raise DataError(f"no verifier for a task of kind {kind!r}; known: {', '.join(verifiers)}")
+        for place, score in zip(indices, verifiers[kind]([samples[i] for i in indices]), strict=True):
+            scores[place] = score
+    return scores
+
+
+def _score_lengths(task: Component, samples: Sequence[Sample]) -> list[float]:
+    """Correctness times :func:`length_factor`; well-formedness stands for correctness where nothing can be checked."""
+    checkable = [sample for sample in samples if sample.task]
+    correct = iter(task(checkable))
+    return [length_factor(sample) * (next(correct) if sample.task else score_format(sample)) for sample in samples]
+
+
+def _score_preferences(model: Component, samples: Sequence[Sample]) -> list[float]:
+    """The model's log-odds as a probability in (0, 1); 0 for an answer that is blank, whatever the model says."""
+    return [
+        _sigmoid(raw) if _is_said(sample.answer) else 0.0 for sample, raw in zip(samples, model(samples), strict=True)
+    ]
+
+
+def _is_said(answer: Message) -> bool:
+    return bool(answer.content.strip())
+
+
+def _sigmoid(value: float) -> float:
+    return 0.5 * (1.0 + math.tanh(value / 2.0))
+
+
+def _checked(name: str, scores: Sequence[float], count: int) -> list[float]:
+    if len(scores) != count:
+        raise RewardError(f"reward {name!r} gave {len(scores)} scores for {count} samples")
+    for place, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise RewardError(f"reward {name!r} gave {score} for sample {place} of the batch")
+    return [float(score) for score in scores]

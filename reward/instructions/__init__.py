@@ -1,0 +1,6 @@
+"""Instructions that a program can check (IFEval's 25 types), and prompts augmented with them."""
+
+from reward.instructions.augment import augment
+from reward.instructions.checks import CHECKERS, follows
+
+__all__ = ["CHECKERS", "augment", "follows"]

@@ -1,0 +1,73 @@
+"""Counting sentences and words, and telling an answer's own words from quoted ones. No downloads, no state."""
+
+import re
+from functools import lru_cache
+
+_ABBREVIATIONS = {
+    "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "vs", "etc", "e.g", "i.e", "cf", "al", "no", "vol", "fig", "inc",
+    "ltd", "co", "corp", "dept", "est", "approx", "gen", "col", "sgt", "capt", "rev", "hon", "jan", "feb", "mar", "apr",
+    "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "a.m", "p.m", "u.s", "u.k", "u.n", "ph.d", "b.c", "a.d",
+}  # fmt: skip
+_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？।॥۔؟]+[”」』]?")
+_WORD = re.compile(r"\w+")
+_TOKEN = re.compile(r"\w+(?:[-.&]\w+)*|'\w+")
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences in order, stripped. One ends at . ! ? or their like in other scripts, before white space and no small
+    letter, but not after a title, an initial, a usual abbreviation or a list's number. A line break ends none, as with
+    NLTK's splitter, which IFEval uses."""
+    found, start = [], 0
+    for end in _END.finditer(text):
+        if _goes_on(text, start, end):
+            continue
+        found.append(text[start : end.end()].strip())
+        start = end.end()
+    found.append(text[start:].strip())
+    return [sentence for sentence in found if sentence]
+
+
+def _goes_on(text: str, start: int, end: re.Match[str]) -> bool:
+    following = text[end.end() :][:40].lstrip()
+    if following[:1].islower():
+        return end.group()[0] == "."
+    if end.group() != ".":
+        return False
+    before = text[start : end.start()]
+    word = before.rsplit(None, 1)[-1].lstrip("\"'“‘([*_") if before.strip() else ""
+    is_initial = len(word) == 1 and word.isupper() and word != "I"
+    is_list_number = word.isdigit() and not before.strip().removesuffix(word).strip()
+    return word.lower() in _ABBREVIATIONS or is_initial or is_list_number or bool(re.fullmatch(r"(\w\.)+\w", word))
+
+
+def count_words(text: str) -> int:
+    """Runs of word characters, as IFEval counts."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
+def capital_words(text: str) -> int:
+    """Words all in capitals; hyphenated words are one, clitics ('M) are apart, as NLTK's tokenizer has it."""
+    return sum(token.isupper() for token in _TOKEN.findall(text))
+
+
+def own_words(answer: str, prompt: str) -> str:
+    """What is the answer's own, line by line: without sentences of four words or more that stand in the prompt, and
+    with a repeated sentence (of any length) once."""
+    asked = _plain(prompt)
+    seen: set[str] = set()
+    lines = []
+    for line in answer.splitlines():
+        kept = []
+        for sentence in sentences(line):
+            plain = _plain(sentence)
+            is_quote = plain.count(" ") >= 3 and plain in asked
+            if not plain or not (is_quote or plain in seen):
+                kept.append(sentence)
+            seen.add(plain)
+        lines.append(" ".join(kept))
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=4096)
+def _plain(text: str) -> str:
+    return " ".join(_WORD.findall(text.lower()))
