@@ -265,7 +265,7 @@ def _generator_names(kind: str, name: str) -> None:
     if kind == "miniature":
         from data_recipes.miniature import SOURCES
 
-        known = list(SOURCES)
+        known = [*SOURCES, "tools"]
     elif kind == "reasoning-gym":
         from reasoning_gym.factory import DATASETS
 
