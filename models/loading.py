@@ -156,8 +156,8 @@ def describe(spec: str | Path) -> dict[str, Any]:
     """A model's size for ``nanoalign plan``, without torch and without fetching anything.
 
     Returns ``spec``, ``folder`` (None where it is known by name only), ``architecture``, ``parameters``, ``blocks``
-    (counts by mamba, attention, mlp, moe), ``hidden_size``, ``vocab_size``, ``max_length``, ``weight_bytes`` (as stored;
-    2 a parameter where not here), ``kv_bytes_per_token`` (bf16), ``state_bytes_per_sequence`` (fp32).
+    (counts by mamba, attention, mlp, moe), ``hidden_size``, ``vocab_size``, ``max_length``, ``weight_bytes`` (as
+    stored; 2 a parameter where not here), ``kv_bytes_per_token`` (bf16), ``state_bytes_per_sequence`` (fp32).
 
     Raises:
         CheckpointError: the model is neither here nor known by name, or its folder is damaged.

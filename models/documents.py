@@ -1,0 +1,154 @@
+"""Documents in a pack: how a model is told of them, and attention that keeps them apart.
+
+transformers isolates packed attention by ``position_ids`` alone, and only where there is neither an attention mask nor
+a cache (``use_cache`` is on by default, and then documents leak without a word); its mixers go by ``seq_idx`` alone.
+The hook of :func:`isolate` gives both one view. Attention then runs document by document (CPU) or through torch's
+varlen kernel (CUDA): no T x T mask exists, and the cost is that of the documents.
+
+Shapes: B batch, T tokens, H query heads, D head channels, S documents.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from common.errors import IsolationError
+
+ATTENTION = "nanoalign_documents"
+"""The name under which transformers knows :func:`document_attention`."""
+
+
+def packed_inputs(lengths: Sequence[int], isolate: bool = True, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a model takes beside ``input_ids`` (1, T) for documents of these lengths laid end to end.
+
+    With ``isolate`` they are invisible to each other: position_ids and seq_idx (1, T), cu_seq_lens_q and _k (S + 1,),
+    max_length_q and _k. Without, they are one text (the paper's plain concatenation).
+    """
+    if not lengths or min(lengths) < 1:
+        raise ValueError(f"document lengths must be positive, got {list(lengths)}")
+    if not isolate:
+        return {"position_ids": torch.arange(sum(lengths), device=device).unsqueeze(0), "use_cache": False}
+    sizes = torch.tensor(lengths, device=device)
+    bounds = F.pad(sizes.cumsum(0), (1, 0))
+    seq_idx = torch.repeat_interleave(sizes)
+    position_ids = torch.arange(sum(lengths), device=device) - bounds[seq_idx]
+    return {
+        "position_ids": position_ids.unsqueeze(0),
+        "seq_idx": seq_idx.int().unsqueeze(0),
+        "cu_seq_lens_q": bounds.int(),
+        "cu_seq_lens_k": bounds.int(),
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "use_cache": False,
+    }
+
+
+def isolate(model: PreTrainedModel) -> None:
+    """Lets ``model`` read packs: registers the hook and, where it attends through SDPA, the attention. Idempotent."""
+    AttentionInterface.register(ATTENTION, document_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    if model.config._attn_implementation == "sdpa":
+        model.config._attn_implementation = ATTENTION
+    if read_documents not in model.base_model._forward_pre_hooks.values():
+        model.base_model.register_forward_pre_hook(read_documents, with_kwargs=True)
+
+
+def unisolate(model: PreTrainedModel) -> None:
+    """Undoes :func:`isolate`."""
+    if model.config._attn_implementation == ATTENTION:
+        model.config._attn_implementation = "sdpa"
+    hooks = model.base_model._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is read_documents]:
+        del hooks[key]
+        del model.base_model._forward_pre_hooks_with_kwargs[key]
+
+
+def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """Forward pre-hook of a decoder: tells attention and mixers of the documents in a pack.
+
+    They are read from ``seq_idx``, else from ``cu_seq_lens_q``, else from restarts in ``position_ids``. A batch whose
+    attention mask has zeros is padded, not packed, and goes on as it is.
+
+    Raises:
+        IsolationError: several documents come with padding in the attention mask, or with a cache.
+    """
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    position_ids, seq_idx, bounds = (kwargs.get(key) for key in ("position_ids", "seq_idx", "cu_seq_lens_q"))
+    if isinstance(mask, dict) or (cache is not None and cache.get_seq_length() > 0):
+        return None
+    padded = mask is not None and (mask.dim() != 2 or not bool(mask.all()))
+    if seq_idx is None and bounds is not None:
+        tokens = torch.arange(int(bounds[..., -1].max()), device=bounds.device)
+        seq_idx = torch.bucketize(tokens, bounds.flatten()[1:].long(), right=True).unsqueeze(0)
+    if seq_idx is None and position_ids is not None and position_ids.dim() == 2 and not padded:
+        seq_idx = F.pad((position_ids[:, 1:] != position_ids[:, :-1] + 1).cumsum(1), (1, 0))
+    if seq_idx is None or bool((seq_idx == seq_idx[:, :1]).all()):
+        return args, {key: value for key, value in kwargs.items() if key != "seq_idx"}
+    if padded or cache is not None:
+        raise IsolationError(
+            f"a pack of several documents came with {'padding in attention_mask' if padded else 'a cache'}, where "
+            "attention cannot keep them apart; fill packs up with a document of padding tokens, and use no cache"
+        )
+    inputs = args[0] if args else kwargs.get("input_ids")
+    batch = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[0]
+    first = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True).expand(batch, -1)
+    if position_ids is None:
+        tokens = torch.arange(first.shape[1], device=first.device).expand_as(first)
+        position_ids = tokens - torch.where(first, tokens, 0).cummax(1).values
+    kwargs = kwargs | {"seq_idx": seq_idx, "position_ids": position_ids, "attention_mask": None, "use_cache": False}
+    if decoder.config._attn_implementation == ATTENTION:
+        # transformers hands a 4-D mask on as it is: bounds of the documents over all rows travel in its place.
+        ends = torch.tensor([first.numel()], device=first.device)
+        kwargs["attention_mask"] = torch.cat([first.flatten().nonzero().flatten(), ends]).int().view(1, 1, 1, -1)
+    return args, kwargs
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: SDPA, but document by document where the mask is one of bounds (int32).
+
+    ``query`` (B, H, T, D), ``key`` and ``value`` with their own head counts; returns (B, T, H, D).
+    """
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    bounds, (batch, heads, length, _) = attention_mask.flatten(), query.shape
+    query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (B T, heads, D)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        key, value = (tensor.repeat_interleave(heads // tensor.shape[1], dim=1) for tensor in (key, value))
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        y = varlen_attn(query, key, value, bounds, bounds, length, length, scale=scaling, window_size=window)
+        return y.view(batch, length, heads, -1), None
+    rows = []
+    places = bounds.tolist()
+    for start, end in pairwise(places):
+        q, k, v = (tensor[start:end].transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
+        k, v = (repeat_kv(tensor, heads // tensor.shape[1]) for tensor in (k, v))
+        near = None
+        if sliding_window is not None and end - start > sliding_window:
+            causal = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).tril()
+            near = causal & ~causal.tril(-sliding_window)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=near, dropout_p=dropout, is_causal=near is None, scale=scaling
+        )
+        rows.append(y.squeeze(0).transpose(0, 1))
+    return torch.cat(rows).view(batch, length, heads, -1), None

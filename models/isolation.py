@@ -1,0 +1,232 @@
+"""Measures whether documents that share a batch influence each other, and refuses to go on where they do.
+
+No list of versions and kernels says which combination leaks: documents are run in their batch and alone, and their
+tokens' log-probabilities (and gradients, if asked) are compared. A leak shows as tenths of a nat right after a
+document's start; rounding stays orders of magnitude below.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from common.errors import IsolationError
+from models.documents import packed_inputs
+
+TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-8, 1e-9)}
+HALF_TOLERANCE = (0.25, 1e-2)
+"""Largest and mean difference in nats that rounding may explain; the second for bfloat16 and float16."""
+START, LOGITS = 8, 2**28
+"""Tokens that are always compared after a document's start, and logits held at once (1 GiB in fp32)."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Where one document lies in a batch: ``input_ids[row, start:end]``."""
+
+    row: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class IsolationReport:
+    """Differences between documents in their batch and alone, in nats of per-token log-probability."""
+
+    kind: str
+    """packed or padded."""
+    documents: int
+    tokens: int
+    """Tokens compared."""
+    max_difference: float
+    mean_difference: float
+    worst: tuple[int, int]
+    """Document and token where the largest difference is."""
+    tolerance: tuple[float, float]
+    """What max_difference and mean_difference may be for this dtype."""
+    gradient_difference: float | None = None
+    """Norm of the gradients' difference over the gradients' norm, all parameters together; None if not measured."""
+
+    @property
+    def isolated(self) -> bool:
+        return self.max_difference <= self.tolerance[0] and self.mean_difference <= self.tolerance[1]
+
+    def __str__(self) -> str:
+        document, token = self.worst
+        return (
+            f"{self.kind} against alone, {self.documents} documents, {self.tokens} tokens: log-probabilities differ "
+            f"by {self.max_difference:.2e} at most (token {token} of document {document}; {self.tolerance[0]:.0e} allowed) "
+            f"and {self.mean_difference:.2e} on average ({self.tolerance[1]:.0e} allowed)"
+        )
+
+
+def check_isolation(
+    model: PreTrainedModel, documents: Sequence[Sequence[int]], padded: bool = False, gradients: bool = False
+) -> IsolationReport:
+    """Packs documents of token ids (or left-pads them to one length) and compares with each alone."""
+    device = model.device
+    if padded:
+        length = max(map(len, documents))
+        filler = model.config.pad_token_id or 0
+        rows = [[filler] * (length - len(document)) + list(document) for document in documents]
+        mask = [[0] * (length - len(document)) + [1] * len(document) for document in documents]
+        batch = {
+            "input_ids": torch.tensor(rows, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+            "use_cache": False,
+        }
+    else:
+        flat = [token for document in documents for token in document]
+        batch = {"input_ids": torch.tensor([flat], device=device)}
+        batch |= packed_inputs([len(document) for document in documents], device=device)
+    return measure(model, batch, gradients=gradients)
+
+
+def require_isolation(model: PreTrainedModel, batch: Mapping[str, Any]) -> IsolationReport:
+    """Compares a real batch, packed or padded, with its documents alone; labels in it are ignored.
+
+    Raises:
+        IsolationError: they differ by more than rounding in the model's dtype explains. The message has the figures.
+    """
+    report = measure(model, {key: value for key, value in batch.items() if key != "labels"})
+    if not report.isolated:
+        raise IsolationError(
+            f"documents influence each other: {report}. Load the model through models.loading.load_model, or train "
+            "without packing"
+        )
+    return report
+
+
+def measure(
+    model: PreTrainedModel, batch: Mapping[str, Any], gradients: bool = False, most: int = 64
+) -> IsolationReport:
+    """Runs ``batch`` as it is, then up to ``most`` of its documents alone, in the model's mode (dropout switched off).
+
+    Compared are the tokens after each document's start and an even sample of the rest, so that a vocabulary of
+    131,072 at 131,072 tokens fits in memory.
+    """
+    ids = batch["input_ids"]
+    found = documents_of(batch)
+    if len(found) > most and not gradients:
+        found = [found[index * (len(found) - 1) // (most - 1)] for index in range(most)]
+    budget = max(1, LOGITS // model.config.vocab_size // (len(found) * ids.shape[0]))
+    chosen = [_sample(document, budget) for document in found]
+    with _without_dropout(model), torch.set_grad_enabled(gradients):
+        together = _logprobs(model, batch, found, chosen, gradients)
+        grads = _gradients(model, together) if gradients else None
+        alone = []
+        for document, places in zip(found, chosen):
+            single = {"input_ids": ids[document.row : document.row + 1, document.start : document.end]}
+            here = Document(0, 0, document.end - document.start)
+            alone += _logprobs(model, single | {"use_cache": False}, [here], [places], gradients)
+        difference = None
+        if grads is not None:
+            difference = _relative(grads, _gradients(model, alone))
+    gaps = [(a.detach() - b.detach()).abs() for a, b in zip(together, alone)]
+    worst = max(range(len(gaps)), key=lambda index: float(gaps[index].max()) if gaps[index].numel() else -1.0)
+    flat = torch.cat(gaps)
+    if not flat.numel():
+        raise IsolationError("every document of the batch has one token: there is nothing to compare")
+    return IsolationReport(
+        kind="padded" if _padding(batch) is not None else "packed",
+        documents=len(found),
+        tokens=flat.numel(),
+        max_difference=float(flat.max()),
+        mean_difference=float(flat.mean()),
+        worst=(worst, int(chosen[worst][int(gaps[worst].argmax())]) + 1),
+        tolerance=TOLERANCES.get(_compute_dtype(model), HALF_TOLERANCE),
+        gradient_difference=difference,
+    )
+
+
+def documents_of(batch: Mapping[str, Any]) -> list[Document]:
+    """The documents of a batch: by padding in attention_mask, else seq_idx, restarts in position_ids, or rows."""
+    rows, length = batch["input_ids"].shape
+    mask = _padding(batch)
+    if mask is not None:
+        labels = mask.long().cpu()
+    elif batch.get("seq_idx") is not None:
+        labels = batch["seq_idx"].long().cpu() + 1
+    elif batch.get("position_ids") is not None:
+        positions = batch["position_ids"].cpu()
+        labels = torch.nn.functional.pad((positions[:, 1:] != positions[:, :-1] + 1).cumsum(1), (1, 0)) + 1
+    else:
+        labels = torch.ones(1, length, dtype=torch.int64)
+    found = []
+    for row, values in enumerate(labels.expand(rows, -1)):
+        cuts = [0, *((values[1:] != values[:-1]).nonzero().flatten() + 1).tolist(), length]
+        found += [Document(row, a, b) for a, b in pairwise(cuts) if values[a] != 0]
+    return found
+
+
+def _padding(batch: Mapping[str, Any]) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return mask if mask is not None and not bool(mask.all()) else None
+
+
+def _sample(document: Document, budget: int) -> Tensor:
+    """Positions within the document whose next token is compared: its start, and an even sample of the rest."""
+    length = document.end - document.start - 1
+    if length <= budget:
+        return torch.arange(length)
+    start = torch.arange(min(START, budget))
+    rest = torch.linspace(len(start), length - 1, max(0, budget - len(start))).long()
+    return torch.cat([start, rest]).unique()
+
+
+def _logprobs(
+    model: PreTrainedModel,
+    batch: Mapping[str, Any],
+    documents: Sequence[Document],
+    places: Sequence[Tensor],
+    keep_graph: bool,
+) -> list[Tensor]:
+    """The log-probability of the next token at each document's places, one tensor for each document."""
+    ids = batch["input_ids"]
+    columns = torch.cat([document.start + at for document, at in zip(documents, places)]).unique().to(ids.device)
+    if not len(columns):
+        return [torch.zeros(0, device=ids.device) for _ in documents]
+    logits = model(**batch, logits_to_keep=columns).logits
+    found = []
+    for document, at in zip(documents, places):
+        where = document.start + at.to(ids.device)
+        rows = logits[document.row, torch.searchsorted(columns, where)].float()
+        found.append(rows.log_softmax(-1).gather(1, ids[document.row, where + 1].unsqueeze(1)).squeeze(1))
+    return found if keep_graph else [values.detach() for values in found]
+
+
+def _gradients(model: nn.Module, logprobs: Sequence[Tensor]) -> list[Tensor]:
+    """The mean log-probability's gradient; zeros for a parameter that it does not reach."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    grads = torch.autograd.grad(torch.cat(list(logprobs)).mean(), weights, allow_unused=True)
+    return [torch.zeros_like(weight) if grad is None else grad for weight, grad in zip(weights, grads)]
+
+
+def _relative(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    difference = sum(float((a - b).double().square().sum()) for a, b in zip(first, second))
+    return (difference / max(1e-30, sum(float(b.double().square().sum()) for b in second))) ** 0.5
+
+
+def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The dtype that limits precision: autocast's where it is on, else the weights'."""
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Keeps the model's mode, which may choose its kernels, unless dropout is on: then eval mode for a while."""
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    drops |= any(getattr(module, "attention_dropout", 0) for module in model.modules())
+    training = model.training
+    if drops:
+        model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
