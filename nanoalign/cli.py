@@ -76,7 +76,7 @@ def run(
     from nanoalign import runner
 
     begun = time.monotonic()
-    loaded = _load(recipe, set_, device)
+    loaded = _load(recipe, set_, device, data_root)
     for name in [*(force or []), *(until or [])]:
         _known_stage(loaded, name)
     options = runner.Options(root, data_root, tuple(force or ()), tuple(until or ()), ignore_code)
@@ -102,7 +102,7 @@ def plan(
     resolved: Annotated[bool, typer.Option("--resolved", help="Only the resolved recipe, as YAML.")] = False,
 ) -> None:
     """Show what a run would do, without torch, in a second or two."""
-    loaded = _load(recipe, set_, device)
+    loaded = _load(recipe, set_, device, data_root)
     if resolved:
         from nanoalign.recipe.load import dump
 
@@ -162,10 +162,11 @@ def report(
     print(run_folder / "report.html")
 
 
-def _load(recipe: str, overrides: list[str] | None, device: str | None) -> Any:
+def _load(recipe: str, overrides: list[str] | None, device: str | None, data_root: Path | None) -> Any:
     from nanoalign.recipe.load import load
 
-    return load(recipe, [*(overrides or []), *([f"device={device}"] if device else [])])
+    overrides = [*(overrides or []), *([f"device={device}"] if device else [])]
+    return load(recipe, overrides, data_root=data_root, check_files=True)
 
 
 def _known_stage(recipe: Any, name: str) -> None:

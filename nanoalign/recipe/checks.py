@@ -1,11 +1,10 @@
 """What a single section cannot check: names that must exist, cycles, and values that must fit each other.
 
-Each check is a generator of (path, message) over the parts of a recipe that are valid by themselves, so that they run,
-and report, even while other parts are wrong.
+Each check is a generator of (path, message). They run, and report, even where parts are wrong by themselves.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +22,10 @@ Finding = tuple[Path_, str]
 
 @dataclass(frozen=True)
 class Known:
-    """The names that the rooms offer."""
+    """What the rooms offer."""
 
-    sources: Iterable[str]
+    source_fault: Callable[[str, str], str | None]
+    """What is wrong with a source (name, split), or None."""
     chats: Iterable[str]
     environments: Iterable[str]
     rewards: Iterable[str]
@@ -33,11 +33,16 @@ class Known:
 
 @dataclass(frozen=True)
 class Parts:
-    """A recipe's valid parts, and the names of all, valid or not."""
+    """A recipe's parts. In those that are wrong by themselves, wrong values stand as None (or an empty list)."""
 
     stages: Mapping[str, Any]
     mixtures: Mapping[str, Mixture]
+    """Only right ones."""
     suites: Mapping[str, Suite]
+    sources: Mapping[str, Mapping[str, str]]
+    """The sources that each mixture names, with their split."""
+    wrong: set[str]
+    """Stages that are wrong by themselves: their names are checked, but not how their values fit each other."""
     names: Mapping[str, list[str]]
     """All names under `stages`, `data` and `suites`."""
     kinds: Mapping[str, Any]
@@ -47,66 +52,64 @@ class Parts:
 def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, str]]:
     """The models a stage takes: (path within the stage or (), role, stage name or `base`). The one place that knows
     the graph's edges."""
+    roles: list[tuple[Path_, str, str | None]] = []
     if isinstance(stage, SFTStage | DPOStage | RewardModelStage | GRPOStage):
-        yield ("from",), "from", stage.from_
-    if isinstance(stage, GRPOStage) and stage.reward_model is not None:
-        yield ("reward_model",), "reward_model", stage.reward_model
+        roles.append((("from",), "from", stage.from_))
+    if isinstance(stage, GRPOStage):
+        roles.append((("reward_model",), "reward_model", stage.reward_model))
     if isinstance(stage, MergeStage):
-        yield ("reasoning",), "reasoning", stage.reasoning
-        yield ("chat",), "chat", stage.chat
+        roles += [(("reasoning",), "reasoning", stage.reasoning), (("chat",), "chat", stage.chat)]
     if isinstance(stage, EvaluateStage):
-        for index, name in enumerate(stage.of):
-            yield ("of", index), name, name
-    for name in dict.fromkeys(suite for _, suite in suites_of(stage)):
-        if name in suites and suites[name].reward_model is not None:
-            judge = suites[name].reward_model
-            assert judge is not None
-            yield (), judge, judge
+        roles += [(("of", index), name, name) for index, name in enumerate(stage.of)]
+    judges = [suites[name].reward_model for _, name in suites_of(stage) if name in suites]
+    roles += [((), judge, judge) for judge in dict.fromkeys(judges) if judge is not None]
+    yield from ((path, role, name) for path, role, name in roles if name is not None)
 
 
 def suites_of(stage: Any) -> Iterator[tuple[Path_, str]]:
     """The suites that a stage names, with their paths within it."""
+    named: list[tuple[Path_, str | None]] = []
     if isinstance(stage, MergeStage):
-        yield ("reasoning_suite",), stage.reasoning_suite
-        yield ("chat_suite",), stage.chat_suite
+        named += [(("reasoning_suite",), stage.reasoning_suite), (("chat_suite",), stage.chat_suite)]
     if isinstance(stage, EvaluateStage):
-        yield from ((("suites", index), name) for index, name in enumerate(stage.suites))
-        if stage.budget_suite is not None:
-            yield ("budget_suite",), stage.budget_suite
+        named += [(("suites", index), name) for index, name in enumerate(stage.suites)]
+        named.append((("budget_suite",), stage.budget_suite))
+    yield from ((path, name) for path, name in named if name is not None)
 
 
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
-    """Everything wrong between the valid parts of a recipe."""
-    for name, mixture in parts.mixtures.items():
-        for source in mixture.sources:
-            if known.sources is not None and source not in known.sources:
-                yield ("data", name, "sources", source), f"unknown source{nearest(source, known.sources)}"
+    """Everything wrong between the parts of a recipe."""
+    for name, sources in parts.sources.items():
+        for source, split in sources.items():
+            if (fault := known.source_fault(source, split)) is not None:
+                yield ("data", name, "sources", source), fault
     for name, suite in parts.suites.items():
-        yield from (((("suites", name, *path)), message) for path, message in _suite(suite, parts, known))
+        yield from ((("suites", name, *path), message) for path, message in _suite(suite, parts, known))
     for name, stage in parts.stages.items():
         if name == "base" and stage.kind != "pretrain":
             yield ("stages", name), "`base` is the model that the recipe starts from; give the stage another name"
-        for path, message in (*_references(stage, parts), *_values(stage, parts, known)):
-            yield ("stages", name, *path), message
+        yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
+        if name not in parts.wrong:
+            yield from ((("stages", name, *path), message) for path, message in _values(stage))
     yield from _cycles(parts)
 
 
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
-    if suite.data is not None:
-        yield from _mixture(("data",), suite.data, "test", parts)
-    if suite.environment is not None and suite.environment not in (
-        known.environments or ("miniature-workplace", "workbench")
-    ):
-        yield (
-            ("environment",),
-            f"unknown environment `{suite.environment}`{nearest(suite.environment, known.environments)}",
-        )
+    yield from _mixture(("data",), suite.data, "test", parts)
+    yield from _environment(suite.environment, known)
     yield from _reward(suite.reward, suite.reward_model, known)
     if suite.reward_model is not None:
         yield from _model(("reward_model",), suite.reward_model, "reward_model", parts)
 
 
-def _mixture(path: Path_, name: str, split: str, parts: Parts) -> Iterator[Finding]:
+def _environment(name: str | None, known: Known) -> Iterator[Finding]:
+    if name is not None and name not in known.environments:
+        yield ("environment",), f"unknown environment `{name}`{nearest(name, known.environments)}"
+
+
+def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterator[Finding]:
+    if name is None:
+        return
     if name not in parts.names["data"]:
         yield path, f"unknown mixture `{name}`{nearest(name, parts.names['data'])}"
     elif name in parts.mixtures:
@@ -134,7 +137,8 @@ def _model(path: Path_, name: str, role: str, parts: Parts) -> Iterator[Finding]
         )
 
 
-def _references(stage: Any, parts: Parts) -> Iterator[Finding]:
+def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
+    """Names of one stage that must exist."""
     for path, role, name in uses(stage, {}):
         yield from _model(path, name, role, parts)
     if isinstance(stage, SFTStage | RewardModelStage | GRPOStage):
@@ -142,30 +146,20 @@ def _references(stage: Any, parts: Parts) -> Iterator[Finding]:
     for path, name in suites_of(stage):
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
+    if isinstance(stage, DPOStage):
+        yield from _environment(stage.environment, known)
+    if isinstance(stage, GRPOStage):
+        yield from _reward(stage.reward, stage.reward_model, known)
 
 
-def _values(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
+def _values(stage: Any) -> Iterator[Finding]:
     """Values of one stage that must fit each other."""
     if isinstance(stage, SFTStage):
         yield from _sft(stage)
-    if isinstance(stage, DPOStage):
-        if stage.environment not in (known.environments or ("miniature-workplace", "workbench")):
-            yield (
-                ("environment",),
-                f"unknown environment `{stage.environment}`{nearest(stage.environment, known.environments)}",
-            )
-        if stage.pairs_per_task > stage.samples_per_task**2 // 4:
-            most = stage.samples_per_task**2 // 4
-            yield ("pairs_per_task",), f"{stage.samples_per_task} samples a task make at most {most} pairs"
+    if isinstance(stage, DPOStage) and stage.pairs_per_task > (most := stage.samples_per_task**2 // 4):
+        yield ("pairs_per_task",), f"{stage.samples_per_task} samples a task make at most {most} pairs"
     if isinstance(stage, GRPOStage):
-        yield from _reward(stage.reward, stage.reward_model, known)
-        if stage.train.batch_size % stage.group_size:
-            yield (
-                ("train", "batch_size"),
-                f"{stage.train.batch_size} completions are no multiple of group_size {stage.group_size}",
-            )
-        if not all(bound > 0 for bound in stage.clip) or stage.clip[0] >= 1:
-            yield ("clip",), f"expected two numbers above 0, the first below 1, got {list(stage.clip)}"
+        yield from _grpo(stage)
     if isinstance(stage, DPOStage | GRPOStage):
         yield from _thinking(stage.thinking, stage.rollouts)
         if stage.rollouts.temperature == 0:
@@ -178,6 +172,14 @@ def _values(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
         yield from _unique(("suites",), stage.suites)
     if hasattr(stage, "train"):
         yield from ((("train", *path), message) for path, message in _training(stage.train))
+
+
+def _grpo(stage: GRPOStage) -> Iterator[Finding]:
+    batch, group = stage.train.batch_size, stage.group_size
+    if batch % group:
+        yield ("train", "batch_size"), f"{batch} completions are no multiple of group_size {group}"
+    if min(stage.clip) <= 0 or stage.clip[0] >= 1:
+        yield ("clip",), f"expected two numbers above 0, the first below 1, got {list(stage.clip)}"
 
 
 def _sft(stage: SFTStage) -> Iterator[Finding]:
@@ -237,9 +239,11 @@ def _unique(path: Path_, values: list[Any]) -> Iterator[Finding]:
             yield (*path, index), f"{'null' if value is None else value} stands here twice"
 
 
-def _reward(reward: Mapping[str, float], judge: str | None, known: Known) -> Iterator[Finding]:
+def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Known) -> Iterator[Finding]:
+    if reward is None:
+        return
     for name, weight in reward.items():
-        if known.rewards and name not in known.rewards:
+        if name not in known.rewards:
             yield ("reward", name), f"unknown reward{nearest(name, known.rewards)}"
         if not math.isfinite(weight):
             yield ("reward", name), f"expected a finite weight, got {weight}"

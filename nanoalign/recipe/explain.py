@@ -3,7 +3,7 @@
 import difflib
 import types
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -49,11 +49,12 @@ def relevant(error: Any, data: Any) -> bool:
     """Of `number or mapping` pydantic reports both branches; only the one that was meant is worth showing."""
     value = data
     for step in error["loc"]:
-        if (isinstance(value, dict) and step in value) or (isinstance(value, list) and isinstance(step, int)):
+        inside_list = isinstance(value, list) and isinstance(step, int) and step < len(value)
+        if inside_list or (isinstance(value, dict) and step in value):
             value = value[step]
         elif step == "SourceUse":
             return isinstance(value, dict)
-        elif isinstance(step, str) and (step == "int" or step.startswith("constrained-int")):
+        elif step == "constrained-int":
             return not isinstance(value, dict)
     return True
 
@@ -108,11 +109,16 @@ def _members(model: Any) -> list[Any]:
     return [model]
 
 
+def kind_of(model: type[BaseModel]) -> str | None:
+    """The one value of a section's `kind`, or None where it has no such key."""
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind else None
+
+
 def _tag(member: Any) -> str:
     if isinstance(member, type) and issubclass(member, BaseModel):
-        kind = member.model_fields.get("kind")
-        return get_args(kind.annotation)[0] if kind and get_origin(kind.annotation) is Literal else member.__name__
-    return "constrained-int" if member is int else getattr(member, "__name__", str(member))
+        return kind_of(member) or member.__name__
+    return str(member)
 
 
 def _inner(model: Any, step: int | str) -> Any:

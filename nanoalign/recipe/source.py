@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -53,7 +53,10 @@ class Source:
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
+    """SafeLoader without YAML 1.1's scalars."""
+
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 for _tag, _pattern, _first in (
@@ -156,8 +159,8 @@ def _plain(node: yaml.Node, path: Path_, file: str, places: dict[Path_, Place], 
            above: tuple[yaml.Node, ...]) -> Any:  # fmt: skip
     place = Place(file, node.start_mark.line + 1)
 
-    def wrong(message: str, at: Place = place) -> None:
-        problems.append(Problem(at, dotted(path), message))
+    def wrong(message: str, at: Place = place, key: Path_ = ()) -> None:
+        problems.append(Problem(at, dotted((*path, *key)), message))
 
     if node in above:
         return wrong("an alias that contains itself")
@@ -176,7 +179,7 @@ def _plain(node: yaml.Node, path: Path_, file: str, places: dict[Path_, Place], 
                 wrong("a key must be a word", at)
             elif key.value in mapping:
                 first = places[(*path, key.value)].line
-                wrong(f"duplicate key `{key.value}` (first on line {first})", at)
+                wrong(f"duplicate key `{key.value}` (first on line {first})", at, (key.value,))
             else:
                 places[(*path, key.value)] = at
                 mapping[key.value] = _plain(value, (*path, key.value), file, places, problems, above)
