@@ -11,7 +11,7 @@ class SourceUse(Section):
     """How much of a source a mixture takes."""
 
     samples: int = Field(ge=1)
-    """Samples drawn without replacement; more than the source holds means further epochs over it, counted in the plan."""
+    """Samples drawn without replacement; more than the source holds means further epochs over it (see the plan)."""
     split: Literal["train", "test"] = "train"
     """The two splits of a source never share a sample."""
 
@@ -25,6 +25,14 @@ class Mixture(Section):
     """stop: end before training, naming every bad row; skip: leave them out and say how many, by reason."""
     allow_licences: list[str] | None = None
     """Keep only rows under these SPDX identifiers; None keeps all."""
+    languages: list[str] | None = None
+    """Keep only these language codes; None keeps all."""
+    max_characters: int | None = Field(None, ge=1)
+    """Leave out samples that say more characters than this, reasoning included."""
+    deduplicate: Literal["exact", "near"] | None = None
+    """Leave out samples seen before: exact: apart from case and white space; near: sharing most word triples."""
+    decontaminate: list[str] = Field(default=[])
+    """Benchmarks: leave out samples that hold 13 words in a row of a prompt in these sources' test splits."""
 
 
 class TruncateReasoning(Section):
@@ -35,4 +43,4 @@ class TruncateReasoning(Section):
     tokens: tuple[int, int] = Field((1000, 2000), strict=False)
     """The cut falls at a uniform random number of tokens in this range; shorter traces are left whole and counted."""
     at: Literal["token", "sentence", "fraction"] = "token"
-    """token: abruptly; sentence: at the last sentence or line end before; fraction: at a random fraction of the trace."""
+    """token: abruptly; sentence: at the last sentence or line end before; fraction: at a random fraction of it."""

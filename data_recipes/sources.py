@@ -7,7 +7,7 @@ adapter; all rows are its train split, test rows belong in another file), ``mini
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from hashlib import sha256
@@ -21,6 +21,7 @@ from data_recipes.catalog import Source, Split, catalog, find_files, root_of, so
 from data_recipes.conversation import Conversation, Message
 from data_recipes.files import BadRow, Row, read_rows
 from data_recipes.rows import RowError, from_row
+from data_recipes.transforms import Filter
 
 LISTED = 25
 """Bad rows that an error message lists; the others are counted."""
@@ -35,7 +36,7 @@ class LoadReport:
     rows: int = 0
     """Rows read, of both splits where a hash splits them."""
     samples: int = 0
-    """Samples in the split that rows gave."""
+    """Samples that these rows gave to the split, after the filters."""
     taken: int = 0
     epochs: float = 0.0
     """taken / samples; more than 1 where samples are seen again."""
@@ -61,22 +62,27 @@ def load(
     data_root: Path | None = None,
     seed: int = 0,
     on_bad_row: Literal["stop", "skip"] = "stop",
+    filters: Sequence[Filter] = (),
 ) -> Loaded:
     """``samples`` conversations of a source (None: all of a finite one), in an order that ``seed`` decides.
 
-    Sampling is without replacement; more samples than there are begin further epochs, each in an order of its own.
+    What a filter gives a reason for is left out before the sampling, which is without replacement; more samples than
+    there are begin further epochs, each in an order of its own.
     Raises ConfigError for an unknown source, and DataError for missing files, or, with ``stop``, for bad rows: one
     error that names every bad row.
     """
     report = LoadReport(name, split)
     if ":" in name and not name.startswith("file:"):
-        return _generated(name, samples, split, seed, report)
+        return _generated(name, samples, split, seed, report, filters)
     kept = _Sample(samples, Random(f"{seed}/{name}/{split}"))
     for item in stream(name, split, data_root, report):
         if isinstance(item, BadRow):
             report.bad[item.kind] += 1
             report.bad_rows.append(item)
+        elif reason := next((reason for check in filters if (reason := check(item))), None):
+            report.left_out[reason] += 1
         else:
+            report.samples += 1
             kept.add(item)
     if report.bad_rows and on_bad_row == "stop":
         raise DataError(_faults(name, report))
@@ -113,11 +119,13 @@ def stream(
     for origin, raw in rows:
         report.rows += 1
         for item in _adapted(origin, raw, name, entry, report):
-            if isinstance(item, Conversation):
-                if "all" in entry.files and in_test(item, entry.test_share) != (split == "test"):
-                    continue
-                report.samples += 1
-            yield item
+            elsewhere = (
+                "all" in entry.files
+                and isinstance(item, Conversation)
+                and (in_test(item, entry.test_share) != (split == "test"))
+            )
+            if not elsewhere:
+                yield item
 
 
 def describe(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:
@@ -279,7 +287,9 @@ def _generator_names(kind: str, name: str) -> None:
         raise ConfigError(f"unknown source '{kind}:{name}'; {hint}")
 
 
-def _generated(name: str, samples: int | None, split: Split, seed: int, report: LoadReport) -> Loaded:
+def _generated(
+    name: str, samples: int | None, split: Split, seed: int, report: LoadReport, filters: Sequence[Filter]
+) -> Loaded:
     kind, _, dataset = name.partition(":")
     _generator_names(kind, dataset)
     if samples is None:
@@ -287,13 +297,20 @@ def _generated(name: str, samples: int | None, split: Split, seed: int, report: 
     if kind == "miniature":
         from data_recipes.miniature import generate
 
-        conversations = [replace(each, source=name) for each in generate(dataset, samples, split, seed)]
+        generated = generate(dataset, samples, split, seed)
+        conversations = [replace(each, source=name, licence=each.licence or "Apache-2.0") for each in generated]
     else:
         conversations = _reasoning_gym(dataset, samples, split, seed)
-    numbered = [replace(each, id=each.id or f"{name}:{split}:{seed}:{i}") for i, each in enumerate(conversations)]
-    report.rows = report.samples = report.taken = len(numbered)
+    kept = []
+    for number, each in enumerate(conversations):
+        if reason := next((reason for check in filters if (reason := check(each))), None):
+            report.left_out[reason] += 1
+        else:
+            kept.append(replace(each, id=each.id or f"{name}:{split}:{seed}:{number}"))
+    report.rows = len(conversations)
+    report.samples = report.taken = len(kept)
     report.epochs = 1.0
-    return Loaded(numbered, report)
+    return Loaded(kept, report)
 
 
 def _reasoning_gym(dataset: str, samples: int, split: Split, seed: int) -> list[Conversation]:

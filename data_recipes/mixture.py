@@ -1,0 +1,113 @@
+"""A mixture: samples of several sources, filtered, sampled and shuffled, with the fate of every row counted."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from common.config import Section
+from data_recipes.config import Mixture, SourceUse
+from data_recipes.conversation import Conversation
+from data_recipes.sources import LoadReport, load
+from data_recipes.transforms import (
+    Contamination,
+    ExactDuplicates,
+    Filter,
+    NearDuplicates,
+    Transform,
+    apply,
+    at_most,
+    languages,
+    licences,
+)
+
+
+@dataclass
+class MixtureReport:
+    """What building a mixture did."""
+
+    sources: list[LoadReport]
+    samples: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """By reason; rows that sources left out and bad rows that were skipped are among them."""
+    changed: Counter[str] = field(default_factory=Counter)
+    contamination: list[tuple[str, str]] = field(default_factory=list)
+    """Sample and benchmark, for each sample left out since it holds a benchmark's prompt."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: counts by source and by reason."""
+        return {
+            "samples": self.samples,
+            "dropped": dict(self.dropped),
+            "changed": dict(self.changed),
+            "contamination": [list(hit) for hit in self.contamination],
+            "sources": {
+                f"{each.source}:{each.split}": {
+                    "rows": each.rows,
+                    "samples": each.samples,
+                    "taken": each.taken,
+                    "epochs": round(each.epochs, 4),
+                    "left_out": dict(each.left_out),
+                    "bad": dict(each.bad),
+                }
+                for each in self.sources
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Built:
+    """The samples of a mixture, in training order, and what became of every row."""
+
+    conversations: list[Conversation]
+    report: MixtureReport
+
+
+def uses(mixture: Mixture) -> dict[str, SourceUse]:
+    """How much a mixture takes of each source."""
+    return {name: use if isinstance(use, Section) else SourceUse(samples=use) for name, use in mixture.sources.items()}
+
+
+def build(
+    mixture: Mixture, data_root: Path | None = None, seed: int = 0, transforms: Sequence[Transform] = ()
+) -> Built:
+    """The samples of ``mixture``, shuffled; the same for the same arguments.
+
+    Filters work on a source's samples before they are drawn, ``transforms`` on those drawn. Raises ConfigError and
+    DataError as :func:`data_recipes.sources.load` does.
+    """
+    filters, contamination = _filters(mixture, data_root)
+    loaded = [
+        load(name, use.samples, use.split, data_root, seed, mixture.on_bad_row, filters)
+        for name, use in uses(mixture).items()
+    ]
+    drawn = [conversation for each in loaded for conversation in each.conversations]
+    Random(f"{seed}/mixture").shuffle(drawn)
+    kept, changed, dropped = apply(drawn, transforms, seed)
+    report = MixtureReport([each.report for each in loaded], len(kept), dropped, changed)
+    for each in loaded:
+        report.dropped.update(each.report.left_out)
+        report.dropped.update({f"bad row: {kind}": count for kind, count in each.report.bad.items()})
+    report.contamination = contamination.hits if contamination else []
+    return Built(kept, report)
+
+
+def _filters(mixture: Mixture, data_root: Path | None) -> tuple[list[Filter], Contamination | None]:
+    filters: list[Filter] = []
+    optional: list[tuple[Any, Callable[[Any], Filter]]] = [
+        (mixture.allow_licences, licences),
+        (mixture.languages, languages),
+        (mixture.max_characters, at_most),
+    ]
+    filters += [make(value) for value, make in optional if value is not None]
+    contamination = None
+    if mixture.decontaminate:
+        held_out = partial(load, split="test", data_root=data_root, on_bad_row="skip")
+        contamination = Contamination(each for name in mixture.decontaminate for each in held_out(name).conversations)
+        filters.append(contamination)
+    if mixture.deduplicate:
+        filters.append(ExactDuplicates() if mixture.deduplicate == "exact" else NearDuplicates())
+    return filters, contamination

@@ -1,0 +1,154 @@
+"""What is done to samples between their source and their tokens.
+
+A transform takes a sample and a random generator of its own and gives ``(sample, None)`` for one left as it was,
+``(new sample, reason)`` for a changed one and ``(None, reason)`` for a dropped one. Reasons are counted and shown.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from random import Random
+from typing import Any
+
+from data_recipes.conversation import Conversation
+
+Transform = Callable[[Conversation, Random], tuple[Conversation | None, str | None]]
+Filter = Callable[[Conversation], str | None]
+"""The reason to leave a sample out, or None to keep it."""
+WORD = re.compile(r"\w+")
+
+
+def apply(
+    conversations: Iterable[Conversation], transforms: Sequence[Transform], seed: int
+) -> tuple[list[Conversation], Counter[str], Counter[str]]:
+    """The samples after all transforms, the reasons of changes and the reasons of drops, counted.
+
+    Each sample has a random generator of its own, so that its fate does not hang on the samples before it.
+    """
+    kept: list[Conversation] = []
+    changed: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for number, conversation in enumerate(conversations):
+        rng = Random(f"{seed}/{number}")
+        current: Conversation | None = conversation
+        for transform in transforms:
+            assert current is not None
+            current, reason = transform(current, rng)
+            if reason:
+                (dropped if current is None else changed)[reason] += 1
+            if current is None:
+                break
+        if current is not None:
+            kept.append(current)
+    return kept, changed, dropped
+
+
+def text_of(conversation: Conversation) -> str:
+    """All that is said in a conversation: contents and reasoning, one a line."""
+    return "\n".join(part for message in conversation.messages for part in (message.reasoning, message.content) if part)
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, without punctuation."""
+    return WORD.findall(text.lower())
+
+
+def licences(allow: Iterable[str]) -> Filter:
+    """Keeps rows under these SPDX identifiers, whatever their case."""
+    allowed = {licence.lower() for licence in allow}
+
+    def keep(conversation: Conversation) -> str | None:
+        licence = conversation.licence
+        return None if licence.lower() in allowed else f"licence {licence or 'unknown'} not allowed"
+
+    return keep
+
+
+def languages(keep_only: Iterable[str]) -> Filter:
+    """Keeps these language codes."""
+    wanted = set(keep_only)
+    return lambda conversation: None if conversation.language in wanted else f"language {conversation.language}"
+
+
+def at_most(characters: int) -> Filter:
+    """Keeps samples that say at most so many characters, reasoning included."""
+    return lambda conversation: (
+        None if len(text_of(conversation)) <= characters else f"longer than {characters} characters"
+    )
+
+
+class ExactDuplicates:
+    """Leaves out samples whose messages and tools were seen before, apart from case and white space."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def __call__(self, conversation: Conversation) -> str | None:
+        parts = [
+            f"{message.role}\0{message.content}\0{message.reasoning or ''}\0{message.tool_calls}"
+            for message in conversation.messages
+        ]
+        text = " ".join("\1".join([*parts, str(conversation.tools), str(conversation.task)]).lower().split())
+        digest = blake2b(text.encode(), digest_size=16).digest()
+        if digest in self._seen:
+            return "duplicate"
+        self._seen.add(digest)
+        return None
+
+
+class NearDuplicates:
+    """Leaves out samples that share most of their word triples with an earlier one (MinHash, Broder 1997; datasketch's
+    locality-sensitive hashing finds the candidates, the signatures decide)."""
+
+    def __init__(self, threshold: float = 0.8, permutations: int = 128) -> None:
+        from datasketch import MinHashLSH
+
+        self._threshold = threshold
+        self._permutations = permutations
+        # Searching a little below the threshold costs few candidates and hardly ever misses one above it.
+        self._index = MinHashLSH(threshold=threshold * 0.85, num_perm=permutations)
+        self._signatures: list[Any] = []
+
+    def __call__(self, conversation: Conversation) -> str | None:
+        from datasketch import MinHash
+
+        words = words_of(text_of(conversation))
+        triples = {" ".join(words[i : i + 3]).encode() for i in range(max(1, len(words) - 2))}
+        signature = MinHash(num_perm=self._permutations, seed=1)
+        signature.update_batch(triples)
+        if any(self._signatures[i].jaccard(signature) >= self._threshold for i in self._index.query(signature)):
+            return "near duplicate"
+        self._index.insert(len(self._signatures), signature)
+        self._signatures.append(signature)
+        return None
+
+
+class Contamination:
+    """Leaves out samples that hold ``n`` words in a row of a benchmark's prompt, or the whole of a shorter prompt (of
+    at least ``SHORTEST`` words). ``hits`` tells which sample met which benchmark."""
+
+    SHORTEST = 5
+
+    def __init__(self, benchmarks: Iterable[Conversation], n: int = 13) -> None:
+        self.hits: list[tuple[str, str]] = []
+        # Runs of words by their first few, so that a text is walked once, whatever the runs' lengths.
+        self._runs: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
+        for benchmark in benchmarks:
+            prompt = "\n".join(message.content for message in benchmark.messages if message.role == "user")
+            words = tuple(words_of(prompt))
+            size = min(n, len(words))
+            if size >= self.SHORTEST:
+                for start in range(len(words) - size + 1):
+                    run = words[start : start + size]
+                    name = f"{benchmark.source} {benchmark.id}"
+                    self._runs.setdefault(run[: self.SHORTEST], {}).setdefault(run, name)
+
+    def __call__(self, conversation: Conversation) -> str | None:
+        words = tuple(words_of(text_of(conversation)))
+        for start in range(len(words) - self.SHORTEST + 1):
+            for run, name in self._runs.get(words[start : start + self.SHORTEST], {}).items():
+                if words[start : start + len(run)] == run:
+                    self.hits.append((conversation.origin or conversation.id, name))
+                    return f"holds a prompt of {name.split(' ')[0] or 'a benchmark'}"
+        return None
