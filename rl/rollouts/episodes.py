@@ -9,6 +9,7 @@ from data_recipes.conversation import Message
 from rl.environments.base import Environment, Episode, Task
 from rl.modes import Mode
 from rl.rollouts.base import Completion, Request, RolloutEngine, Sampling
+from rl.rollouts.samples import completion_text
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,8 @@ def play(
     return [_record(each) for each in plays]
 
 
-def read_completion(completion: Completion, chat: ChatFormat, tokenizer: Any, thinking: bool) -> Message:
-    """The assistant's message in a completion: its text without the stop token, parsed by the chat format."""
-    ids = completion.token_ids[:-1] if completion.finish == "stop" else completion.token_ids
-    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return chat.parse(text, thinking=thinking)
-
-
 def _advance(each: _Play, request: Request, completion: Completion, chat: ChatFormat, tokenizer: Any) -> None:
-    message = read_completion(completion, chat, tokenizer, each.mode.thinking)
+    message = chat.parse(completion_text(completion, tokenizer), thinking=each.mode.thinking)
     each.turns.append(Turn(request.prompt_ids, completion, message))
     if completion.finish != "stop":
         each.episode.messages.append(message)

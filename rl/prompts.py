@@ -1,0 +1,60 @@
+"""Prompts to be answered: conversations cut before their last answer, each with its mode, rendered and tokenized."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.errors import DataError
+from common.stage import StageContext
+from data_recipes.chat.base import ChatFormat
+from data_recipes.config import Mixture
+from data_recipes.conversation import Conversation, Message
+from rl.config import Thinking
+from rl.modes import Mode, draw_mode
+from rl.rollouts.draw import seed_of
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given, and what a verifier knows of a right answer."""
+
+    ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    mode: Mode
+    task: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = ""
+
+
+def prompts_of(
+    conversations: Sequence[Conversation], thinking: Thinking, chat: ChatFormat, tokenizer: Any, seed: int
+) -> list[Prompt]:
+    """One prompt a conversation. The mode belongs to the prompt, so that a group compares answers of one mode; it is
+    drawn from ``seed`` and the conversation's place.
+
+    Raises:
+        DataError: a conversation without a user's message to answer.
+    """
+    prompts = []
+    for place, conversation in enumerate(conversations):
+        messages = (
+            conversation.messages[:-1] if conversation.messages[-1].role == "assistant" else conversation.messages
+        )
+        if not any(message.role == "user" for message in messages):
+            raise DataError(f"{conversation.origin or conversation.id}: no user message to answer")
+        mode = draw_mode(thinking, seed_of(seed, place))
+        text = chat.prompt(messages, conversation.tools, thinking=mode.thinking)
+        ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        prompts.append(Prompt(ids, messages, mode, conversation.task or {}, conversation.domain))
+    return prompts
+
+
+def load_mixture(mixture: Mixture, context: StageContext) -> list[Conversation]:
+    """The conversations of a mixture, source after source. Raises DataError for bad rows, ConfigError for names."""
+    from data_recipes.sources import load
+
+    conversations: list[Conversation] = []
+    for name, use in mixture.sources.items():
+        samples, split = (use, "train") if isinstance(use, int) else (use.samples, use.split)
+        loaded = load(name, samples, split, context.data_root, context.seed, mixture.on_bad_row)  # type: ignore[arg-type]
+        conversations += loaded.conversations
+    return conversations
