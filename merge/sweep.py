@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from common.errors import CheckpointError
 from common.stats import Estimate
+from merge.agree import HEADS
 from merge.checkpoint import TensorSource, read_json_object
 from merge.choose import Choice, Point, best, golden_section, neighbours, ranking
 from merge.interpolate import check_alphas
@@ -74,9 +75,11 @@ def state_dict_names(source: TensorSource) -> dict[str, str]:
     the model says ``model.``). Architectures that transformers does not know keep their names.
 
     Raises:
-        CheckpointError: a stored tensor has no counterpart of its shape in the model.
+        CheckpointError: a stored tensor has no counterpart of its shape in the model, or the model has one, no tied
+            head, that is not stored.
     """
-    shapes = live_shapes(source.extras["config.json"])
+    config = source.extras["config.json"]
+    shapes = live_shapes(config)
     if shapes is None:
         return {name: name for name in source.tensors}
     by_tail: dict[str, list[str]] = {}
@@ -87,9 +90,14 @@ def state_dict_names(source: TensorSource) -> dict[str, str]:
         found = [name] if name in shapes else by_tail.get(name.partition(".")[2], [])
         if len(found) != 1 or shapes[found[0]] != info.shape:
             raise CheckpointError(
-                f"{source.folder}: {name} {list(info.shape)} has no counterpart in the model that config.json describes"
+                f"{source.folder}: {name} {list(info.shape)} is no tensor of the model in {config.name}"
             )
         names[name] = found[0]
+    tied = bool(read_json_object(config).get("tie_word_embeddings"))
+    missing = set(shapes) - set(names.values())
+    for name in sorted(missing):
+        if not (tied and name.endswith(HEADS)):
+            raise CheckpointError(f"{source.folder}: {name}, which {config.name} calls for, is not stored")
     return names
 
 
