@@ -119,6 +119,7 @@ def merge_with_mergekit(config: Mapping[str, Any], output: Path, seed: int = 0) 
     inputs = {name: open_checkpoint(Path(name)) for name in _input_names(parsed)}
     first = next(iter(inputs.values()))
     new_tokenizer = bool(config.get("tokenizer") or config.get("tokenizer_source"))
+    whole_models, keep_dtypes = bool(parsed.models), not (parsed.dtype or parsed.out_dtype)  # a merge alters `parsed`
     if not new_tokenizer:
         for other in inputs.values():
             agree(first, other)
@@ -130,8 +131,8 @@ def merge_with_mergekit(config: Mapping[str, Any], output: Path, seed: int = 0) 
         except Exception as error:  # mergekit raises bare RuntimeError, KeyError and pydantic's errors alike
             raise CheckpointError(f"mergekit {parsed.merge_method}: {error}") from error
         merged = open_checkpoint(folder)
-        if parsed.models and not new_tokenizer:
-            _check_against_input(merged, first, keep_dtypes=not (parsed.dtype or parsed.out_dtype))
+        if whole_models and not new_tokenizer:
+            _check_against_input(merged, first, keep_dtypes)
         else:
             state_dict_names(merged)  # raises where the model that config.json describes lacks a tensor
         for name, path in first.extras.items():
@@ -157,7 +158,7 @@ def _validated(config: Any, where: str) -> Any:
 
 
 def _input_names(parsed: Any) -> list[str]:
-    """The models of a parsed configuration in its order, the base model first: mergekit's own list has no fixed order."""
+    """The models of a parsed configuration in its order, the base model first; mergekit's own list is in no order."""
     names = [str(parsed.base_model)] if parsed.base_model else []
     names += [str(entry.model) for entry in parsed.models or []]
     names += sorted(map(str, parsed.referenced_models()))
