@@ -116,8 +116,8 @@ def tables(figures: Stats) -> "list[RenderableType]":
         lengths.add_row(
             f"{size // 2 + 1:,}-{size:,}", f"{number:,}", "█" * round(40 * number / max(histogram.values()))
         )
-    for share, length in figures.quantiles().items():
-        lengths.add_row(share, f"{length:,} tokens", "")
+    for quantile, length in figures.quantiles().items():
+        lengths.add_row(quantile, f"{length:,} tokens", "")
     facts = Table("samples", "count", title="kinds", title_justify="left")
     for label, value in (
         ("with reasoning", figures.with_reasoning),
