@@ -3,6 +3,7 @@
 Exit status: 0 done; 1 a stage crashed; 2 something that the user can act upon; 130 Ctrl-C, 143 SIGTERM.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,9 +110,10 @@ def plan(
         print(dump(loaded), end="")
         return
     from nanoalign import plan as planning
+    from nanoalign.plan_text import as_text
 
     made = planning.make(loaded, root / loaded.name, data_root, ignore_code=ignore_code)
-    print(planning.as_json(made) if as_json else planning.as_text(made))
+    print(json.dumps(planning.as_json(made), indent=2) if as_json else as_text(made))
 
 
 @recipes_app.command("ls")

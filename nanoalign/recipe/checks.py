@@ -71,6 +71,7 @@ def suites_of(stage: Any) -> Iterator[tuple[Path_, str]]:
     named: list[tuple[Path_, str | None]] = []
     if isinstance(stage, MergeStage):
         named += [(("reasoning_suite",), stage.reasoning_suite), (("chat_suite",), stage.chat_suite)]
+        named += [(("more_suites", index), name) for index, name in enumerate(stage.more_suites)]
     if isinstance(stage, EvaluateStage):
         named += [(("suites", index), name) for index, name in enumerate(stage.suites)]
         named.append((("budget_suite",), stage.budget_suite))

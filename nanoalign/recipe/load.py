@@ -186,7 +186,7 @@ def _as_far_as_right(model: type[Section], value: dict[str, Any]) -> tuple[Any, 
         return model.model_validate(value), True
     except ValidationError as error:
         bad = {item["loc"][0] if item["loc"] else None for item in error.errors(include_url=False)}
-        empty: dict[str, Any] = {"of": [], "suites": []}
+        empty: dict[str, Any] = {"of": [], "suites": [], "more_suites": []}
         fields = {name: field.alias or name for name, field in model.model_fields.items()}
         return model.model_construct(
             **{name: value[key] if key in value and key not in bad else empty.get(name) for name, key in fields.items()}

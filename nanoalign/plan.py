@@ -1,0 +1,230 @@
+"""What a run would do, known without torch: stages, data, steps, schedules, memory, time and files."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.schedules import optimizer_steps, schedule_factor
+from nanoalign import plan_cost as cost
+from nanoalign.artifacts import read_record
+from nanoalign.graph import Node, makes_model, nodes
+from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
+from nanoalign.recipe.schema import LocalLaunch, RayLaunch, Recipe, SlurmLaunch
+
+STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+SHARD_BYTES = 5e9
+CURVE_POINTS = 32
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number, and how it is meant: "" exact, "~" an estimate, "<=" a bound."""
+
+    value: float
+    sign: str = ""
+
+
+@dataclass
+class StagePlan:
+    """One stage of a plan. What does not apply is None or empty."""
+
+    name: str
+    kind: str
+    inputs: Mapping[str, str]
+    reason: str | None
+    """Why it would run; None where it is finished."""
+    data: MixturePlan | None = None
+    samples: Amount | None = None
+    """Sequences: samples, pairs, prompts with their completions, or answers to evaluate."""
+    tokens: Amount | None = None
+    """Tokens trained on or generated."""
+    length: Amount | None = None
+    """Tokens of the longest sequence."""
+    too_long: int = 0
+    """Measured samples that are longer than a pack or max_length."""
+    steps: Amount | None = None
+    batch_size: int | None = None
+    schedule: str = ""
+    learning_rate: float | None = None
+    curve: list[float] = field(default_factory=list)
+    """The learning rate over the peak one, at up to 32 even steps."""
+    memory_gb: Amount | None = None
+    seconds: Amount | None = None
+    took_s: float | None = None
+    """Seconds that it took when it last ran."""
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """A whole plan."""
+
+    name: str
+    folder: str
+    seed: int
+    chat: str
+    device: str
+    launch: str
+    base: str
+    model: dict[str, Any] | None
+    """The base model's size (models.loading.describe); None where it is not known, for the reason in ``unknown``."""
+    unknown: str
+    stages: list[StagePlan]
+    files: list[str]
+
+
+def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
+    """The plan of a recipe whose artifacts lie in ``folder``. Raises DataError where a source's files are missing."""
+    model, unknown = find_model(recipe.model)
+    tokenizer = find_tokenizer(model)
+    mixtures = {name: plan_mixture(name, mixture, recipe.chat, tokenizer, data_root)
+                for name, mixture in recipe.data.items()}  # fmt: skip
+    device = cost.device_of(recipe.device)
+    stages = []
+    for node in nodes(recipe, folder, ignore_code=ignore_code):
+        record = read_record(folder / node.name)
+        plan = StagePlan(node.name, node.stage.kind, node.inputs, node.reason)
+        plan.took_s = record.wall_s if record and record.status == "finished" else None
+        _Sizes(recipe, mixtures, model, device).fill(plan, node)
+        plan.files = list(_files(node, model))
+        stages.append(plan)
+    return Plan(recipe.name, str(folder), recipe.seed, recipe.chat, device, recipe.launch.kind, recipe.model, model,
+                unknown, stages, ["recipe.yaml", "report.json", "report.html"])  # fmt: skip
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data."""
+    return asdict(plan)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Fills in what a stage's kind decides."""
+
+    recipe: Recipe
+    mixtures: Mapping[str, MixturePlan]
+    model: Mapping[str, Any] | None
+    device: str
+
+    def fill(self, plan: StagePlan, node: Node) -> None:
+        stage = node.stage
+        plan.data = self.mixtures.get(getattr(stage, "data", ""))
+        match stage.kind:
+            case "pretrain":
+                plan.samples = Amount(stage.documents)
+                self._training(plan, stage, sequences=stage.train.steps * stage.train.batch_size, length=stage.length)
+                plan.tokens = Amount(stage.train.steps * stage.train.batch_size * stage.length)
+            case "sft":
+                self._sft(plan, stage)
+            case "reward_model":
+                assert plan.data is not None
+                plan.samples = Amount(plan.data.samples)
+                self._training(plan, stage, plan.data.samples, plan.data.longest, 2 * plan.data.mean)
+            case "dpo":
+                self._dpo(plan, stage)
+            case "grpo":
+                self._grpo(plan, stage)
+            case "merge":
+                alphas = len({0.0, 1.0, *stage.alphas}) + stage.refine
+                suites = {stage.reasoning_suite, stage.chat_suite, *stage.more_suites}
+                self._rollouts(plan, stage, alphas * sum(self._tasks(suite) for suite in suites), sign="~")
+            case "evaluate":
+                each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think beside it
+                curve = len(stage.budgets) * self._tasks(stage.budget_suite) if stage.budget_suite else 0
+                self._rollouts(plan, stage, len(stage.of) * (each + curve), sign="~")
+
+    def _sft(self, plan: StagePlan, stage: Any) -> None:
+        assert plan.data is not None
+        plan.samples = Amount(plan.data.samples)
+        tokens = plan.data.tokens
+        limit = stage.pack.length if stage.pack is not None else stage.max_length
+        plan.too_long = sum(length > limit for length in plan.data.lengths) if limit is not None else 0
+        if stage.pack is not None:
+            packs = max(1, math.ceil(tokens / stage.pack.length))
+            self._training(plan, stage, packs, stage.pack.length, tokens / packs, sign="~")
+        else:
+            self._training(plan, stage, plan.data.samples, stage.max_length or plan.data.longest, plan.data.mean)
+
+    def _dpo(self, plan: StagePlan, stage: Any) -> None:
+        pairs = stage.rounds * stage.tasks_per_round * stage.pairs_per_task
+        episodes = stage.rounds * stage.tasks_per_round * stage.samples_per_task
+        episodes += (stage.rounds + 1) * stage.held_out_tasks
+        plan.samples = Amount(pairs, "<=")
+        self._training(plan, stage, pairs, stage.rollouts.max_tokens * 2, 2 * stage.rollouts.max_tokens, sign="<=")
+        self._rollouts(plan, stage, episodes, sign="<=")
+        plan.samples = Amount(pairs, "<=")
+
+    def _grpo(self, plan: StagePlan, stage: Any) -> None:
+        assert plan.data is not None
+        completions = plan.data.samples * stage.group_size
+        steps = optimizer_steps(stage.train, completions)
+        length = plan.data.mean + stage.rollouts.max_tokens
+        self._training(plan, stage, completions, round(length), length, copies=2 if stage.kl else 1)
+        self._rollouts(plan, stage, steps * stage.train.batch_size, sign="<=")
+
+    def _training(self, plan: StagePlan, stage: Any, sequences: int, length: int, mean: float | None = None,
+                  sign: str = "", copies: int = 1) -> None:  # fmt: skip
+        """Steps, schedule and costs of training on ``sequences`` of at most ``length`` tokens, ``mean`` on average."""
+        train = stage.train
+        steps = optimizer_steps(train, sequences)
+        plan.steps = Amount(steps, "" if train.steps else sign)
+        plan.batch_size, plan.schedule, plan.learning_rate = train.batch_size, train.schedule, train.learning_rate
+        shown = min(steps, CURVE_POINTS)
+        plan.curve = [schedule_factor(train, round(i * (steps - 1) / max(1, shown - 1)), steps) for i in range(shown)]
+        plan.length = Amount(length, "~" if plan.data is not None and length == plan.data.longest else "")
+        tokens = steps * train.batch_size * (mean if mean is not None else length)
+        plan.tokens = Amount(round(tokens), sign or "~")
+        if self.model is not None:
+            devices = self._devices(plan.kind)
+            seconds = cost.train_seconds(self.model["parameters"], tokens, train, self.device, devices)
+            plan.seconds = Amount(seconds, sign or "~")
+            plan.memory_gb = Amount(cost.train_bytes(self.model, train, length, devices, copies) / 1e9, "~")
+
+    def _rollouts(self, plan: StagePlan, stage: Any, completions: int, sign: str) -> None:
+        """Costs of sampling, on top of those that are there."""
+        rollouts = stage.rollouts
+        plan.samples = Amount(completions, sign)
+        generated = completions * rollouts.max_tokens
+        plan.tokens = Amount(round((plan.tokens.value if plan.tokens else 0) + generated), "<=")
+        plan.length = plan.length or Amount(rollouts.max_tokens)
+        if self.model is not None:
+            seconds = cost.generate_seconds(self.model["parameters"], generated, self.device)
+            plan.seconds = Amount((plan.seconds.value if plan.seconds else 0) + seconds, "<=")
+            memory = cost.generate_bytes(self.model, rollouts.batch_size, 2 * rollouts.max_tokens, self.device) / 1e9
+            plan.memory_gb = Amount(max(memory, plan.memory_gb.value if plan.memory_gb else 0), "~")
+
+    def _tasks(self, suite: str) -> int:
+        """Tasks of a suite; an environment that gives all of its own counts as 100."""
+        section = self.recipe.suites[suite]
+        held = self.mixtures[section.data].samples if section.data is not None else 100
+        return section.samples or held
+
+    def _devices(self, kind: str) -> int:
+        if kind not in ("sft", "reward_model"):
+            return 1
+        match self.recipe.launch:
+            case LocalLaunch(processes=processes):
+                return processes
+            case SlurmLaunch(nodes=count, gpus_per_node=gpus):
+                return count * gpus
+            case RayLaunch(gpus=gpus):
+                return gpus
+
+
+def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
+    """Every file that a stage leaves behind, relative to the run's folder."""
+    yield from (f"{node.name}/{file}" for file in STAGE_FILES)
+    yield f"{node.name}/tensorboard/events.out.tfevents.*"
+    if node.stage.kind == "merge":
+        yield f"{node.name}/sweep.json"
+    if makes_model(node.stage):
+        shards = math.ceil(model["weight_bytes"] / SHARD_BYTES) if model else 1
+        for file in MODEL_FILES:
+            if file == "model.safetensors" and shards > 1:
+                yield from (f"{node.name}/model/model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards))
+                yield f"{node.name}/model/model.safetensors.index.json"
+            else:
+                yield f"{node.name}/model/{file}"

@@ -1,0 +1,71 @@
+"""Rough costs: memory and device time from a model's size and the tokens that pass through it.
+
+Within a factor of two or three of the truth; a stage that ran before shows the time that it took, too.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.config import Training
+
+PROCESS_BYTES = 0.7e9
+"""Python with torch and transformers, before there is a model."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device does a second, and the tokens a second that small models top out at."""
+
+    train_flops: float
+    generate_flops: float
+    train_tokens: float
+    generate_tokens: float
+
+
+SPEEDS = {
+    # two AVX-512 cores: the miniature's 4,500 tokens/s of training and 2,100 of generation (5M parameters)
+    "cpu": Speed(1.3e11, 2.1e10, 2e4, 1e4),
+    # one H100 in bf16: 40% of its peak; 0.75M and 58K tokens/s measured on a 4.4M model
+    "cuda": Speed(4e14, 1.5e14, 7.5e5, 5.8e4),
+}
+
+
+def device_of(device: str) -> str:
+    """cpu or cuda; ``auto`` takes cuda where NVIDIA's driver is installed."""
+    if device == "auto":
+        return "cuda" if shutil.which("nvidia-smi") else "cpu"
+    return device
+
+
+def train_seconds(parameters: int, tokens: float, train: Training, device: str, devices: int) -> float:
+    """6 FLOPs a parameter and token, 8 with gradient checkpointing (Kaplan et al. 2020, arXiv 2001.08361)."""
+    speed = SPEEDS[device]
+    work = 8 if train.gradient_checkpointing else 6
+    return tokens / min(speed.train_tokens, speed.train_flops / (work * parameters)) / devices
+
+
+def generate_seconds(parameters: int, tokens: float, device: str) -> float:
+    """2 FLOPs a parameter and token, at the far lower rate of decoding."""
+    speed = SPEEDS[device]
+    return tokens / min(speed.generate_tokens, speed.generate_flops / (2 * parameters))
+
+
+def train_bytes(model: Mapping[str, Any], train: Training, length: float, devices: int, copies: int = 1) -> float:
+    """Weights, gradients and AdamW's two moments in fp32 (``copies`` of the weights besides, such as a reference), and
+    the activations of a micro batch of ``length`` tokens a sequence."""
+    parameters, blocks = model["parameters"], sum(model["blocks"].values())
+    trained = parameters if train.lora is None else 0.02 * parameters
+    state = 4 * parameters * copies + 12 * trained
+    width = 4 if train.dtype == "float32" else 2
+    tokens = length * (train.micro_batch_size or max(1, train.batch_size // devices))
+    block = model["hidden_size"] * width * (1 if train.gradient_checkpointing else 20)
+    return PROCESS_BYTES + state + tokens * (blocks * block + 3 * 4 * model["vocab_size"])
+
+
+def generate_bytes(model: Mapping[str, Any], batch: int, length: float, device: str) -> float:
+    """Weights (bf16, fp32 on CPU) and the caches of ``batch`` sequences of ``length`` tokens."""
+    weights = model["parameters"] * (4 if device == "cpu" else 2)
+    cache = batch * (length * model["kv_bytes_per_token"] + model["state_bytes_per_sequence"])
+    return PROCESS_BYTES + weights + cache

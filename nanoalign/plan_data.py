@@ -1,0 +1,136 @@
+"""How many samples and tokens a mixture holds, without torch: rows from the catalog, lengths from a few samples."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import NanoalignError
+from data_recipes.config import Mixture, SourceUse
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SAMPLED = 32
+"""Samples of a source whose lengths are measured."""
+SLOW = ("reasoning-gym:", "miniature:logic")
+"""Sources whose generator takes seconds to import; the mixture's mean stands for them."""
+CHARACTERS_PER_TOKEN = 4.0
+"""Where the base model's tokenizer is not on this machine."""
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What a mixture takes of one source."""
+
+    name: str
+    samples: int
+    rows: int | None
+    """Rows of the split; None where that is unknown or without end."""
+    where: str
+    licence: str
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the source; above 1 samples are seen again."""
+        return self.samples / self.rows if self.rows else None
+
+
+@dataclass(frozen=True)
+class MixturePlan:
+    """A mixture's size."""
+
+    name: str
+    sources: list[SourcePlan]
+    samples: int
+    tokens: int
+    """Tokens of all samples, estimated."""
+    lengths: list[int]
+    """Tokens of the samples that were measured, ascending."""
+    tokenizer: bool
+    """Lengths were counted by the base model's tokenizer; otherwise estimated from characters."""
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a sample, on average."""
+        return self.tokens / self.samples
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample that was measured."""
+        return self.lengths[-1] if self.lengths else 0
+
+
+def plan_mixture(
+    name: str, mixture: Mixture, chat: str, tokenizer: "Tokenizer | None", data_root: Path | None
+) -> MixturePlan:
+    """The size of a mixture. Raises DataError where a source's files are missing."""
+    from data_recipes.sources import describe
+
+    sources: list[SourcePlan] = []
+    lengths: dict[str, list[int]] = {}
+    for source, use in mixture.sources.items():
+        use = use if isinstance(use, SourceUse) else SourceUse(samples=use)
+        about = describe(source, data_root, use.split)
+        sources.append(SourcePlan(source, use.samples, about["rows"], about["where"], about["licence"]))
+        if not source.startswith(SLOW) and about["found"]:
+            lengths[source] = measure(first_samples(source, use.split, data_root), chat, tokenizer)
+    measured = [length for found in lengths.values() for length in found]
+    typical = statistics.fmean(measured) if measured else 0.0
+    means = {source: statistics.fmean(found) for source, found in lengths.items() if found}
+    return MixturePlan(
+        name=name,
+        sources=sources,
+        samples=sum(source.samples for source in sources),
+        tokens=round(sum(source.samples * means.get(source.name, typical) for source in sources)),
+        lengths=sorted(measured),
+        tokenizer=tokenizer is not None,
+    )
+
+
+def first_samples(source: str, split: str, data_root: Path | None) -> list[Any]:
+    """A few conversations of a source; bad rows are left to the stage."""
+    from data_recipes.sources import load, stream
+
+    if source.startswith("miniature:"):
+        return load(source, SAMPLED, "test" if split == "test" else "train", data_root).conversations
+    rows = islice(stream(source, "test" if split == "test" else "train", data_root), 4 * SAMPLED)
+    return [row for row in rows if hasattr(row, "messages")][:SAMPLED]
+
+
+def measure(conversations: Iterable[Any], chat: str, tokenizer: "Tokenizer | None") -> list[int]:
+    """Tokens of each training example that the conversations give."""
+    from data_recipes.chat import chat_format
+
+    if chat.startswith("hf:"):  # its template needs transformers
+        texts = ["\n".join(message.content for message in each.messages) for each in conversations]
+    else:
+        form = chat_format(chat)
+        texts = ["".join(span.text for span in spans) for each in conversations for spans in form.examples(each)]
+    if tokenizer is None:
+        return [round(len(text) / CHARACTERS_PER_TOKEN) for text in texts]
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def find_tokenizer(model: Mapping[str, Any] | None) -> "Tokenizer | None":
+    """The base model's tokenizer, read without transformers; None where it is not on this machine."""
+    file = Path(model["folder"]) / "tokenizer.json" if model and model["folder"] else None
+    if file is None or not file.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))
+
+
+def find_model(spec: str) -> tuple[dict[str, Any] | None, str]:
+    """The base model's size (see ``models.loading.describe``) or None, and why it is not known."""
+    from models.loading import describe
+
+    if spec == "none":
+        return None, "made by a pretrain stage"
+    try:
+        return describe(spec), ""
+    except NanoalignError as error:
+        return None, str(error)

@@ -1,0 +1,139 @@
+"""The report's pictures, by matplotlib, as SVG text to stand inside a page (or as files for README.md)."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
+COLOURS = ("#2f6fb0", "#d1622b", "#3c8d5a", "#8a5bb0", "#b8902c", "#c2476b", "#4d9aa8", "#7a6a5a")
+KIND_COLOURS = {"sft": COLOURS[0], "pretrain": COLOURS[7], "dpo": COLOURS[2], "grpo": COLOURS[1],
+                "reward_model": COLOURS[4], "merge": COLOURS[3], "evaluate": COLOURS[6]}  # fmt: skip
+
+Point = tuple[float, float, float, float]
+"""x, y and y's interval."""
+
+
+def _figure(width: float = 6.2, height: float = 3.2) -> "tuple[Figure, Any]":
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nanoalign", "font.family": "sans-serif",
+                     "font.sans-serif": ["Inter", "Helvetica", "Arial", "DejaVu Sans"]})  # fmt: skip
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=9)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _label(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x, color=INK, fontsize=10)
+    axes.set_ylabel(y, color=INK, fontsize=10)
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as an ``<svg>`` element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def png(figure: "Figure", path: Path) -> None:
+    """The figure as a PNG file on white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> "Figure":
+    """Curves by name, e.g. loss against steps; where there are many points a running mean is drawn over them."""
+    figure, axes = _figure()
+    for colour, (name, points) in zip(COLOURS, series.items(), strict=False):
+        xs, ys = [point[0] for point in points], [point[1] for point in points]
+        smooth = _running_mean(ys, max(1, len(ys) // 15))
+        if len(ys) > 15:
+            axes.plot(xs, ys, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(xs, smooth, color=colour, linewidth=2, label=name, marker="o" if len(ys) < 6 else None)
+    _label(axes, x, y)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    return [sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
+
+
+def intervals(series: Mapping[str, Sequence[Point]], x: str, y: str, ticks: Sequence[str] | None = None,
+              marks: Mapping[str, float] | None = None) -> "Figure":  # fmt: skip
+    """Curves with 95% intervals as bands. ``ticks`` names the x positions 0, 1, ...; ``marks`` are vertical lines."""
+    figure, axes = _figure()
+    for colour, (name, points) in zip(COLOURS, series.items(), strict=False):
+        xs = [point[0] for point in points]
+        axes.plot(xs, [point[1] for point in points], color=colour, linewidth=2, marker="o", markersize=4, label=name)
+        axes.fill_between(xs, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.12, linewidth=0)
+    for name, at in (marks or {}).items():
+        axes.axvline(at, color=MUTED, linewidth=1, linestyle="--")
+        axes.annotate(name, (at, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
+                      color=MUTED, fontsize=9)  # fmt: skip
+    if ticks is not None:
+        axes.set_xticks(range(len(ticks)), ticks)
+    _label(axes, x, y)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: str) -> "Figure":
+    """Two scores against each other, one dot a point (name, first score, second score), the chosen one ringed."""
+    figure, axes = _figure(5.0, 3.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    for name, (_, first, low, high), (_, second, down, up) in points:
+        axes.errorbar(first, second, xerr=[[first - low], [high - first]], yerr=[[second - down], [up - second]],
+                      fmt="o", color=COLOURS[0], ecolor=GRID, markersize=5)  # fmt: skip
+        axes.annotate(name, (first, second), xytext=(5, 4), textcoords="offset points", color=INK, fontsize=9)
+        if name == chosen:
+            axes.plot(first, second, "o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS[1],
+                      markeredgewidth=2)  # fmt: skip
+    _label(axes, x, y)
+    return figure
+
+
+def graph(kinds: Mapping[str, str], inputs: Mapping[str, Sequence[str]]) -> "Figure":
+    """The stage graph, left to right: ``kinds`` maps a stage to its kind, ``inputs`` to the stages it starts from."""
+    depth: dict[str, int] = {}
+
+    def place(name: str) -> int:
+        if name not in depth:
+            depth[name] = 1 + max((place(source) for source in inputs.get(name, ())), default=-1)
+        return depth[name]
+
+    for name in kinds:
+        place(name)
+    columns: dict[int, list[str]] = {}
+    for name in sorted(depth, key=lambda name: (name not in kinds, list(kinds).index(name) if name in kinds else 0)):
+        columns.setdefault(depth[name], []).append(name)
+    at = {name: (column * 1.5, (len(names) - 1) / 2 - row) for column, names in columns.items()
+          for row, name in enumerate(names)}  # fmt: skip
+    rows = max(len(names) for names in columns.values())
+    figure, axes = _figure(1.45 * len(columns), 0.8 + 0.62 * rows)
+    axes.set_axis_off()
+    for name, sources in inputs.items():
+        for source in sources:
+            axes.annotate("", xy=at[name], xytext=at[source],
+                          arrowprops={"arrowstyle": "-|>", "color": MUTED, "shrinkA": 24, "shrinkB": 26, "linewidth": 1})  # fmt: skip
+    for name, (x, y) in at.items():
+        kind = kinds.get(name, "")
+        axes.text(x, y, f"{name}\n{kind.replace('_', ' ')}" if kind else name, ha="center", va="center", fontsize=8.5,
+                  color="white" if kind else INK,
+                  bbox={"boxstyle": "round,pad=0.45", "facecolor": KIND_COLOURS.get(kind, GRID), "edgecolor": "none"})  # fmt: skip
+    axes.set_xlim(-0.7, max(x for x, _ in at.values()) + 0.7)
+    axes.set_ylim(-rows / 2 - 0.2, rows / 2 + 0.2)
+    return figure
