@@ -11,8 +11,7 @@ from reward.answers import stated_answer
 from reward.base import RewardError, Sample
 from reward.code import score_programs
 from reward.config import Judge
-from reward.instructions.checks import BY_OWN_WORDS, follows
-from reward.instructions.text import own_words
+from reward.instructions.score import score_instructions
 from reward.judge import JudgeClient
 from reward.mathematics import MathVerifier
 from reward.sandbox import Limits
@@ -59,10 +58,11 @@ def make_reward(
 ) -> ComposedReward:
     """The weighted sum of the components named in ``weights``.
 
-    ``instruction`` is the share of instructions followed, ``instruction_all`` 1 for all of them and else 0 (which is what
-    ``task`` gives), ``instruction_loose`` the share by IFEval's loose rule. ``reward_model`` gives ``preference`` its raw scores (log-odds); ``judge`` is the endpoint of ``judge``; ``workers``
-    math-verify processes (default: one a processor, at most 8); ``limits`` of one program. Raises ConfigError for an
-    unknown name (with the nearest one), a weight that is not a finite number, or a component that lacks its model.
+    ``instruction`` is the share of instructions followed, ``instruction_all`` 1 for all of them and else 0 (as ``task``
+    gives), ``instruction_loose`` the share by IFEval's loose rule. ``reward_model`` gives ``preference`` its raw scores
+    (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` math-verify processes (default: one a processor, at
+    most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one), a weight that is
+    not a finite number, or a component that lacks its model.
     """
     if not weights:
         raise ConfigError(f"a reward needs at least one component of {', '.join(COMPONENTS)}")
@@ -92,25 +92,6 @@ def make_reward(
     if judge is not None and "judge" in weights:
         known["judge"] = JudgeClient(judge).score
     return ComposedReward(weights, {name: known[name] for name in weights})
-
-
-def score_instructions(sample: Sample, *, share: bool, loose: bool = False) -> float:
-    """The share of the task's instructions that the answer follows (``share``), or 1.0 only where it follows all.
-
-    Unlike the benchmark's own rule, quoting the request or saying one sentence again and again counts for nothing: what
-    text can fulfil by mere presence or number, the answer's own words have to fulfil as well.
-    """
-    instructions = sample.task["instructions"]
-    if not instructions:
-        raise DataError("an instruction task without instructions")
-    text = sample.answer.content
-    own = own_words(text, "\n".join(message.content for message in sample.messages))
-    followed = [
-        follows(text, item["id"], item["kwargs"], loose=loose)
-        and (item["id"] not in BY_OWN_WORDS or follows(own, item["id"], item["kwargs"], loose=loose))
-        for item in instructions
-    ]
-    return sum(followed) / len(followed) if share else float(all(followed))
 
 
 def score_exact(sample: Sample) -> float:

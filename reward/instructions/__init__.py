@@ -2,5 +2,6 @@
 
 from reward.instructions.augment import augment
 from reward.instructions.checks import CHECKERS, follows
+from reward.instructions.score import score_instructions
 
-__all__ = ["CHECKERS", "augment", "follows"]
+__all__ = ["CHECKERS", "augment", "follows", "score_instructions"]

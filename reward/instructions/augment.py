@@ -37,7 +37,7 @@ def _nth(rng: random.Random) -> dict[str, Any]:
     return {"num_paragraphs": count, "nth_paragraph": rng.randint(1, count), "first_word": rng.choice(_KEYWORDS)}
 
 
-_KINDS: dict[str, _Kind] = {
+KINDS: dict[str, _Kind] = {
     "keywords:existence": _kind(
         "language",
         lambda rng: {"keywords": rng.sample(_KEYWORDS[:5], rng.randint(1, 3))},
@@ -200,9 +200,9 @@ def augment(
     all 25 types) so that they can all be met together. Raises ConfigError for an unknown id, or where there is no user
     message.
     """
-    pool = list(ids if ids is not None else _KINDS)
-    if unknown := set(pool) - _KINDS.keys():
-        raise ConfigError(f"unknown instructions {sorted(unknown)}; known: {', '.join(sorted(_KINDS))}")
+    pool = list(ids if ids is not None else KINDS)
+    if unknown := set(pool) - KINDS.keys():
+        raise ConfigError(f"unknown instructions {sorted(unknown)}; known: {', '.join(sorted(KINDS))}")
     places = [place for place, message in enumerate(conversation.messages) if message.role == "user"]
     if not places:
         raise ConfigError(f"{conversation.origin or conversation.id or 'conversation'}: no user message to add to")
@@ -210,10 +210,10 @@ def augment(
     request = conversation.messages[place].content
     texts, instructions = [], []
     for id in _draw_compatible(pool, rng.randint(1, most), rng):
-        kwargs = _KINDS[id].draw(rng)
+        kwargs = KINDS[id].draw(rng)
         if id == "combination:repeat_prompt":
             kwargs = {"prompt_to_repeat": request}
-        texts.append(rng.choice(_KINDS[id].wordings).format(**_shown(kwargs)))
+        texts.append(rng.choice(KINDS[id].wordings).format(**_shown(kwargs)))
         instructions.append({"id": id, "kwargs": kwargs})
     separator = "\n\n" if len(texts) > 1 or "\n" in request else " "
     message = replace(conversation.messages[place], content=request + separator + " ".join(texts))
@@ -229,7 +229,7 @@ def _draw_compatible(pool: list[str], count: int, rng: random.Random) -> list[st
     chosen: list[str] = []
     claimed: set[str] = set()
     for id in rng.sample(pool, len(pool)):
-        claims = _KINDS[id].claims
+        claims = KINDS[id].claims
         alone = "whole" in claims | claimed and bool(chosen)
         if len(chosen) < count and not alone and not claims & claimed:
             chosen.append(id)

@@ -113,7 +113,7 @@ def _bullets(text: str, *, num_bullets: int) -> bool:
     return len(stars) + len(dashes) == num_bullets
 
 
-@_instruction("detectable_format:constrained_response", by_own_words=True)
+@_instruction("detectable_format:constrained_response")
 def _constrained(text: str) -> bool:
     return any(option in text for option in CONSTRAINED)
 

@@ -4,9 +4,9 @@ import re
 from functools import lru_cache
 
 _ABBREVIATIONS = {
-    "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "vs", "etc", "e.g", "i.e", "cf", "al", "no", "vol", "fig", "inc",
+    "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "vs", "e.g", "i.e", "cf", "al", "no", "vol", "fig", "inc",
     "ltd", "co", "corp", "dept", "est", "approx", "gen", "col", "sgt", "capt", "rev", "hon", "jan", "feb", "mar", "apr",
-    "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "a.m", "p.m", "u.s", "u.k", "u.n", "ph.d", "b.c", "a.d",
+    "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "u.s", "u.k", "u.n", "ph.d", "b.c", "a.d",
 }  # fmt: skip
 _END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？।॥۔؟]+[”」』]?")
 _WORD = re.compile(r"\w+")
@@ -15,11 +15,13 @@ _TOKEN = re.compile(r"\w+(?:[-.&]\w+)*|'\w+")
 
 def sentences(text: str) -> list[str]:
     """Sentences in order, stripped. One ends at . ! ? or their like in other scripts, before white space and no small
-    letter, but not after a title, an initial, a usual abbreviation or a list's number. A line break ends none, as with
-    NLTK's splitter, which IFEval uses."""
+    letter (or any, in a text without capitals), but not after a title, an initial, a usual abbreviation or a list's
+    number. A line break ends none, as with NLTK's splitter, which IFEval uses (and which counts most list numbers as
+    sentences, and a text in small letters as one)."""
     found, start = [], 0
+    has_capitals = text != text.lower()
     for end in _END.finditer(text):
-        if _goes_on(text, start, end):
+        if _goes_on(text, start, end, has_capitals):
             continue
         found.append(text[start : end.end()].strip())
         start = end.end()
@@ -27,9 +29,9 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-def _goes_on(text: str, start: int, end: re.Match[str]) -> bool:
+def _goes_on(text: str, start: int, end: re.Match[str], has_capitals: bool) -> bool:
     following = text[end.end() :][:40].lstrip()
-    if following[:1].islower():
+    if has_capitals and following[:1].islower():
         return end.group()[0] == "."
     if end.group() != ".":
         return False
