@@ -1,0 +1,111 @@
+"""Two LoRA adapters on one base, against peft's own weights in float64."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from common.errors import CheckpointError
+from merge.adapter import open_source
+from merge.interpolate import interpolate
+
+Read = Callable[[Path], dict[str, torch.Tensor]]
+
+
+def train_adapter(base: Path, folder: Path, seed: int, **options) -> None:
+    """An adapter with random weights, as peft saves it."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"], **options}
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter += 0.1 * torch.randn(parameter.shape).to(parameter.dtype)
+    adapted.save_pretrained(folder)
+
+
+def merged_in_float64(base: Path, adapter: Path, tensors_of: Read) -> dict[str, torch.Tensor]:
+    """W + scale * B A by the formula of the paper, unrounded."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    weights, update = tensors_of(base), tensors_of(adapter)
+    merged = {name: tensor.double() for name, tensor in weights.items()}
+    for name, down in update.items():
+        module = name.removeprefix("base_model.model.")
+        if ".lora_A." in name:
+            scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
+            product = update[name.replace("lora_A", "lora_B")].double() @ down.double()
+            target = module.replace(".lora_A", "")
+            target = target if target in merged else target.replace("model.", "backbone.", 1)
+            merged[target] += scale * product
+        elif ".lora_B." not in name:
+            merged[module] = down.double()
+    return merged
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("llama", {}),
+        ("fp32", {"use_rslora": True}),
+        ("llama", {"modules_to_save": ["lm_head"]}),
+        ("nemotron_h", {"target_modules": ["in_proj", "q_proj", "up_proj"]}),
+    ],
+)
+def test_an_adapter_pair_equals_the_float64_reference(
+    kind: str, options: dict, make_pair_of: Callable, tensors_of: Read, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("merge.interpolate.CHUNK_ELEMENTS", 100)  # chunks that cut rows
+    base, _ = make_pair_of(kind)
+    for seed, name in enumerate(("x", "y")):
+        train_adapter(base, tmp_path / name, seed, **options)
+    interpolate(tmp_path / "x", tmp_path / "y", {alpha: tmp_path / str(alpha) for alpha in (0.0, 0.3)}, base=base)
+    x, y = (merged_in_float64(base, tmp_path / name, tensors_of) for name in ("x", "y"))
+    plain = tensors_of(base)
+    for alpha in (0.0, 0.3):
+        written = tensors_of(tmp_path / str(alpha))
+        assert written.keys() == plain.keys()
+        due = {name: ((1 - alpha) * x[name] + alpha * y[name]).to(plain[name].dtype) for name in plain}
+        wrong = sum(int((written[name] != due[name]).sum()) for name in due)
+        assert wrong < 0.005 * sum(tensor.numel() for tensor in due.values())
+        assert any((written[name] != plain[name]).any() for name in due)
+
+
+def test_the_base_is_found_by_the_adapters_own_config(llama_pair: tuple[Path, Path], tmp_path: Path):
+    base, _ = llama_pair
+    train_adapter(base, tmp_path / "x", 0)
+    assert open_source(tmp_path / "x").inputs == (tmp_path / "x", base)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "value", "message"),
+    [
+        ({}, "base_model_name_or_path", "nowhere/at-all", "base model 'nowhere/at-all' is not a folder here"),
+        ({}, "peft_type", "IA3", "peft_type 'IA3', only LORA"),
+        ({"use_dora": True}, None, None, "use_dora is set"),
+        ({"target_modules": ["embed_tokens"]}, None, None, "only LoRA on linear modules"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused(
+    options: dict, key: str | None, value: str, message: str, llama_pair: tuple[Path, Path], tmp_path: Path
+):
+    base, _ = llama_pair
+    train_adapter(base, tmp_path / "x", 0, **options)
+    config = tmp_path / "x" / "adapter_config.json"
+    if key:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        open_source(tmp_path / "x")
+
+
+def test_an_adapter_of_another_model_is_refused(make_pair_of: Callable, tmp_path: Path):
+    base, _ = make_pair_of("nemotron_h")
+    train_adapter(base, tmp_path / "x", 0, target_modules=["in_proj"])
+    (tmp_path / "other").mkdir()
+    other, _ = make_pair_of("llama")
+    with pytest.raises(CheckpointError, match=r"in_proj.weight: the base .* has no such tensor"):
+        open_source(tmp_path / "x", other)
