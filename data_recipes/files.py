@@ -159,6 +159,11 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 faults.append(BadRow(f"{path}:{number}", "not UTF-8", str(error)))
 
     reader = csv.DictReader(texts(), strict=True)
+    try:
+        reader.fieldnames  # noqa: B018 (reads the header, so that line_num counts from the first row)
+    except csv.Error as error:
+        yield _bad(f"{path}:1", "bad CSV", str(error))
+        return
     while True:
         origin = f"{path}:{reader.line_num + 1}"
         try:

@@ -107,8 +107,10 @@ def tables(figures: Stats) -> "list[RenderableType]":
             table.add_column(column, justify="right")
         for name, count in [*groups.items(), ("all", figures.total)]:
             share = count.trained_tokens / figures.total.trained_tokens if figures.total.trained_tokens else 0.0
+            if name == "all":
+                table.add_section()
             cells = (count.samples, count.examples, count.tokens, count.trained_tokens)
-            table.add_row(name, *(f"{cell:,}" for cell in cells), f"{share:.1%}", end_section=name != "all")
+            table.add_row(name, *(f"{cell:,}" for cell in cells), f"{share:.1%}")
         result.append(table)
     lengths = Table("tokens of an example", "examples", "", title="lengths", title_justify="left")
     histogram = figures.histogram()
