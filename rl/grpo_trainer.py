@@ -7,7 +7,6 @@ Shapes: B completions, P prompt columns (padded on the left), C completion colum
 """
 
 import math
-import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from models.config import Training
 from models.hybrid import install
 from models.training import RecipeTrainer, training_arguments
 from rl.config import GRPOStage
+from rl.prompts import row_schedule
 
 LOSSES: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
@@ -127,16 +127,6 @@ def trim(inputs: dict[str, Any], drop_without_signal: bool) -> dict[str, Any]:
                 value = value[:, -prompt:] if name.startswith("prompt") else value[:, :completion]
         trimmed[name] = value
     return trimmed
-
-
-def row_schedule(rows: int, needed: int, seed: int) -> list[int]:
-    """Which prompts are asked, in order: one permutation after the other, whole up to the last. A resumed run finds its
-    place in it by counting."""
-    schedule: list[int] = []
-    generator = random.Random(seed)
-    while len(schedule) < needed:
-        schedule += generator.sample(range(rows), rows)
-    return schedule[:needed]
 
 
 def make_trainer(

@@ -1,5 +1,6 @@
 """Prompts to be answered: conversations cut before their last answer, each with its mode, rendered and tokenized."""
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,3 +59,13 @@ def load_mixture(mixture: Mixture, context: StageContext) -> list[Conversation]:
         loaded = load(name, samples, split, context.data_root, context.seed, mixture.on_bad_row)  # type: ignore[arg-type]
         conversations += loaded.conversations
     return conversations
+
+
+def row_schedule(rows: int, needed: int, seed: int) -> list[int]:
+    """Which of ``rows`` prompts or tasks are asked, in order: one permutation after the other, whole up to the last. A
+    resumed run finds its place in it by counting."""
+    schedule: list[int] = []
+    generator = random.Random(seed)
+    while len(schedule) < needed:
+        schedule += generator.sample(range(rows), rows)
+    return schedule[:needed]

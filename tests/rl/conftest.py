@@ -69,3 +69,31 @@ def tokenizer():
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """A folder with a tiny random hybrid and a byte-level tokenizer of the Nano v2 format."""
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+    from data_recipes.chat import chat_format
+    from data_recipes.miniature.tokenizer import train_tokenizer
+    from models.loading import save_model
+
+    chat = chat_format("nemotron-nano-v2")
+    special = [*chat.special_tokens, "<think>", "</think>"]
+    tokenizer = train_tokenizer(["say some words", "go on and on"] * 50, special, chat.stop[0], 300)
+    torch.manual_seed(0)
+    config = NemotronHConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, hybrid_override_pattern="M-*-",
+        chunk_size=16, mamba_num_heads=4, mamba_head_dim=8, ssm_state_size=8, n_groups=1, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=64, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    model = NemotronHForCausalLM(config)
+    with torch.no_grad():  # turns end after a few tokens
+        usual = model.model(torch.randint(3, len(tokenizer), (8, 40))).last_hidden_state.mean((0, 1))
+        model.lm_head.weight[tokenizer.eos_token_id] = 5 * usual / usual.square().sum()
+    folder = tmp_path_factory.mktemp("base")
+    save_model(model, tokenizer, folder / "model")
+    return folder / "model"

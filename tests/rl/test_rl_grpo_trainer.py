@@ -9,7 +9,8 @@ from common.errors import ConfigError
 from common.stage import StageLog
 from models.config import Training
 from rl.config import GRPOStage, Rollouts
-from rl.grpo_trainer import LOSSES, Collected, make_trainer, row_schedule
+from rl.grpo_trainer import LOSSES, Collected, make_trainer
+from rl.prompts import row_schedule
 
 GROUP, MAX_TOKENS = 4, 12
 

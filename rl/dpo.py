@@ -1,0 +1,206 @@
+"""`kind: dpo`: iterative on-policy DPO in an environment.
+
+A round: play every task several times with the current checkpoint, pair successes with failures where they part, train
+on the pairs against that checkpoint, measure on held-out tasks. What a round found is kept in ``round-N``: its
+episodes, its pairs, its model and, when all is done, ``round.json``; a resumed stage goes on behind the last of these.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.files import whole_file, write_json
+from common.stage import StageContext
+from common.stats import proportion
+from data_recipes.chat.base import ChatFormat
+from data_recipes.config import Mixture
+from rl.config import DPOStage, Rollouts
+from rl.environments.base import Environment, Task
+from rl.modes import Mode, draw_mode, sampling
+from rl.pairs import Pair, pair_up
+from rl.prompts import row_schedule
+from rl.rollouts.base import Completion, RolloutEngine, Sampling
+from rl.rollouts.draw import seed_of
+from rl.rollouts.episodes import EpisodeRecord, play
+
+HELD_OUT = 1_000_000
+"""Stands in a seed where a round's number stands for training episodes."""
+
+
+def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
+    """Trains round after round and writes ``context.folder/model``.
+
+    Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round, and how many pairs
+    each round found, with intervals and counts.
+    """
+    from data_recipes.chat import chat_format
+    from models.loading import load_model, load_tokenizer, save_model
+    from models.training import resolve_device
+    from rl.environments import environment
+
+    device = resolve_device(context.device)
+    chat = chat_format(context.chat)
+    tokenizer = load_tokenizer(context.inputs["from"])
+    player = _Player(config, context, environment(config.environment, context.data_root), chat, tokenizer)
+    current = context.inputs["from"]
+    rounds: list[dict[str, Any]] = []
+    for number in range(config.rounds + 1):
+        folder = context.folder / f"round-{number}"
+        if not (folder / "round.json").is_file():
+            model = load_model(current, device=device)
+            outcome: dict[str, Any] = {"round": number}
+            if number:
+                if not (folder / "pairs.jsonl").is_file():
+                    episodes = player.train_episodes(model, number)
+                    pairs = pair_up(episodes, config.pairs_per_task, config.pairing, seed_of(context.seed, number))
+                    _write_lines(folder / "episodes.jsonl", episodes)
+                    _write_lines(folder / "pairs.jsonl", pairs)
+                successes = [row["success"] for row in _read_lines(folder / "episodes.jsonl")]
+                pairs = [_pair(row) for row in _read_lines(folder / "pairs.jsonl")]
+                outcome["sampled"] = proportion(sum(successes), len(successes)).as_dict()
+                outcome["pairs"] = len(pairs)
+                outcome["tasks_with_pairs"] = len({pair.task for pair in pairs})
+                if pairs:
+                    model = train_round(config, context, model, tokenizer, pairs, folder, device, f"round {number}")
+                save_model(model, tokenizer, folder / "model")
+            outcome["held_out"] = player.held_out_success(model)
+            write_json(folder / "round.json", outcome)
+        rounds.append(json.loads((folder / "round.json").read_text(encoding="utf-8")))
+        if number:
+            current = folder / "model"
+        log_round(context, rounds[-1], config.rounds)
+        if config.stop_when_flat and number and rounds[-1]["held_out"]["value"] <= rounds[-2]["held_out"]["value"]:
+            break
+    player.close()
+    save_model(load_model(current), tokenizer, context.folder / "model")
+    return {
+        "success_first": rounds[0]["held_out"],
+        "success_last": rounds[-1]["held_out"],
+        "success_gain_points": 100 * (rounds[-1]["held_out"]["value"] - rounds[0]["held_out"]["value"]),
+        "rounds": len(rounds) - 1,
+        **{f"success_round_{each['round']}": each["held_out"] for each in rounds},
+        **{f"sampled_round_{each['round']}": each["sampled"] for each in rounds[1:]},
+        **{f"pairs_round_{each['round']}": each["pairs"] for each in rounds[1:]},
+    }
+
+
+class _Player:
+    """Plays training and held-out tasks with whatever model a round has come to."""
+
+    def __init__(
+        self, config: DPOStage, context: StageContext, environment: Environment, chat: ChatFormat, tokenizer: Any
+    ) -> None:
+        self.config, self.context, self.environment = config, context, environment
+        self.chat, self.tokenizer = chat, tokenizer
+        self.train_tasks = list(environment.tasks("train"))
+        self.order = row_schedule(len(self.train_tasks), config.rounds * config.tasks_per_round, context.seed)
+        test = list(environment.tasks("test"))
+        chosen = row_schedule(len(test), min(config.held_out_tasks, len(test)), seed_of(context.seed, HELD_OUT))
+        self.test_tasks = [test[row] for row in chosen]
+        self.vllm: RolloutEngine | None = None
+
+    def engine(self, model: Any) -> RolloutEngine:
+        """An engine on the model's weights; vLLM is started once and then given new weights."""
+        from rl.rollouts import open_engine
+
+        settings: Rollouts = self.config.rollouts
+        if settings.engine == "hf":
+            return open_engine(
+                "hf", model, self.tokenizer, self.chat, batch_size=settings.batch_size, dtype=self.config.train.dtype
+            )
+        if self.vllm is None:
+            self.vllm = open_engine(
+                "vllm", self.context.inputs["from"], self.tokenizer, self.chat, batch_size=settings.batch_size,
+                dtype=self.config.train.dtype,
+            )  # fmt: skip
+        self.vllm.load_weights(model.state_dict().items())
+        return self.vllm
+
+    def train_episodes(self, model: Any, number: int) -> list[EpisodeRecord]:
+        size = self.config.tasks_per_round
+        tasks = [self.train_tasks[row] for row in self.order[(number - 1) * size : number * size]]
+        return self._play(model, tasks, self.config.samples_per_task, number, self.config.rollouts)
+
+    def held_out_success(self, model: Any) -> dict[str, float]:
+        greedy = self.config.rollouts.model_copy(update={"temperature": 0.0})
+        episodes = self._play(model, self.test_tasks, 1, HELD_OUT, greedy)
+        return proportion(sum(each.success for each in episodes), len(episodes)).as_dict()
+
+    def _play(
+        self, model: Any, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts
+    ) -> list[EpisodeRecord]:
+        seed = self.context.seed
+        modes = [draw_mode(self.config.thinking, seed_of(seed, number, task)) for task in range(len(tasks))]
+
+        def settings(task: int, sample: int, turn: int) -> tuple[Mode, Sampling]:
+            return modes[task], sampling(rollouts, modes[task], seed_of(seed, number, task, sample, turn))
+
+        return play(
+            self.engine(model), self.environment, tasks, samples, settings, self.chat, self.tokenizer,
+            self.config.max_turns,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        if self.vllm is not None:
+            self.vllm.close()
+
+
+def train_round(
+    config: DPOStage, context: StageContext, model: Any, tokenizer: Any, pairs: Sequence[Pair], folder: Path,
+    device: str, phase: str,
+) -> Any:  # fmt: skip
+    """The model after one round's training; resumes from the round's newest checkpoint."""
+    from models.adapters import attach, merge
+    from rl.dpo_trainer import make_trainer
+
+    if config.train.lora is not None:
+        model = attach(model, config.train.lora, context.seed)
+    trainer = make_trainer(
+        model, tokenizer, pairs, config.train, config.beta, folder / "checkpoints", context.log, device,
+        context.seed, phase,
+    )  # fmt: skip
+    trainer.train_or_resume()
+    return merge(trainer.model) if config.train.lora is not None else trainer.model
+
+
+def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) -> None:
+    values: dict[str, Any] = {"phase": "rounds", "held_out_success": outcome["held_out"]["value"]}
+    if "sampled" in outcome:
+        values |= {"sampled_success": outcome["sampled"]["value"], "pairs": outcome["pairs"]}
+    context.log.metrics(outcome["round"], rounds, **values)
+
+
+def _write_lines(path: Path, items: Sequence[EpisodeRecord] | Sequence[Pair]) -> None:
+    """One JSON object a line, token ids and log-probabilities included. Mode, task and messages of an episode follow
+    from its seed and ids."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for item in items:
+            row = asdict(item) if isinstance(item, Pair) else _episode_row(item)
+            file.write(json.dumps(row) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _episode_row(record: EpisodeRecord) -> dict[str, Any]:
+    turns = [{"prompt_ids": turn.prompt_ids, **asdict(turn.completion)} for turn in record.turns]
+    return {
+        "task": record.task.id,
+        "sample": record.sample,
+        **asdict(record.mode),
+        "success": record.success,
+        "ended": record.ended,
+        "turns": turns,
+    }
+
+
+def _pair(row: Mapping[str, Any]) -> Pair:
+    chosen, rejected = (_completion(row[side]) for side in ("chosen", "rejected"))
+    return Pair(row["task"], row["turn"], tuple(row["prompt_ids"]), chosen, rejected)
+
+
+def _completion(row: Mapping[str, Any]) -> Completion:
+    return Completion(tuple(row["token_ids"]), tuple(row["logprobs"]), tuple(row["forced"]), row["finish"])

@@ -1,0 +1,83 @@
+"""TRL's DPOTrainer on token ids that came from the engine. The only importer of its DPO.
+
+TRL would render and tokenize texts; here a row is ids and masks already, so that what is trained is what was sampled.
+Tokens that the budget rule forced are outside the mask.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from common.stage import StageLog
+from models.config import Training
+from models.training import RecipeTrainer, training_arguments
+from rl.pairs import Pair
+
+
+class PairTrainer(RecipeTrainer, DPOTrainer):
+    """DPO on rows of token ids; reference log-probabilities are computed before the first step."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: checkpoints are for resuming only."""
+
+
+class PairCollator(DataCollatorForPreference):
+    """Pads pairs on the right, chosen ones first, and leaves forced tokens out of ``completion_mask``."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        masks = [example["chosen_mask"] for example in examples] + [example["rejected_mask"] for example in examples]
+        for row, (mask, example) in enumerate(zip(masks, examples * 2, strict=True)):
+            start = len(example["prompt_ids"])
+            batch["completion_mask"][row, start : start + len(mask)] = torch.tensor(mask)
+        return batch
+
+
+def make_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    train: Training,
+    beta: float,
+    folder: Path,
+    log: StageLog,
+    device: str,
+    seed: int,
+    phase: str,
+) -> PairTrainer:
+    """A trainer whose reference is ``model`` as it is now; checkpoints in ``folder``, figures under ``phase``.
+
+    Raises:
+        ConfigError: as :func:`models.training.training_arguments`.
+    """
+    arguments = training_arguments(
+        train, folder, len(pairs), device, seed, cls=DPOConfig,
+        beta=beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True,
+    )  # fmt: skip
+    rows = {
+        "prompt_ids": [list(pair.prompt_ids) for pair in pairs],
+        "chosen_ids": [list(pair.chosen.token_ids) for pair in pairs],
+        "rejected_ids": [list(pair.rejected.token_ids) for pair in pairs],
+        "chosen_mask": [[int(not forced) for forced in pair.chosen.forced] for pair in pairs],
+        "rejected_mask": [[int(not forced) for forced in pair.rejected.forced] for pair in pairs],
+    }
+    return PairTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict(rows),
+        data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        train=train,
+        log=log,
+        phase=phase,
+    )

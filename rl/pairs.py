@@ -1,0 +1,105 @@
+"""Preference pairs out of episodes: a success and a failure at the turn where they part.
+
+Two episodes of one task share their prompts up to some turn: the deepest turn at which both were given the same token
+ids. There one answer led on to success and the other to failure, and that turn is the pair: same prompt, two
+completions. What came before was the same for both (apart from thoughts that the chat format strips), what came after
+had different prompts. The first turn's prompt is always shared, so that a pair never has to fall back on whole
+trajectories. Step-wise pairs of this kind: Step-DPO (arXiv 2406.18629).
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from rl.rollouts.base import Completion
+from rl.rollouts.episodes import EpisodeRecord
+
+Pairing = Literal["random", "closest_length", "same_prefix"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of one prompt, as the engine gave them."""
+
+    task: str
+    turn: int
+    """The turn at which the two episodes part, from 0."""
+    prompt_ids: tuple[int, ...]
+    chosen: Completion
+    rejected: Completion
+
+    @property
+    def length_gap(self) -> int:
+        return abs(len(self.chosen.token_ids) - len(self.rejected.token_ids))
+
+
+def parted(success: EpisodeRecord, failure: EpisodeRecord) -> Pair:
+    """The pair at the deepest turn whose prompt the two episodes share.
+
+    Raises:
+        ValueError: they do not even share the first prompt.
+    """
+    shared = 0
+    for ours, theirs in zip(success.turns, failure.turns, strict=False):
+        if ours.prompt_ids != theirs.prompt_ids:
+            break
+        shared += 1
+    if shared == 0:
+        raise ValueError(f"episodes of {success.task.id} and {failure.task.id} share no prompt")
+    turn = shared - 1
+    return Pair(
+        success.task.id, turn, success.turns[turn].prompt_ids,
+        success.turns[turn].completion, failure.turns[turn].completion,
+    )  # fmt: skip
+
+
+def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, seed: int) -> list[Pair]:
+    """At most ``per_task`` pairs a task; records of one task stand together.
+
+    Episodes that are in fewer pairs so far come first. Among these ``random`` draws, ``closest_length`` takes the
+    smallest difference in tokens, ``same_prefix`` the pair that parts latest (then the smallest difference). Pairs of
+    equal token ids are made once.
+    """
+    generator = random.Random(seed)
+    pairs: list[Pair] = []
+    for _, group in groupby(records, key=lambda record: record.task.id):
+        pairs += _pairs_of_task(list(group), per_task, pairing, generator)
+    return pairs
+
+
+def _pairs_of_task(
+    records: Sequence[EpisodeRecord], per_task: int, pairing: Pairing, generator: random.Random
+) -> list[Pair]:
+    candidates = [
+        (success, failure, parted(records[success], records[failure]), generator.random())
+        for success in range(len(records))
+        for failure in range(len(records))
+        if records[success].success and not records[failure].success
+    ]
+    uses = [0] * len(records)
+    pairs: list[Pair] = []
+    made: set[tuple[tuple[int, ...], ...]] = set()
+
+    def rank(candidate: tuple[int, int, Pair, float]) -> tuple[float, ...]:
+        success, failure, pair, draw = candidate
+        fit = {
+            "random": (),
+            "closest_length": (pair.length_gap,),
+            "same_prefix": (-pair.turn, pair.length_gap),
+        }[pairing]
+        return (uses[success] + uses[failure], *fit, draw)
+
+    while candidates and len(pairs) < per_task:
+        best = min(candidates, key=rank)
+        candidates.remove(best)
+        success, failure, pair, _ = best
+        key = (pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids)
+        if key in made or pair.chosen.token_ids == pair.rejected.token_ids:
+            continue
+        made.add(key)
+        pairs.append(pair)
+        uses[success] += 1
+        uses[failure] += 1
+    return pairs
