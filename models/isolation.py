@@ -57,11 +57,11 @@ class IsolationReport:
         return self.max_difference <= self.tolerance[0] and self.mean_difference <= self.tolerance[1]
 
     def __str__(self) -> str:
-        document, token = self.worst
+        (document, token), (most, mean) = self.worst, self.tolerance
         return (
             f"{self.kind} against alone, {self.documents} documents, {self.tokens} tokens: log-probabilities differ "
-            f"by {self.max_difference:.2e} at most (token {token} of document {document}; {self.tolerance[0]:.0e} allowed) "
-            f"and {self.mean_difference:.2e} on average ({self.tolerance[1]:.0e} allowed)"
+            f"by {self.max_difference:.2e} at most (token {token} of document {document}; {most:.0e} allowed) and by "
+            f"{self.mean_difference:.2e} on average ({mean:.0e} allowed)"
         )
 
 

@@ -101,7 +101,12 @@ def load_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, local_files_only=True
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named below
+            local_files_only=True,
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
