@@ -15,13 +15,10 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of rows; ``rows[i]`` holds the documents of row i, one or several.
-
-    As a callable it is a Trainer's collator over a data set of ``{"row": i}``.
-    """
+    """A Trainer's collator over a data set of ``{"row": i}``; ``rows[i]`` holds the documents of row i."""
 
     documents: Documents
-    rows: Packs | Sequence[Sequence[int]]
+    rows: Packs
     isolate: bool
     """Documents of a row cannot see each other. False concatenates plainly, and pads under an attention mask."""
     pad_id: int

@@ -43,6 +43,11 @@ class Packs:
         return (self[index] for index in range(len(self)))
 
     @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Samples in each pack."""
+        return np.diff(self.starts)
+
+    @property
     def fill(self) -> float:
         """Tokens over the room of all packs; 1 where there are none."""
         return self.tokens / (len(self) * self.capacity) if len(self) else 1.0
@@ -77,6 +82,14 @@ def pack(lengths: ArrayLike, capacity: int, over_long: Literal["error", "drop"] 
     samples = np.argsort(pack_of, kind="stable")[: order.size].astype(np.int32)
     starts = np.concatenate([[0], np.cumsum(np.bincount(pack_of_placed, minlength=packs))]).astype(np.int64)
     return Packs(samples, starts, too_long, capacity, int(lengths[order].sum()))
+
+
+def singly(lengths: ArrayLike) -> Packs:
+    """Each sample in a pack of its own, no larger than the longest: a data set that is padded, not packed."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    capacity = int(lengths.max(initial=1))
+    each = np.arange(lengths.size + 1)
+    return Packs(each[:-1].astype(np.int32), each, np.empty(0, np.int32), capacity, int(lengths.sum()))
 
 
 def _place(counts: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int32], int]:

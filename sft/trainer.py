@@ -1,19 +1,30 @@
 """TRL's SFTTrainer on documents that are tokenized, masked and packed already. The one module of the room with trl."""
 
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from common.stage import StageLog
+from models.adapters import require_trained
 from models.config import Training
+from models.isolation import require_isolation
 from models.training import RecipeTrainer, training_arguments
 from sft.collate import Collator
+
+HELD_OUT = "held_out_loss"
 
 
 class DocumentTrainer(RecipeTrainer, SFTTrainer):
@@ -23,42 +34,103 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
     and never sees the logits of all positions at once (TRL's fused language-model head).
     """
 
-    def held_out_loss(self, collator: Collator, rows_at_once: int) -> float:
+    held_out: Collator
+    """Documents that are not trained on."""
+    begun: tuple[float, int] = (0.0, 0)
+    """When this process began to train (perf_counter), and the tokens seen by then."""
+
+    def check(self) -> None:
+        """Before the first step: documents of a real batch must not see each other, and every adapter must learn.
+
+        Raises:
+            IsolationError: packed (or padded) documents differ from themselves alone.
+            ConfigError: an adapter gets no gradient.
+        """
+        collator = self.data_collator
+        concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # plainly, as asked for
+        batch = self._prepare_inputs(collator([{"row": row} for row in telling_rows(collator)]))
+        self.model.train()
+        with self.compute_loss_context_manager():
+            if not concatenated:
+                require_isolation(self.model, batch)
+            if isinstance(self.model, PeftModel) and not self.is_deepspeed_enabled:
+                require_trained(self.model, batch)
+
+    def log_held_out_loss(self) -> None:
+        """Logs the loss on the held-out documents, if there are any, each alone."""
+        if len(self.held_out.rows):
+            at_once = self.args.per_device_train_batch_size
+            self.log({HELD_OUT: self.loss_on(self.held_out, at_once)})
+
+    def loss_on(self, collator: Collator, at_once: int) -> float:
         """Mean negative log-likelihood (nats) a trained token, over all rows of ``collator``."""
-        model = self.model
-        training = model.training
-        model.eval()
+        training = self.model.training
+        self.model.eval()
         total = tokens = 0.0
-        for start in range(0, len(collator.rows), rows_at_once):
-            rows = range(start, min(start + rows_at_once, len(collator.rows)))
+        for start in range(0, len(collator.rows), at_once):
+            rows = range(start, min(start + at_once, len(collator.rows)))
             batch = self._prepare_inputs(collator([{"row": row} for row in rows]))
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**batch, use_cache=False, fused_lm_head=True)
+                outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
             total -= float(outputs.log_probs.double().sum())
             tokens += float(outputs.label_mask.sum())
-        model.train(training)
+        self.model.train(training)
         return total / tokens
+
+    def figures(self) -> dict[str, float]:
+        """Losses, steps, tokens and tokens/s of the training; those before a resume count, except for the speed."""
+        history = self.state.log_history
+        losses = [row["loss"] for row in history if "loss" in row]
+        unseen = [row[HELD_OUT] for row in history if HELD_OUT in row]
+        tenth = max(1, len(losses) // 10)
+        seconds, tokens = time.perf_counter() - self.begun[0], self.state.num_input_tokens_seen - self.begun[1]
+        found = {
+            "steps": self.state.global_step,
+            "loss_first": sum(losses[:tenth]) / tenth,
+            "loss_last": sum(losses[-tenth:]) / tenth,
+            "tokens": self.state.num_input_tokens_seen,
+            "tokens_per_s": tokens / seconds,
+            "train_s": seconds,
+        }
+        if unseen:
+            found |= {f"{HELD_OUT}_first": unseen[0], f"{HELD_OUT}_last": unseen[-1]}
+        return found
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: checkpoints are for resuming only."""
 
 
-def make_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    collator: Collator,
-    train: Training,
-    folder: Path,
-    log: StageLog,
-    device: str,
-    seed: int,
-) -> DocumentTrainer:
-    """A trainer over all rows of ``collator``, in an order drawn from ``seed`` and epoch; checkpoints in ``folder``.
+class _FirstStep(TrainerCallback):
+    """Runs a trainer's checks when model and optimizer stand ready and no step has been made."""
+
+    trainer: DocumentTrainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.check()
+        if state.global_step == 0:
+            self.trainer.log_held_out_loss()
+        self.trainer.begun = (time.perf_counter(), state.num_input_tokens_seen)
+
+
+def telling_rows(collator: Collator) -> list[int]:
+    """The rows in which documents could see each other most easily: the pack with most documents, or the shortest and
+    the longest of single documents, where most is padded."""
+    sizes = collator.rows.sizes
+    if sizes.max() > 1:
+        return [int(sizes.argmax())]
+    lengths = collator.documents.lengths[collator.rows.samples]
+    return [int(lengths.argmin()), int(lengths.argmax())]
+
+
+def sft_arguments(train: Training, folder: Path, collator: Collator, device: str, seed: int) -> SFTConfig:
+    """The trainer's arguments; under DeepSpeed ZeRO-3 they must exist before the model is loaded, in parts.
 
     Raises:
         ConfigError: as :func:`models.training.training_arguments`.
     """
-    arguments = training_arguments(
+    return training_arguments(
         train,
         folder,
         len(collator.rows),
@@ -70,18 +142,29 @@ def make_trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         include_num_input_tokens_seen="all" if collator.isolate else "non_padding",
     )
-    rows = Dataset.from_dict({"row": range(len(collator.rows))})
-    return DocumentTrainer(
+
+
+def make_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: SFTConfig,
+    train: Training,
+    collator: Collator,
+    held_out: Collator,
+    log: StageLog,
+) -> DocumentTrainer:
+    """A trainer over all rows of ``collator``, in an order drawn from seed and epoch."""
+    first_step = _FirstStep()
+    trainer = DocumentTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
-        train_dataset=rows,
+        train_dataset=Dataset.from_dict({"row": range(len(collator.rows))}),
         processing_class=tokenizer,
+        callbacks=[first_step],
         train=train,
         log=log,
     )
-
-
-def losses(trainer: DocumentTrainer) -> Sequence[float]:
-    """The training loss of every optimizer step, those before a resume included."""
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    trainer.held_out = held_out
+    first_step.trainer = trainer
+    return trainer
