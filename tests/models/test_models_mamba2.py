@@ -61,7 +61,7 @@ def test_scan_is_the_recurrence(problem):
     wanted = torch.autograd.grad((want * weight).sum() + (want_state * state_weight).sum(), leaves)
     got = torch.autograd.grad((y * weight).sum() + (state * state_weight).sum(), leaves)
     for name, a, b in zip(["x", "dt", "A", "inputs", "outputs", "D", "initial"], got, wanted):
-        assert (a - b).abs().max() <= 2e-5 * max(1.0, float(b.abs().max())), name
+        assert (a - b).abs().max() <= 1e-4 * max(1.0, float(b.abs().max())), name  # sums of cancelling terms
 
 
 def test_scan_over_many_chunks_goes_block_by_block():
