@@ -11,8 +11,11 @@ Only the last place counts, so listing candidates does not help; and only the an
 import re
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_STATED = re.compile(r"<answer>(?P<tagged>.*?)</answer>|(?:\banswer(?: is\b:?|\s*:)|####)\**[ \t]*(?P<stated>[^\n]+)",
-                     re.IGNORECASE | re.DOTALL)  # fmt: skip
+_STATED = re.compile(
+    r"<answer>(?P<tagged>.*?)</answer>"
+    r"|(?:\banswer(?: is\b:?|\s*:)|####)\**[ \t]*(?P<stated>(?:(?!<answer>)[^\n])+)",
+    re.IGNORECASE | re.DOTALL,
+)
 _NUMBER = re.compile(r"(?<![\w.)])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?|\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 
 

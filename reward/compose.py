@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from common.errors import ConfigError, DataError
-from data_recipes.conversation import Message
 from reward.answers import stated_answer
 from reward.base import RewardError, Sample
 from reward.code import score_programs
@@ -174,13 +173,8 @@ def _score_lengths(task: Component, samples: Sequence[Sample]) -> list[float]:
 
 def _score_preferences(model: Component, samples: Sequence[Sample]) -> list[float]:
     """The model's log-odds as a probability in (0, 1); 0 for an answer that is blank, whatever the model says."""
-    return [
-        _sigmoid(raw) if _is_said(sample.answer) else 0.0 for sample, raw in zip(samples, model(samples), strict=True)
-    ]
-
-
-def _is_said(answer: Message) -> bool:
-    return bool(answer.content.strip())
+    raw = _checked("preference", model(samples), len(samples))
+    return [_sigmoid(value) if sample.answer.content.strip() else 0.0 for sample, value in zip(samples, raw)]
 
 
 def _sigmoid(value: float) -> float:

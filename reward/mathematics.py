@@ -32,8 +32,10 @@ _NUMBER = re.compile(r"(-?)(?:\\frac\{(-?\d+)\}\{(-?\d+)\}|(\d+(?:\.\d*)?|\.\d+)
 class MathVerifier:
     """Compares answers; holds up to ``workers`` processes, started when first needed. Results do not depend on it."""
 
-    def __init__(self, workers: int | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(self, workers: int | None = None, timeout_s: float = 20.0) -> None:
         count = workers or min(8, os.cpu_count() or 1)
+        self.started = False
+        """Whether any question has needed a process."""
         self._workers: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for _ in range(count):
             self._workers.put(_Worker(timeout_s))
@@ -54,6 +56,7 @@ class MathVerifier:
         return [float(bool(result)) for result in known]
 
     def _ask(self, gold: str, answer: str) -> bool:
+        self.started = True
         worker = self._workers.get()
         try:
             return worker.ask(gold, answer)
@@ -132,7 +135,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
         )
         assert process.stdout
-        process.stdout.readline()  # says that its imports (a second or two) are done: they are not part of the timeout
+        process.stdout.readline()  # it is ready: its imports take seconds that are nobody's question
         self._process, self._end, self._asked = process, weakref.finalize(self, _end, process), 0
         return process
 

@@ -1,0 +1,119 @@
+import gzip
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError
+from data_recipes.conversation import Message
+from reward import Sample, make_reward
+from reward.code import program, score_code
+from reward.sandbox import Limits, run_program
+
+DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
+TIGHT = Limits(seconds=1.5, memory_mib=512)
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox's walls are Linux's")
+pytestmark = linux_only
+
+
+def sample(text: str, **task: object) -> Sample:
+    return Sample((Message("user", "Write it."),), Message("assistant", text), {"kind": "code", **task})
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("network", "import socket\nsocket.create_connection(('127.0.0.1', 80))"),
+        ("network by libc", "import ctypes\nassert ctypes.CDLL(None).socket(2, 1, 0) >= 0"),
+        ("fork bomb", "import os\nwhile True:\n    os.fork()"),
+        ("shell", "import os\nassert os.system('true') == 0"),
+        ("subprocess", "import subprocess\nsubprocess.run(['true'])"),
+        ("endless threads", "import threading as t\nwhile True:\n    t.Thread(target=t.Event().wait).start()"),
+        ("endless loop", "while True:\n    pass"),
+        ("endless sleep", "import time\ntime.sleep(1000)"),
+        ("10 GB", "x = bytearray(10 * 2**30)"),
+        ("memory bit by bit", "x = []\nwhile True:\n    x.append(bytearray(2**20))"),
+        ("output without end", "while True:\n    print('x' * 1000)"),
+        ("reads a secret", "open('/etc/passwd').read()"),
+        ("reads the project", f"open({__file__!r}).read()"),
+        ("lists folders", "import os\nos.listdir('/tmp')"),
+        ("kills its parent", "import os\nos.kill(os.getppid(), 9)"),
+        ("changes a mode", "import os\nos.chmod('/tmp', 0o777)"),
+        ("escapes by mount", "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0"),
+        ("leaves early", "import sys\nsys.exit(0)"),
+        ("leaves at once", "import os\nos._exit(0)"),
+        ("crashes", "import ctypes\nctypes.string_at(0)"),
+        ("closes everything", "import os\nos.closerange(0, 100)"),
+        ("is no program", "this is no python"),
+    ],
+)  # fmt: skip
+def test_walls(name: str, code: str) -> None:
+    start = time.monotonic()
+    outcome = run_program(code, tests="assert True", limits=TIGHT)
+    assert not outcome.passed
+    assert time.monotonic() - start < 60, "the clock did not stop it"
+
+
+def test_no_file_is_written_outside_or_anywhere(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("kept")
+    tmp_path.chmod(0o777)
+    for code in (
+        f"open({str(tmp_path / 'new')!r}, 'w').write('x')",
+        f"open({str(old)!r}, 'a').write('x')",
+        f"import os\nos.truncate({str(old)!r}, 0)",
+        f"import os\nos.remove({str(old)!r})",
+        f"import os\nos.rename({str(old)!r}, {str(tmp_path / 'new')!r})",
+        f"import os\nos.symlink({str(old)!r}, {str(tmp_path / 'new')!r})",
+        f"import os\nos.mkdir({str(tmp_path / 'new')!r})",
+        "import tempfile\ntempfile.TemporaryFile()",
+    ):
+        assert not run_program(code, limits=TIGHT).passed, code
+    assert [path.name for path in tmp_path.iterdir()] == ["old"] and old.read_text() == "kept"
+
+
+def test_honest_programs_run() -> None:
+    imports = "import collections, dataclasses, heapq, itertools, json, math, random, re, string, typing\n"
+    outcome = run_program(imports + "print(math.comb(5, 2))", tests="assert re.match('a', 'ab')")
+    assert outcome.passed and outcome.output == "10\n"
+    echo = run_program("print(input()[::-1])", stdin="abc\n")
+    assert echo.passed and echo.output == "cba\n"
+    assert not run_program("print(1)\nraise ValueError('no')").passed
+
+
+def test_the_environment_is_empty() -> None:
+    os.environ["NANOALIGN_TEST_SECRET"] = "hush"
+    try:
+        assert "hush" not in run_program("import os\nprint(dict(os.environ))").output
+    finally:
+        del os.environ["NANOALIGN_TEST_SECRET"]
+
+
+def test_answers_are_scored_by_tests_or_by_cases() -> None:
+    good = "Here:\n```python\ndef f(x):\n    return x + 1\n```\nDone."
+    assert program(good) == "def f(x):\n    return x + 1\n"
+    assert score_code(sample(good, tests="assert f(1) == 2")) == 1.0
+    assert score_code(sample(good, tests="assert f(1) == 3")) == 0.0
+    cases = [{"input": "3\n", "output": "6"}, {"input": "5\n", "output": "10 \n"}]
+    assert score_code(sample("print(2 * int(input()))", cases=cases)) == 1.0
+    assert score_code(sample("print(6)", cases=cases)) == 0.0
+    assert score_code(sample("", tests="assert True")) == 0.0
+    with pytest.raises(DataError, match="tests"):
+        score_code(sample("print(6)"))
+
+
+@pytest.mark.skipif(not (DATA / "code").is_dir(), reason=f"no HumanEval under {DATA}")
+def test_humaneval_references_pass_and_stubs_fail() -> None:
+    with gzip.open(DATA / "code" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][::16]
+    right, wrong = [], []
+    for row in rows:
+        tests = f"{row['test']}\ncheck({row['entry_point']})"
+        right.append(sample(f"```python\n{row['prompt']}{row['canonical_solution']}\n```", tests=tests))
+        wrong.append(sample(f"```python\n{row['prompt']}    return None\n```", tests=tests))
+    reward = make_reward({"code": 1.0})
+    assert reward.score(right) == [1.0] * len(rows)
+    assert reward.score(wrong) == [0.0] * len(rows)
