@@ -15,12 +15,14 @@ class Suite(Section):
     """Mixture (its sources with split: test)."""
     environment: str | None = None
     """Environment whose test tasks are played."""
-    samples: int | None = Field(None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
     """Tasks taken; None takes all."""
-    reward: dict[str, float] = {"task": 1.0}
+    reward: dict[str, float] = Field(default={"task": 1.0}, min_length=1)
     """Reward name to weight; a sample counts as correct from 0.5 on where the reward is a verifier."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
+    max_turns: int = Field(default=6, ge=1)
+    """Assistant turns in an episode of an environment."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Suite":
@@ -37,8 +39,18 @@ class EvaluateStage(Section):
     """Stages (or `base`) whose models are measured."""
     suites: list[str] = Field(min_length=1)
     """Names under `suites:`."""
-    budgets: list[int | None] = [None]
+    budgets: list[int | None] = Field(default=[None])
     """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured beside them."""
     budget_suite: str | None = None
     """The suite on which the budget curve is measured; None measures none."""
     rollouts: Rollouts
+
+    @model_validator(mode="after")
+    def _room_for_an_answer(self) -> "EvaluateStage":
+        for budget in self.budgets:
+            if budget is not None and budget + self.rollouts.grace >= self.rollouts.max_tokens:
+                raise ValueError(
+                    f"budget {budget} and grace {self.rollouts.grace} leave no room for an answer in "
+                    f"rollouts.max_tokens {self.rollouts.max_tokens}"
+                )
+        return self

@@ -1,0 +1,105 @@
+"""``kind: evaluate``: every checkpoint on every suite, with thinking and without, and under every thinking budget."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.files import write_json
+from common.stage import StageContext
+from common.stats import Estimate, proportion
+from data_recipes.config import Mixture
+from evaluation.budget_curve import Curve, budget_curve, label
+from evaluation.config import EvaluateStage, Suite
+from evaluation.suites import SuiteResult, evaluate, load_suite, suite_reward
+from rl.modes import Mode
+
+SHOWN = 4
+"""Samples of each suite and mode written to samples.jsonl."""
+
+Figures = dict[str, float | dict[str, float]]
+
+
+def run(
+    config: EvaluateStage, mixtures: Mapping[str, Mixture], context: StageContext, suites: Mapping[str, Suite]
+) -> Figures:
+    """Measures the checkpoint ``context.inputs[name]`` for each name in ``config.of``.
+
+    Writes ``evaluation.json``, after every checkpoint: ``checkpoints.<name>.suites.<suite>.{on, off}`` and
+    ``checkpoints.<name>.budget_curve``, a list of points. Returns figures with intervals:
+
+    - ``<checkpoint>.<suite>.on`` and ``.off``: accuracy, or a judge's mean score
+    - ``<checkpoint>.obedience``: completions to ``/no_think`` without thinking, all suites together
+    - ``<checkpoint>.budget_<n>.<figure>``, n tokens or ``unlimited``: accuracy, well_formed, overshoot, cut,
+      compensation, leakage (see budget_control/measure.py); those without samples are left out
+
+    Raises:
+        ConfigError: a suite that cannot be loaded, or a model that the engine cannot serve.
+    """
+    from data_recipes.chat import chat_format
+    from models.loading import load_tokenizer
+    from models.training import resolve_device
+    from rl.rollouts import open_engine
+
+    chat, rollouts, device = chat_format(context.chat), config.rollouts, resolve_device(context.device)
+    names = list(dict.fromkeys([*config.suites, *([config.budget_suite] if config.budget_suite else [])]))
+    tasks = {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed) for name in names}
+    rewards = {name: suite_reward(suites[name], context.inputs, device) for name in names}
+    limited = [budget for budget in config.budgets if budget is not None] if config.budget_suite else []
+    done, total = 0, len(config.of) * (2 * len(names) + len(limited))
+    report: dict[str, Any] = {"tasks": {name: len(each) for name, each in tasks.items()}, "checkpoints": {}}
+    figures: Figures = {}
+
+    for checkpoint in config.of:
+        folder = context.inputs[checkpoint]
+        tokenizer = load_tokenizer(folder)
+        engine = open_engine(
+            rollouts.engine, folder, tokenizer, chat, batch_size=rollouts.batch_size, device=device,
+            dtype="bfloat16" if device == "cuda" else "float32",
+        )  # fmt: skip
+
+        def measure(name: str, mode: Mode, checkpoint=checkpoint, tokenizer=tokenizer, engine=engine) -> SuiteResult:  # type: ignore[no-untyped-def]
+            nonlocal done
+            result = evaluate(engine, chat, tokenizer, tasks[name], mode, rewards[name], rollouts, context.seed)
+            done += 1
+            phase = f"{checkpoint}, {name}, {label(mode)}"
+            context.log.metrics(done, total, score=result.score.value, phase=phase)  # type: ignore[arg-type]
+            _show(context, checkpoint, result)
+            return result
+
+        try:
+            results = {name: (measure(name, Mode(True)), measure(name, Mode(False))) for name in names}
+            curve = None
+            if config.budget_suite is not None:
+                points = [measure(config.budget_suite, Mode(True, budget)) for budget in limited]
+                curve = budget_curve(points, *results[config.budget_suite])
+        finally:
+            engine.close()
+        report["checkpoints"][checkpoint] = {
+            "suites": {name: {"on": on.as_dict(), "off": off.as_dict()} for name, (on, off) in results.items()},
+            "budget_curve": curve.as_dict() if curve else None,
+        }
+        write_json(context.folder / "evaluation.json", report)
+        figures |= checkpoint_figures(checkpoint, results, curve)
+    return figures
+
+
+def checkpoint_figures(
+    checkpoint: str, results: Mapping[str, tuple[SuiteResult, SuiteResult]], curve: Curve | None
+) -> Figures:
+    """The flat figures of one checkpoint; see :func:`run`."""
+    estimates: dict[str, Estimate] = {}
+    for name, (on, off) in results.items():
+        estimates |= {f"{name}.on": on.score, f"{name}.off": off.score}
+    direct = [reading for _, off in results.values() for reading in off.readings]
+    estimates["obedience"] = proportion(sum(reading.obeys_no_think for reading in direct), len(direct))
+    if curve is not None:
+        estimates |= curve.figures()
+    return {f"{checkpoint}.{name}": estimate.as_dict() for name, estimate in estimates.items() if estimate.n}
+
+
+def _show(context: StageContext, checkpoint: str, result: SuiteResult) -> None:
+    for score, reading in list(zip(result.scores, result.readings))[:SHOWN]:
+        context.log.sample(
+            kind="evaluate", stage=checkpoint, suite=result.suite, mode=label(result.mode), prompt=reading.prompt,
+            thinking=reading.reasoning, answer=reading.answer, reward=score, well_formed=reading.well_formed,
+            thinking_tokens=reading.thinking_tokens, answer_tokens=reading.answer_tokens,
+        )  # fmt: skip

@@ -1,0 +1,239 @@
+"""Suites: sets of held-out tasks, and how a model fares on one of them in one thinking mode."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budget_control.measure import Reading, read, summary
+from budget_control.vocabulary import ThinkingTokens
+from common.errors import ConfigError
+from common.stats import Estimate, mean, proportion
+from data_recipes.chat.base import ChatFormat
+from data_recipes.chat.render import without_signals
+from data_recipes.config import Mixture
+from data_recipes.conversation import Conversation, Message
+from evaluation.config import Suite
+from reward.base import Reward
+from rl.config import Rollouts
+from rl.modes import Mode, sampling
+
+if TYPE_CHECKING:
+    from rl.environments.base import Environment, Task
+    from rl.rollouts.base import RolloutEngine
+
+JUDGED = {"preference", "judge"}
+"""Rewards that are no verifiers: their scores are averaged, there is no right and wrong."""
+CORRECT = 0.5
+"""A verifier's score from which a sample counts as correct."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """A suite's tasks: conversations to be answered, or tasks of an environment to be played."""
+
+    name: str
+    config: Suite
+    conversations: Sequence[Conversation] = ()
+    environment: "Environment | None" = None
+    played: "Sequence[Task]" = ()
+
+    def __len__(self) -> int:
+        return len(self.played if self.environment else self.conversations)
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """How one suite went in one mode. Sequences are in the suite's order, so that results can be compared in pairs."""
+
+    suite: str
+    mode: Mode
+    score: Estimate
+    """The share of correct samples (successful episodes), or the mean score where the reward is no verifier."""
+    by_domain: dict[str, Estimate]
+    scores: tuple[float, ...]
+    readings: tuple[Reading, ...]
+    """One a completion; an episode has one a turn."""
+    budget: dict[str, Estimate] = field(default_factory=dict)
+    """Figures of :func:`budget_control.measure.summary`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; figures without samples are left out."""
+        return {
+            "thinking": self.mode.thinking,
+            "budget": self.mode.budget,
+            "score": self.score.as_dict(),
+            "by_domain": {domain: estimate.as_dict() for domain, estimate in self.by_domain.items()},
+            **{name: estimate.as_dict() for name, estimate in self.budget.items() if estimate.n},
+        }
+
+
+def load_suite(name: str, suite: Suite, mixtures: Mapping[str, Mixture], data_root: Path | None, seed: int) -> Tasks:
+    """The tasks of a suite, the same for the same seed.
+
+    Raises:
+        ConfigError: an unknown mixture or environment, a mixture of training data, or a suite without tasks.
+        DataError: bad rows.
+    """
+    if suite.environment is not None:
+        from rl.environments import environment
+
+        played = environment(suite.environment, data_root)
+        tasks = Tasks(name, suite, environment=played, played=played.tasks("test")[: suite.samples])
+    else:
+        from data_recipes.mixture import build, uses
+
+        if suite.data is None or suite.data not in mixtures:
+            raise ConfigError(f"suite {name}: unknown mixture {suite.data!r}")
+        mixture = mixtures[suite.data]
+        if training := [source for source, use in uses(mixture).items() if use.split != "test"]:
+            raise ConfigError(f"suite {name}: {', '.join(training)} is training data; take split: test")
+        tasks = Tasks(name, suite, build(mixture, data_root, seed).conversations[: suite.samples])
+    if not len(tasks):
+        raise ConfigError(f"suite {name} has no tasks")
+    return tasks
+
+
+def evaluate(
+    engine: "RolloutEngine",
+    chat: ChatFormat,
+    tokenizer: Any,
+    tasks: Tasks,
+    mode: Mode,
+    reward: Reward,
+    rollouts: Rollouts,
+    seed: int = 0,
+) -> SuiteResult:
+    """Answers every task once in ``mode`` and scores the answers.
+
+    Without thinking the prompt says ``/no_think``: obedience is measured on what a user would write. The completion of
+    a task has the same seed in every mode and under every budget.
+    """
+    tokens = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
+    run = _play if tasks.environment is not None else _answer
+    scores, domains, readings = run(engine, chat, tokenizer, tokens, tasks, mode, reward, rollouts, seed)
+    estimate = _estimator(tasks)
+    by_domain = {
+        domain: estimate([score for score, other in zip(scores, domains) if other == domain])
+        for domain in sorted(set(domains))
+    }
+    return SuiteResult(
+        tasks.name, mode, estimate(scores), by_domain, tuple(scores), tuple(readings), summary(readings)
+    )  # fmt: skip
+
+
+def suite_reward(suite: Suite, models: Mapping[str, Path], device: str) -> Reward:
+    """The reward that scores a suite; ``models`` holds the folder of its reward model under that stage's name."""
+    from reward.compose import make_reward
+
+    judge = None
+    if suite.reward_model is not None:
+        from rl.reward_model import load_reward_model
+
+        judge = load_reward_model(models[suite.reward_model], device)
+    return make_reward(suite.reward, reward_model=judge)
+
+
+def make_scorer(
+    suites: Mapping[str, Tasks],
+    rewards: Mapping[str, Reward],
+    chat: ChatFormat,
+    tokenizer: Any,
+    rollouts: Rollouts,
+    seed: int = 0,
+) -> "Callable[[str, RolloutEngine], Estimate]":
+    """``score(suite name, engine)``: the suite's score with unlimited thinking, as merge sweeps ask for it."""
+
+    def score(name: str, engine: "RolloutEngine") -> Estimate:
+        return evaluate(engine, chat, tokenizer, suites[name], Mode(True), rewards[name], rollouts, seed).score
+
+    return score
+
+
+def prompt_messages(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
+    """The messages as a user who wants ``mode`` would write them: ``/no_think`` ends the last user message, unless
+    thinking is on. Signals that were there before are removed."""
+    told = [
+        replace(message, content=without_signals(message.content)) if message.role in ("system", "user") else message
+        for message in messages
+    ]
+    if not mode.thinking:
+        last = max(place for place, message in enumerate(told) if message.role == "user")
+        told[last] = replace(told[last], content=f"{told[last].content} /no_think")
+    return tuple(told)
+
+
+Run = tuple[list[float], list[str], list[Reading]]
+"""Scores and domains of the tasks, and what was read of the completions."""
+
+
+def _answer(
+    engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
+    reward: Reward, rollouts: Rollouts, seed: int,
+) -> Run:  # fmt: skip
+    from rl.rollouts.base import Request
+    from rl.rollouts.draw import seed_of
+    from rl.rollouts.samples import judged
+
+    histories, requests = [], []
+    for number, conversation in enumerate(tasks.conversations):
+        history = conversation.messages
+        history = history[:-1] if history[-1].role == "assistant" else history
+        if not any(message.role == "user" for message in history):
+            raise ConfigError(
+                f"suite {tasks.name}: {conversation.origin or conversation.id}: no user message to answer"
+            )
+        text = chat.prompt(prompt_messages(history, mode), conversation.tools)
+        ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        histories.append(history)
+        requests.append(Request(ids, sampling(rollouts, mode, seed_of(seed, number))))
+    samples, readings = [], []
+    completions = engine.generate(requests)
+    for conversation, history, request, completion in zip(tasks.conversations, histories, requests, completions):
+        sample = judged(
+            history, mode, request.prompt_ids, completion, tokens, chat, tokenizer, conversation.task
+        )  # fmt: skip
+        reading = read(
+            tokens, tokenizer, request.prompt_ids, completion.token_ids, completion.forced, thinking=mode.thinking,
+            budget=mode.budget, finished=completion.finish == "stop",
+        )  # fmt: skip
+        samples.append(sample)
+        readings.append(reading)
+    return reward.score(samples), [each.domain or each.source for each in tasks.conversations], readings
+
+
+def _play(
+    engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
+    reward: Reward, rollouts: Rollouts, seed: int,
+) -> Run:  # fmt: skip
+    from rl.rollouts.draw import seed_of
+    from rl.rollouts.episodes import play
+
+    assert tasks.environment is not None
+    records = play(
+        engine, tasks.environment, tasks.played, 1,
+        lambda number, sample, turn: (mode, sampling(rollouts, mode, seed_of(seed, number, turn))),
+        chat, tokenizer, tasks.config.max_turns,
+    )  # fmt: skip
+    readings = [
+        read(
+            tokens,
+            tokenizer,
+            turn.prompt_ids,
+            turn.completion.token_ids,
+            turn.completion.forced,
+            thinking=mode.thinking,
+            budget=mode.budget,
+            finished=turn.completion.finish == "stop",
+        )
+        for record in records
+        for turn in record.turns
+    ]
+    domains = [str(record.task.data.get("kind", tasks.environment.name)) for record in records]
+    return [float(record.success) for record in records], domains, readings
+
+
+def _estimator(tasks: Tasks) -> Callable[[Sequence[float]], Estimate]:
+    if tasks.environment is None and JUDGED & set(tasks.config.reward):
+        return mean
+    return lambda scores: proportion(sum(score >= CORRECT for score in scores), len(scores))
