@@ -75,8 +75,8 @@ def clear(folder: Path) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl or samples.jsonl; a last line cut by a crash is left out. Of a step logged twice (a stage
-    that went on from a checkpoint) the later row counts."""
+    """Rows of metrics.jsonl or samples.jsonl; a last line cut by a crash is left out. Rows of one
+    step are one: a step that was logged again, after a restart from a checkpoint, has the later values."""
     rows: dict[Any, dict[str, Any]] = {}
     if path.exists():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
@@ -85,8 +85,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue
             key = (row.get("phase"), row["step"]) if path.name == "metrics.jsonl" else number
-            rows.pop(key, None)
-            rows[key] = row
+            rows[key] = {**rows.pop(key, {}), **row}
     return list(rows.values())
 
 

@@ -53,9 +53,9 @@ class Pace:
 def figures_text(row: Mapping[str, Any], eta: float | None) -> str:
     """``round 2  loss 0.412  reward 0.75  4,480 tok/s  ETA 1:20``, as far as the row has them."""
     parts = [str(row["phase"])] if row.get("phase") else []
-    for name in ("loss", "reward", "success", "accuracy"):
+    for name in ("loss", "held_out_loss", "reward", "success", "accuracy"):
         if isinstance(row.get(name), int | float):
-            parts.append(f"{name} {row[name]:.3f}")
+            parts.append(f"{name.replace('_', ' ')} {row[name]:.3f}")
     if row.get("tokens_per_s"):
         parts.append(f"{row['tokens_per_s']:,.0f} tok/s")
     if eta is not None:

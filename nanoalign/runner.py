@@ -160,14 +160,14 @@ def _supervise(recipe: Recipe, name: str, job: Path, shown: Display, outcome: Ou
     environment = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false",
                    "HF_HUB_DISABLE_TELEMETRY": "1", **os.environ, **start.environment}  # fmt: skip
     events = Events(place / "tensorboard")
-    metrics = tail(place / "metrics.jsonl")
+    metrics = Tail(place / "metrics.jsonl")
     with (place / "log.txt").open("ab") as log:
         process = subprocess.Popen(start.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                                    start_new_session=True)  # fmt: skip
         try:
             while True:
                 code = process.poll()
-                for row in next(metrics):
+                for row in metrics.rows():
                     shown.row(row)
                     events.row(row)
                 if code is not None:
@@ -194,20 +194,21 @@ def _signal(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def tail(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Endlessly, the rows that were added to a JSON-lines file since the last look; starts at its present end, and
-    leaves a line that is still being written for the next look."""
-    position = path.stat().st_size if path.exists() else 0
-    while True:
-        rows = []
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(position)
-                whole, _, _ = file.read().rpartition(b"\n")
-            if whole:
-                position += len(whole) + 1
-                rows = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
-        yield rows
+class Tail:
+    """What is added to a JSON-lines file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, path.stat().st_size if path.exists() else 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows since the last look; a line that is still being written is left for the next."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._position += len(whole + end)
+        return [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,19 +31,9 @@ def main() -> int:
     job = json.loads(job_file.read_text(encoding="utf-8"))
     end_with_runner(job["runner"])
     folder = job_file.parent
-    context = StageContext(
-        name=job["stage"],
-        folder=folder,
-        inputs={role: Path(model) for role, model in job["inputs"].items()},
-        chat=job["recipe"]["chat"],
-        seed=job["seed"],
-        data_root=Path(job["data_root"]) if job["data_root"] else None,
-        device=job["recipe"]["device"],
-        log=StageLog(folder),
-    )
     first = int(os.environ.get("RANK", "0")) == 0
     try:
-        figures = run_stage(Recipe.model_validate_json(json.dumps(job["recipe"])), context)
+        figures = run_stage(Recipe.model_validate_json(json.dumps(job["recipe"])), context_of(job, folder))
     except NanoalignError as error:
         if first:
             write_json(folder / "result.json", {"error": str(error)})
@@ -51,6 +43,22 @@ def main() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         write_json(folder / "result.json", {"figures": finite(figures), "peak_rss_gb": peak / 1e9})
     return 0
+
+
+def context_of(job: Mapping[str, Any], folder: Path) -> StageContext:
+    """What the stage is handed; a base model named by its hub id is fetched here."""
+    from models.loading import resolve
+
+    return StageContext(
+        name=job["stage"],
+        folder=folder,
+        inputs={role: resolve(model) for role, model in job["inputs"].items()},
+        chat=job["recipe"]["chat"],
+        seed=job["seed"],
+        data_root=Path(job["data_root"]) if job["data_root"] else None,
+        device=job["recipe"]["device"],
+        log=StageLog(folder),
+    )
 
 
 def end_with_runner(runner: int | None) -> None:

