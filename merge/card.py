@@ -48,7 +48,7 @@ def write_card(
             for label, source in inputs.items()
         ),
     ]
-    if len({_licence_text(field) for field in fields.values()}) > 1:
+    if any(field != next(iter(fields.values())) for field in fields.values()):
         lines += ["", "The inputs' licences differ: all of them bind whoever passes this model on."]
     if method == "linear":
         lines += ["", "Weights are (1 - alpha) * A + alpha * B, computed in fp32 or wider and rounded once."]
@@ -79,13 +79,13 @@ def _licence_fields(folder: Path) -> dict[str, Any]:
 
 
 def _common_licence(fields: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    known = [field for field in fields if field]
-    return known[0] if known and all(field == known[0] for field in fields) else {}
+    return fields[0] if all(field == fields[0] for field in fields) else {}
 
 
 def _licence_text(fields: dict[str, Any]) -> str:
-    name = fields.get("license_name") or fields.get("license") or "not stated"
-    return f"[{name}]({fields['license_link']})" if "license_link" in fields else str(name)
+    names = [str(fields[key]) for key in ("license", "license_name") if key in fields]
+    text = ", ".join(names) or "not stated"
+    return f"[{text}]({fields['license_link']})" if "license_link" in fields else text
 
 
 def _carry_licence_files(folder: Path, inputs: Mapping[str, TensorSource]) -> None:

@@ -49,7 +49,7 @@ def mergekit_config(
     if method not in METHODS:
         raise ConfigError(f"method {method!r}: expected one of {', '.join(METHODS)}")
     if (base is None) == (method in NEEDS_BASE):
-        raise ConfigError(f"method {method}: {'needs' if base is None else 'takes no'} base model")
+        raise ConfigError(f"method {method}: {'needs a' if base is None else 'takes no'} base model")
     if (density is None) == (method in SPARSE):
         raise ConfigError(f"method {method}: {'needs a' if density is None else 'takes no'} density")
     if (t is None) == (method == "slerp"):

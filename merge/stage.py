@@ -5,9 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.errors import ConfigError
 from common.files import fingerprint, write_json
 from common.stage import StageContext
 from common.stats import Estimate
+from data_recipes.config import Mixture
+from evaluation.config import Suite
 from merge.adapter import open_source
 from merge.card import write_card
 from merge.choose import Choice, Point, on_front
@@ -26,26 +29,58 @@ Score = Callable[[str, "RolloutEngine"], Estimate]
 
 
 def run(
-    config: MergeStage, evaluate: Score, context: StageContext, progress: Progress | None = None
+    config: MergeStage, mixtures: Mapping[str, Mixture], context: StageContext, suites: Mapping[str, Suite]
 ) -> dict[str, float | dict[str, float]]:
     """Scores alpha 0, the configured alphas and alpha 1, chooses, and writes ``model/`` with a card and ``sweep.json``.
 
-    ``sweep.json`` is written after every alpha: a stage that was stopped goes on where it was. ``progress`` follows the
-    bytes of the final write.
+    Alpha 0 is ``context.inputs["reasoning"]``, alpha 1 ``context.inputs["chat"]``. ``sweep.json`` is written after
+    every alpha: a stage that was stopped goes on where it was. Weights are written once, at the end.
 
     Returns:
-        ``merge.alpha``; ``merge.on_pareto`` (1 where the chosen point is a true merge that no other point dominates);
-        ``merge.reasoning`` and ``merge.chat`` of the winner and, ``.alpha_0`` and ``.alpha_1``, of the two ends.
+        ``merge.alpha``; ``merge.on_pareto`` (1 where the chosen point is a true merge, no end, that no other point
+        dominates); ``merge.reasoning`` and ``merge.chat`` of the winner, and with ``.alpha_0`` and ``.alpha_1`` of the
+        two ends.
 
     Raises:
         CheckpointError: the inputs are damaged or do not fit together.
-        ConfigError: an alpha is out of range, a suite has no samples, or the disk is too small.
+        ConfigError: an alpha is out of range, a suite is unknown or has no samples, or the disk is too small.
+    """
+    from data_recipes.chat import chat_format
+    from evaluation.stage import load_scored
+    from evaluation.suites import make_scorer
+    from models.loading import load_tokenizer
+
+    unknown = [name for name in suite_names(config) if name not in suites]
+    if unknown:
+        raise ConfigError(f"merge: unknown suite {unknown[0]!r}")
+    scored = {name: load_scored(name, suites[name], mixtures, context) for name in suite_names(config)}
+    score = make_scorer(
+        {name: each.tasks for name, each in scored.items()},
+        {name: each.reward for name, each in scored.items()},
+        chat_format(context.chat),
+        load_tokenizer(context.inputs["reasoning"]),
+        config.rollouts,
+        context.seed,
+    )
+    return run_sweep(config, score, context, {name: suites[name].model_dump() for name in scored})
+
+
+def suite_names(config: MergeStage) -> list[str]:
+    """Every suite that is measured, each once."""
+    return list(dict.fromkeys((config.reasoning_suite, config.chat_suite, *config.more_suites)))
+
+
+def run_sweep(
+    config: MergeStage, score: Score, context: StageContext, settings: object = None, progress: Progress | None = None
+) -> dict[str, float | dict[str, float]]:
+    """:func:`run` with any ``score``. Points recorded under other ``settings`` (what the scores depend on besides the
+    stage's own section, the inputs and the seed) are measured anew. ``progress`` follows the bytes of the final write.
     """
     pair = make_pair(open_source(context.inputs["reasoning"]), open_source(context.inputs["chat"]))
     choice = Choice(config.reasoning_suite, config.chat_suite, config.choose, config.weights, config.max_reasoning_loss)
-    suites = list(dict.fromkeys((config.reasoning_suite, config.chat_suite, *config.more_suites)))
+    suites = suite_names(config)
     sources = {"A": pair.a.fingerprint(), "B": pair.b.fingerprint()}
-    identity = fingerprint([sources, suites, config.rollouts.model_dump(), context.chat, context.seed])
+    identity = fingerprint([sources, suites, settings, config.rollouts.model_dump(), context.chat, context.seed])
     record = context.folder / "sweep.json"
     points = _recorded(record, identity)
     total = len({0.0, 1.0, *config.alphas}) + config.refine
@@ -70,7 +105,7 @@ def run(
             pair,
             engine,
             config.alphas,
-            lambda alpha: {suite: evaluate(suite, engine) for suite in suites},
+            lambda alpha: {suite: score(suite, engine) for suite in suites},
             choice,
             live=live,
             refine=config.refine,
@@ -127,9 +162,10 @@ def _open(config: MergeStage, context: StageContext) -> "tuple[RolloutEngine, Ma
     engine = open_engine(
         config.rollouts.engine,
         folder,
-        load_tokenizer(str(folder)),
+        load_tokenizer(folder),
         chat_format(context.chat),
         batch_size=config.rollouts.batch_size,
         device=context.device,
+        dtype="bfloat16" if context.device != "cpu" and config.rollouts.engine == "vllm" else "float32",
     )
     return engine, engine.model.state_dict() if isinstance(engine, HFEngine) else None

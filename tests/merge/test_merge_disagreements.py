@@ -1,4 +1,4 @@
-"""The ways two checkpoints can disagree or be damaged: each a clear error that names the culprit, and no output left."""
+"""The ways two checkpoints can disagree or be damaged: each a clear error that names the culprit; no output is left."""
 
 import json
 import resource
@@ -134,7 +134,8 @@ CASES = [
     Case("trailing bytes", lambda a, b: (b / "model.safetensors").open("ab").write(b"x" * 9), "has trailing bytes"),
     Case("shape and bytes", lambda a, b: rewrite_header(b, lambda h: h[UP].update(shape=[48, 31])),
          rf"{UP}: BF16 \[48, 31\] needs 2976 bytes, has 3072"),
-    Case("unknown dtype", lambda a, b: rewrite_header(b, lambda h: h[UP].update(dtype="F6")), f"{UP}: unknown dtype F6"),
+    Case("unknown dtype", lambda a, b: rewrite_header(b, lambda h: h[UP].update(dtype="F6")),
+         f"{UP}: unknown dtype F6"),
     Case("negative shape", lambda a, b: rewrite_header(b, lambda h: h[UP].update(shape=[-48, -32])),
          f"{UP}: corrupted header entry"),
     Case("NaN in A", lambda a, b: edit(a, lambda t: t[UP].view(-1)[77].fill_(float("nan"))), rf"{UP}: NaN in A"),
