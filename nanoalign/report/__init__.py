@@ -1,0 +1,33 @@
+"""The report of a run: ``report.json`` for machines, ``report.html`` for people, self-contained both."""
+
+from pathlib import Path
+
+
+def write(folder: Path) -> None:
+    """Writes both into a run's folder, from what its stages left there."""
+    from common.files import whole_file, write_json
+    from nanoalign.artifacts import finite
+    from nanoalign.report.figures import figures_of
+    from nanoalign.report.page import page
+    from nanoalign.report.read import read_run
+
+    run = read_run(folder)
+    figures = figures_of(run)
+    stages = {name: stage.record.figures for name, stage in run.stages.items()}
+    write_json(folder / "report.json", finite({"run": run.recipe.name, "figures": figures, "stages": stages}))
+    with whole_file(folder / "report.html") as temporary:
+        temporary.write_text(page(run, figures), encoding="utf-8")
+
+
+def write_pictures(folder: Path, to: Path) -> list[Path]:
+    """Writes the report's plots as PNG files, for README.md and docs."""
+    from nanoalign.report import plots
+    from nanoalign.report.read import read_run
+    from nanoalign.report.sections import sections
+
+    written = []
+    for section in sections(read_run(folder)):
+        for plot in section.plots:
+            plots.png(plot.figure, to / f"{plot.name}.png")
+            written.append(to / f"{plot.name}.png")
+    return written

@@ -10,8 +10,15 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 COLOURS = ("#2f6fb0", "#d1622b", "#3c8d5a", "#8a5bb0", "#b8902c", "#c2476b", "#4d9aa8", "#7a6a5a")
-KIND_COLOURS = {"sft": COLOURS[0], "pretrain": COLOURS[7], "dpo": COLOURS[2], "grpo": COLOURS[1],
-                "reward_model": COLOURS[4], "merge": COLOURS[3], "evaluate": COLOURS[6]}  # fmt: skip
+KIND_COLOURS = {
+    "sft": COLOURS[0],
+    "pretrain": COLOURS[7],
+    "dpo": COLOURS[2],
+    "grpo": COLOURS[1],
+    "reward_model": COLOURS[4],
+    "merge": COLOURS[3],
+    "evaluate": COLOURS[6],
+}
 
 Point = tuple[float, float, float, float]
 """x, y and y's interval."""
@@ -21,8 +28,14 @@ def _figure(width: float = 6.2, height: float = 3.2) -> "tuple[Figure, Any]":
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "nanoalign", "font.family": "sans-serif",
-                     "font.sans-serif": ["Inter", "Helvetica", "Arial", "DejaVu Sans"]})  # fmt: skip
+    rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "nanoalign",
+            "font.family": "sans-serif",
+            "font.sans-serif": ["Inter", "Helvetica", "Arial", "DejaVu Sans"],
+        }
+    )
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -71,8 +84,13 @@ def _running_mean(values: Sequence[float], width: int) -> list[float]:
     return [sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
 
 
-def intervals(series: Mapping[str, Sequence[Point]], x: str, y: str, ticks: Sequence[str] | None = None,
-              marks: Mapping[str, float] | None = None) -> "Figure":  # fmt: skip
+def intervals(
+    series: Mapping[str, Sequence[Point]],
+    x: str,
+    y: str,
+    ticks: Sequence[str] | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> "Figure":
     """Curves with 95% intervals as bands. ``ticks`` names the x positions 0, 1, ...; ``marks`` are vertical lines."""
     figure, axes = _figure()
     for colour, (name, points) in zip(COLOURS, series.items(), strict=False):
@@ -81,8 +99,15 @@ def intervals(series: Mapping[str, Sequence[Point]], x: str, y: str, ticks: Sequ
         axes.fill_between(xs, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.12, linewidth=0)
     for name, at in (marks or {}).items():
         axes.axvline(at, color=MUTED, linewidth=1, linestyle="--")
-        axes.annotate(name, (at, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
-                      color=MUTED, fontsize=9)  # fmt: skip
+        axes.annotate(
+            name,
+            (at, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -10),
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=9,
+        )
     if ticks is not None:
         axes.set_xticks(range(len(ticks)), ticks)
     _label(axes, x, y)
@@ -96,12 +121,21 @@ def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: st
     figure, axes = _figure(5.0, 3.6)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     for name, (_, first, low, high), (_, second, down, up) in points:
-        axes.errorbar(first, second, xerr=[[first - low], [high - first]], yerr=[[second - down], [up - second]],
-                      fmt="o", color=COLOURS[0], ecolor=GRID, markersize=5)  # fmt: skip
+        axes.errorbar(
+            first,
+            second,
+            xerr=[[first - low], [high - first]],
+            yerr=[[second - down], [up - second]],
+            fmt="o",
+            color=COLOURS[0],
+            ecolor=GRID,
+            markersize=5,
+        )
         axes.annotate(name, (first, second), xytext=(5, 4), textcoords="offset points", color=INK, fontsize=9)
         if name == chosen:
-            axes.plot(first, second, "o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS[1],
-                      markeredgewidth=2)  # fmt: skip
+            axes.plot(
+                first, second, "o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS[1], markeredgewidth=2
+            )
     _label(axes, x, y)
     return figure
 
@@ -120,20 +154,34 @@ def graph(kinds: Mapping[str, str], inputs: Mapping[str, Sequence[str]]) -> "Fig
     columns: dict[int, list[str]] = {}
     for name in sorted(depth, key=lambda name: (name not in kinds, list(kinds).index(name) if name in kinds else 0)):
         columns.setdefault(depth[name], []).append(name)
-    at = {name: (column * 1.5, (len(names) - 1) / 2 - row) for column, names in columns.items()
-          for row, name in enumerate(names)}  # fmt: skip
+    at = {
+        name: (column * 1.5, (len(names) - 1) / 2 - row)
+        for column, names in columns.items()
+        for row, name in enumerate(names)
+    }
     rows = max(len(names) for names in columns.values())
     figure, axes = _figure(1.45 * len(columns), 0.8 + 0.62 * rows)
     axes.set_axis_off()
     for name, sources in inputs.items():
         for source in sources:
-            axes.annotate("", xy=at[name], xytext=at[source],
-                          arrowprops={"arrowstyle": "-|>", "color": MUTED, "shrinkA": 24, "shrinkB": 26, "linewidth": 1})  # fmt: skip
+            axes.annotate(
+                "",
+                xy=at[name],
+                xytext=at[source],
+                arrowprops={"arrowstyle": "-|>", "color": MUTED, "shrinkA": 24, "shrinkB": 26, "linewidth": 1},
+            )
     for name, (x, y) in at.items():
         kind = kinds.get(name, "")
-        axes.text(x, y, f"{name}\n{kind.replace('_', ' ')}" if kind else name, ha="center", va="center", fontsize=8.5,
-                  color="white" if kind else INK,
-                  bbox={"boxstyle": "round,pad=0.45", "facecolor": KIND_COLOURS.get(kind, GRID), "edgecolor": "none"})  # fmt: skip
+        axes.text(
+            x,
+            y,
+            f"{name}\n{kind.replace('_', ' ')}" if kind else name,
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color="white" if kind else INK,
+            bbox={"boxstyle": "round,pad=0.45", "facecolor": KIND_COLOURS.get(kind, GRID), "edgecolor": "none"},
+        )
     axes.set_xlim(-0.7, max(x for x, _ in at.values()) + 0.7)
     axes.set_ylim(-rows / 2 - 0.2, rows / 2 + 0.2)
     return figure

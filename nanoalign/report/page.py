@@ -1,0 +1,170 @@
+"""Lays the report's page out; everything that it needs is inside the one file."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanoalign.progress import clock
+from nanoalign.recipe.load import dump
+from nanoalign.report import plots
+from nanoalign.report.figures import Figures
+from nanoalign.report.read import RunData, StageData
+from nanoalign.report.sections import sections
+
+SHOWN = 12
+"""Samples of a stage that the page holds."""
+LONGEST = 4000
+"""Characters shown of a sample's part."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure that the page opens with. ``aim`` is what the method should reach, ``least`` (or ``most``) its bound."""
+
+    figure: str
+    name: str
+    unit: str = ""
+    scale: float = 1.0
+    aim: str = ""
+    least: float | None = None
+    most: float | None = None
+    digits: int = 1
+
+
+HEADLINES = (
+    Headline("reasoning.thinking_gain_points", "thinking over /no_think", " points", aim="at least 20", least=20),
+    Headline(
+        "reasoning.budget_spearman",
+        "accuracy grows with the budget (rank correlation)",
+        aim="positive",
+        least=0.0001,
+        digits=2,
+    ),
+    Headline("budget.well_formed", "well-formed at tight budgets", "%", 100, "at least 99%", 0.99),
+    Headline(
+        "budget.compensation_ratio", "compensation after over before stage 3", aim="at most 0.5", most=0.5, digits=2
+    ),
+    Headline("no_think.obedience", "/no_think obeyed", "%", 100, "at least 99.5%", 0.995),
+    Headline("dpo.success_first", "tool tasks solved before DPO", "%", 100),
+    Headline("dpo.success_last", "tool tasks solved after DPO", "%", 100),
+    Headline(
+        "grpo.instruction_gain_points", "instructions followed, gain by GRPO", " points", aim="at least 10", least=10
+    ),
+    Headline("merge.on_pareto", "chosen merge on the Pareto front", aim="1", least=1, digits=0),
+)
+
+
+def page(run: RunData, figures: Figures) -> str:
+    """The whole page as HTML text."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
+    records = [stage.record for stage in run.stages.values()]
+    versions = records[-1].versions if records else {}
+    kinds = {name: stage.kind for name, stage in run.recipe.stages.items()}
+    inputs = {name: list(dict.fromkeys(stage.record.inputs.values())) for name, stage in run.stages.items()}
+    return template.render(
+        run=run,
+        clock=clock,
+        wall_s=sum(record.wall_s for record in records),
+        peak_gb=max((record.peak_rss_gb for record in records), default=0.0),
+        versions={name: versions[name] for name in ("torch", "transformers", "trl", "machine") if name in versions},
+        cards=list(_cards(figures)),
+        graph=plots.svg(plots.graph(kinds, inputs)),
+        stage_rows=[_stage_row(name, stage) for name, stage in run.stages.items()],
+        sections=list(sections(run)),
+        sample_groups=[
+            {"name": name, "samples": _samples(stage)} for name, stage in run.stages.items() if stage.samples
+        ],
+        data_rows=[_data_row(name, stage.account) for name, stage in run.stages.items() if stage.account],
+        recipe_text=dump(run.recipe),
+    )
+
+
+def _cards(figures: Figures) -> Iterator[dict[str, Any]]:
+    for line in HEADLINES:
+        value = figures.get(line.figure)
+        if not isinstance(value, int | float):
+            continue
+        low, high, n = (figures.get(f"{line.figure}.{part}") for part in ("low", "high", "n"))
+        spread = ""
+        if isinstance(low, int | float) and isinstance(high, int | float):
+            spread = f"95%: {line.scale * low:.{line.digits}f} to {line.scale * high:.{line.digits}f}, n {n:.0f}"
+        met = (line.least is None or value >= line.least) and (line.most is None or value <= line.most)
+        yield {
+            "name": line.name,
+            "value": f"{line.scale * value:.{line.digits}f}{line.unit}",
+            "range": spread,
+            "aim": line.aim,
+            "met": met,
+        }
+
+
+def _value(figure: Any, scale: float = 100, digits: int = 1) -> str:
+    return f"{scale * (figure['value'] if isinstance(figure, Mapping) else figure):.{digits}f}"
+
+
+def _stage_row(name: str, stage: StageData) -> dict[str, Any]:
+    record, figures = stage.record, stage.record.figures
+    did = ""
+    if record.kind == "sft":
+        did = (
+            f"loss {figures['loss_first']:.3f} to {figures['loss_last']:.3f} over {figures['tokens']:,.0f} tokens "
+            f"({figures['tokens_per_s']:,.0f} a second)"
+        )
+    elif record.kind == "dpo":
+        first, last = _value(figures["success_first"]), _value(figures["success_last"])
+        did = f"success {first}% to {last}% in {figures['rounds']} rounds"
+    elif record.kind == "grpo":
+        did = (
+            f"reward {_value(figures['reward_first'], 1, 3)} to {_value(figures['reward_last'], 1, 3)} in "
+            f"{figures['steps']} steps; mismatch at most {figures['mismatch_max']:.4f}"
+        )
+    elif record.kind == "merge":
+        did = f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
+    elif record.kind == "evaluate":
+        did = f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['suites'])} suites"
+    elif "accuracy" in figures:
+        did = f"held-out pairs ranked right: {_value(figures['accuracy'])}%"
+    return {
+        "name": name,
+        "kind": record.kind.replace("_", " "),
+        "inputs": ", ".join(dict.fromkeys(record.inputs.values())),
+        "wall_s": record.wall_s,
+        "peak_gb": record.peak_rss_gb,
+        "did": did,
+    }
+
+
+def _samples(stage: StageData) -> list[dict[str, str]]:
+    rows = stage.samples
+    step = max(1, len(rows) // SHOWN)
+    return [_sample(row) for row in rows[::step][:SHOWN]]
+
+
+def _sample(row: Mapping[str, Any]) -> dict[str, str]:
+    parts = {name: str(row.get(name) or "")[:LONGEST] for name in ("prompt", "thinking", "answer")}
+    facts = [
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in row.items()
+        if name not in parts and isinstance(value, int | float | str) and len(str(value)) < 40
+    ]
+    return {**parts, "head": " · ".join(facts), "answer": parts["answer"] or str(row.get("text", ""))[:LONGEST]}
+
+
+def _data_row(name: str, account: Mapping[str, Any]) -> dict[str, str]:
+    def counts(key: str) -> str:
+        return ", ".join(f"{reason} {count:,}" for reason, count in account.get(key, {}).items()) or "none"
+
+    return {
+        "name": name,
+        "documents": f"{account['documents']:,}",
+        "tokens": f"{account['document_tokens']:,}",
+        "trained": f"{account['trained_tokens']:,}",
+        "rows": f"{account['rows']:,}",
+        "domains": counts("by_domain"),
+        "changed": counts("changed"),
+        "dropped": counts("dropped"),
+    }

@@ -1,0 +1,228 @@
+"""What the report shows of each kind of stage: plots and tables, from a run's data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nanoalign.report import plots
+from nanoalign.report.read import RunData, StageData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Plot:
+    title: str
+    figure: "Figure"
+    name: str
+    """The file name under which README.md's pictures are kept."""
+
+    @property
+    def svg(self) -> str:
+        return plots.svg(self.figure)
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    small: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    note: str = ""
+    plots: Sequence[Plot] = field(default=())
+    tables: Sequence[Table] = field(default=())
+
+
+def sections(run: RunData) -> Iterator[Section]:
+    """The report's sections, in reading order; those without data are left out."""
+    evaluations = run.of_kind("evaluate")
+    for stage in evaluations.values():
+        yield from _budgets(run, stage)
+        yield Section(
+            "Checkpoints",
+            "Score on held-out tasks, with thinking and with /no_think, and 95% intervals. The best are tinted.",
+            tables=[_checkpoints(stage), *_domains(stage)],
+        )
+    yield from _merges(run)
+    yield from _learning(run)
+
+
+def _interval(estimate: Mapping[str, float], scale: float = 100.0) -> str:
+    return f"{scale * estimate['low']:.0f}–{scale * estimate['high']:.0f}, n {estimate['n']:.0f}"
+
+
+def _best(rows: list[list[Cell]], values: Sequence[Sequence[float]]) -> list[list[Cell]]:
+    """Tints the best cell of each column; the first cell of a row is its name."""
+    tops = [max(column) for column in zip(*values, strict=True)]
+    return [
+        [row[0], *(Cell(cell.text, cell.small, value == top) for cell, value, top in zip(row[1:], own, tops))]
+        for row, own in zip(rows, values)
+    ]
+
+
+def _checkpoints(stage: StageData) -> Table:
+    checkpoints = stage.result["checkpoints"]
+    suites = list(next(iter(checkpoints.values()))["suites"])
+    columns = [(suite, mode) for suite in suites for mode in ("on", "off")]
+    rows, values = [], []
+    for name, checkpoint in checkpoints.items():
+        scores = [checkpoint["suites"][suite][mode]["score"] for suite, mode in columns]
+        judged = [not 0 <= score["value"] <= 1 for score in scores]
+        rows.append(
+            [
+                Cell(name),
+                *(
+                    Cell(
+                        f"{score['value']:.2f}" if raw else f"{100 * score['value']:.1f}",
+                        _interval(score, 1 if raw else 100),
+                    )
+                    for score, raw in zip(scores, judged)
+                ),
+            ]
+        )
+        values.append([score["value"] for score in scores])
+    head = ["checkpoint", *(suite if mode == "on" else f"{suite}, /no_think" for suite, mode in columns)]
+    return Table("By suite", head, _best(rows, values))
+
+
+def _domains(stage: StageData) -> Iterator[Table]:
+    checkpoints = stage.result["checkpoints"]
+    for suite in next(iter(checkpoints.values()))["suites"]:
+        domains = list(next(iter(checkpoints.values()))["suites"][suite]["on"]["by_domain"])
+        if len(domains) < 2:
+            continue
+        scores = {
+            name: [each["suites"][suite]["on"]["by_domain"][domain] for domain in domains]
+            for name, each in checkpoints.items()
+        }
+        rows = [
+            [Cell(name), *(Cell(f"{100 * score['value']:.1f}", _interval(score)) for score in own)]
+            for name, own in scores.items()
+        ]
+        values = [[score["value"] for score in own] for own in scores.values()]
+        yield Table(f"{suite}, thinking, by domain", ["checkpoint", *domains], _best(rows, values))
+
+
+MEASURES = {
+    "score": ("Accuracy", 100.0, "accuracy, %"),
+    "well_formed": ("Well-formed completions", 100.0, "share, %"),
+    "compensation": ("Compensation: answer length, cut over free", 1.0, "ratio"),
+    "thinking_tokens": ("Thinking", 1.0, "tokens"),
+}
+
+
+def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
+    checkpoints = stage.result["checkpoints"]
+    curves = {name: each["budget_curve"] for name, each in checkpoints.items() if each.get("budget_curve")}
+    taught = [name for name, config in run.recipe.stages.items() if config.kind == "sft" and config.truncate_reasoning]
+    pairs = [(run.recipe.stages[name].from_, name) for name in taught]  # type: ignore[union-attr]
+    shown = [name for pair in pairs for name in pair if name in curves] or list(curves)[:4]
+    shown += [name for name in list(curves)[-1:] if name not in shown]
+    if not shown:
+        return
+    budgets = sorted({point["budget"] for point in curves[shown[0]]}, key=lambda b: float("inf") if b is None else b)
+    ticks = ["∞" if budget is None else str(budget) for budget in budgets]
+    pictures = []
+    for measure, (title, scale, y) in MEASURES.items():
+        series = {
+            name: [
+                (budgets.index(point["budget"]), *(scale * point[measure][part] for part in ("value", "low", "high")))
+                for point in curves[name]
+                if measure in point
+            ]
+            for name in shown
+        }
+        pictures.append(Plot(title, plots.intervals(series, "thinking budget, tokens", y, ticks), f"budget_{measure}"))
+    note = (
+        "The same prompts under each thinking budget, enforced by the rule: at the budget the thinking closes at the "
+        "next line end, or after the grace at once."
+        + (f" {taught[0]} is the stage that is taught truncated reasoning." if taught else "")
+    )
+    yield Section("Thinking budgets", note, plots=pictures)
+
+
+def _merges(run: RunData) -> Iterator[Section]:
+    for name, stage in run.of_kind("merge").items():
+        sweep = stage.result
+        first, second = sweep["reasoning_suite"], sweep["chat_suite"]
+        points = [(point["alpha"], point["scores"][first], point["scores"][second]) for point in sweep["points"]]
+
+        def series(index: int, points: Any = points) -> list[plots.Point]:
+            values = [point[index] for point in points]
+            floor, top = min(v["value"] for v in values), max(v["value"] for v in values)
+            spread = (top - floor) if not (floor >= 0 and top <= 1) else 1.0
+            base = floor if spread != 1.0 else 0.0
+            return [
+                (point[0], *(100 * (value[part] - base) / (spread or 1.0) for part in ("value", "low", "high")))
+                for point, value in zip(points, values)
+            ]
+
+        curve = plots.intervals(
+            {first: series(1), second: series(2)},
+            "alpha, the weight of the chat model",
+            "score, %",
+            marks={"chosen": sweep["chosen"]},
+        )
+        dots = [
+            (
+                f"{alpha:g}",
+                (alpha, *(one[p] for p in ("value", "low", "high"))),
+                (alpha, *(two[p] for p in ("value", "low", "high"))),
+            )
+            for alpha, one, two in points
+        ]
+        trade = plots.front(dots, f"{sweep['chosen']:g}", first, second)
+        config = run.recipe.stages[name]
+        note = (
+            f"(1 - alpha) · {config.reasoning} + alpha · {config.chat}, every alpha evaluated without writing it; "  # type: ignore[union-attr]
+            f"{sweep['chosen']:g} was chosen ({sweep['choose']}). A judge's score is shown as a share of its range."
+        )
+        yield Section(
+            "Merge sweep",
+            note,
+            plots=[Plot("Score against alpha", curve, "merge_curve"), Plot("Trade-off", trade, "merge_front")],
+        )
+
+
+CURVES = {
+    "pretrain": ("loss", "loss, nats a token"),
+    "sft": ("loss", "loss, nats a token"),
+    "reward_model": ("loss", "loss, nats a pair"),
+    "grpo": ("reward", "mean reward"),
+}
+
+
+def _learning(run: RunData) -> Iterator[Section]:
+    pictures = []
+    for name, stage in run.stages.items():
+        kind = stage.record.kind
+        if kind in CURVES:
+            key, y = CURVES[kind]
+            points = [(row["step"], row[key]) for row in stage.metrics if isinstance(row.get(key), int | float)]
+            if points:
+                pictures.append(Plot(f"{name}: {key}", plots.lines({name: points}, "step", y), f"{name}_{key}"))
+        elif kind == "dpo":
+            rounds = [
+                stage.record.figures[f"success_round_{n}"]
+                for n in range(100)
+                if f"success_round_{n}" in stage.record.figures
+            ]
+            points = [(n, 100 * r["value"], 100 * r["low"], 100 * r["high"]) for n, r in enumerate(rounds)]
+            figure = plots.intervals(
+                {"held-out tasks": points}, "round", "success, %", [str(n) for n in range(len(rounds))]
+            )
+            pictures.append(Plot(f"{name}: success by round", figure, f"{name}_success"))
+    if pictures:
+        yield Section("Learning", "Thin: every step. Thick: a running mean.", plots=pictures)
