@@ -25,9 +25,9 @@ def serve_command(
     tags: tuple[str, str] = ("<think>", "</think>"),
     vllm_arguments: Sequence[str] = (),
 ) -> list[str]:
-    """The command that starts the server. ``vllm_arguments`` are passed on to ``vllm serve`` as they are."""
+    """The command that starts the server. ``vllm_arguments`` are those of ``vllm serve``, passed on as they are."""
     return [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model,
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model,
         "--host", host, "--port", str(port),
         "--logits-processors", "budget_control.vllm:ThinkingBudget",
         "--additional-config", json.dumps({"thinking_tags": tags}),

@@ -1,0 +1,138 @@
+"""``nanoalign serve``: its command, its request fields, and vLLM's real server on loopback with both enforcements."""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import save_tiny_llama, tiny_tokenizer
+
+from budget_control.client import Server, ServerError
+from budget_control.rule import BudgetRule
+from budget_control.serve import BudgetFields, lift_budget, serve_command, serve_environment
+from budget_control.vocabulary import ThinkingTokens
+from common.errors import ConfigError
+
+KEY = "local-test-key"
+
+
+def test_open_to_the_network_only_with_a_key() -> None:
+    with pytest.raises(ConfigError, match="open to the network"):
+        serve_environment("0.0.0.0", None)
+    assert serve_environment("0.0.0.0", KEY)["VLLM_API_KEY"] == KEY
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert "VLLM_API_KEY" not in {k: v for k, v in serve_environment(host, None).items() if k not in os.environ}
+    assert KEY not in " ".join(serve_command("model", port=1))
+
+
+@pytest.mark.parametrize(
+    ("body", "lifted"),
+    [
+        ({"a": 1}, {"a": 1}),
+        ({"thinking_budget": 5, "grace": 2}, {"vllm_xargs": {"thinking_budget": 5, "grace": 2}}),
+        ({"max_thinking_tokens": 5, "vllm_xargs": {"x": 1}}, {"vllm_xargs": {"x": 1, "thinking_budget": 5}}),
+        ({"thinking_budget": None}, {}),
+        ([1, 2], [1, 2]),
+    ],
+)
+def test_budget_fields_are_lifted(body: Any, lifted: Any) -> None:
+    assert json.loads(lift_budget(json.dumps(body).encode())) == lifted
+    assert lift_budget(b"no json") == b"no json"
+
+
+def test_the_middleware_rewrites_a_body_that_comes_in_pieces() -> None:
+    seen: dict[str, Any] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        seen.update(json.loads(message["body"]), length=dict(scope["headers"])[b"content-length"])
+
+    body = b'{"thinking_budget": 7}'
+    pieces: Iterator[dict[str, Any]] = iter([{"body": body[:9], "more_body": True}, {"body": body[9:]}])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", **next(pieces)}
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": "http", "path": "/v1/chat/completions", "headers": [(b"content-length", b"22")]}
+    asyncio.run(BudgetFields(app)(scope, receive, send))
+    assert seen == {"vllm_xargs": {"thinking_budget": 7}, "length": b"38"}
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    folder = save_tiny_llama(tmp_path_factory.mktemp("served"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    arguments = ["--served-model-name", "tiny", "--enforce-eager", "--dtype", "float32", "--max-model-len", "256",
+                 "--max-num-seqs", "4"]  # fmt: skip
+    environment = serve_environment("127.0.0.1", KEY) | {
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }  # fmt: skip
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        serve_command(str(folder), port=port, vllm_arguments=arguments), env=environment, stdout=log,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield port
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+        log.close()
+
+
+def post(port: int, body: dict[str, Any], key: str = KEY) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    connection.request("POST", "/v1/completions", json.dumps({"model": "tiny", **body}), headers)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def test_the_server_keeps_budgets_and_the_client_needs_no_plugin_to_do_the_same(port: int) -> None:
+    tokenizer = tiny_tokenizer()
+    tokens = ThinkingTokens.from_tokenizer(tokenizer)
+    prompt = tokenizer.encode("so it goes. <think>\n")
+    there = Server(f"http://127.0.0.1:{port}/v1", "tiny", KEY)
+    served = {}
+    for budget in (None, 0, 4, 9):
+        body = {"prompt": prompt, "max_tokens": 30, "temperature": 0, "return_token_ids": True, "grace": 5}
+        status, answer = post(port, body | {"thinking_budget": budget})
+        assert status == 200, answer
+        served[budget] = answer["choices"][0]["token_ids"]
+        rule = BudgetRule(tokens, budget, grace=5)
+        assert budget is None or rule.thinking_tokens(prompt, served[budget]) <= rule.longest_thinking
+        outside = there.complete(prompt, rule, 30, temperature=0)
+        assert [token.id for token in outside if token.id is not None] == served[budget]
+    assert len({tuple(ids) for ids in served.values()}) == 4
+
+
+def test_wrong_requests_are_refused(port: int) -> None:
+    status, answer = post(port, {"prompt": [5], "thinking_budget": -3})
+    assert status == 400 and "expected a number of tokens >= 0, got -3" in json.dumps(answer)
+    assert post(port, {"prompt": [5]}, key="guessed")[0] == 401
+    with pytest.raises(ServerError, match="HTTP 401"):
+        list(Server(f"http://127.0.0.1:{port}/v1", "tiny").complete([5], BudgetRule(
+            ThinkingTokens.from_tokenizer(tiny_tokenizer()), None), 3))  # fmt: skip
