@@ -34,26 +34,26 @@ def display(console: Console) -> Display:
 
 
 class Pace:
-    """Time left in the current phase, from the pace since it began here (a resumed phase starts in its middle)."""
+    """Time left, from the pace since counting began (a resumed stage begins in the middle, a new round at 0 again)."""
 
     def __init__(self) -> None:
-        self._phase: object = self
-        self._time, self._step = 0.0, 0
+        self._begun: tuple[float, int, object] | None = None
+        self._last = 0
 
     def eta(self, row: Mapping[str, Any]) -> float | None:
         """Seconds left after this row; None where nothing is known yet."""
         step, total, now = row["step"], row.get("total_steps"), row["time"]
-        if row.get("phase") != self._phase:
-            self._phase, self._time, self._step = row.get("phase"), now, step
-        if total is None or step <= self._step or now <= self._time:
-            return None
-        return max(0.0, (total - step) * (now - self._time) / (step - self._step))
+        if self._begun is None or step < self._last or total != self._begun[2]:
+            self._begun = (now, step, total)
+        self._last = step
+        seconds, steps = now - self._begun[0], step - self._begun[1]
+        return max(0.0, (total - step) * seconds / steps) if total is not None and steps > 0 and seconds > 0 else None
 
 
 def figures_text(row: Mapping[str, Any], eta: float | None) -> str:
     """``round 2  loss 0.412  reward 0.75  4,480 tok/s  ETA 1:20``, as far as the row has them."""
     parts = [str(row["phase"])] if row.get("phase") else []
-    for name in ("loss", "held_out_loss", "reward", "success", "accuracy"):
+    for name in ("loss", "held_out_loss", "reward", "success", "accuracy", "score"):
         if isinstance(row.get(name), int | float):
             parts.append(f"{name.replace('_', ' ')} {row[name]:.3f}")
     if row.get("tokens_per_s"):

@@ -14,30 +14,30 @@ def run_stage(recipe: Recipe, context: StageContext) -> Mapping[str, Any]:
     suites = {name: recipe.suites[name] for _, name in suites_of(config)}
     match config.kind:
         case "pretrain":
-            from sft import pretrain
+            from sft.pretrain import run as pretrain
 
-            return pretrain.run(config, context)
+            return pretrain(config, context)
         case "sft":
-            from sft import stage as sft_stage
+            from sft.stage import run as sft
 
-            return sft_stage.run(config, recipe.data, context)
+            return sft(config, recipe.data, context)
         case "dpo":
-            from rl import dpo
+            from rl.dpo import run as dpo
 
-            return dpo.run(config, recipe.data, context)
+            return dpo(config, recipe.data, context)
         case "reward_model":
-            from rl import reward_model
+            from rl.reward_model import run as reward_model
 
-            return reward_model.run(config, recipe.data, context)
+            return reward_model(config, recipe.data, context)
         case "grpo":
-            from rl import grpo
+            from rl.grpo import run as grpo
 
-            return grpo.run(config, recipe.data, context)
+            return grpo(config, recipe.data, context)
         case "merge":
-            from merge import stage as merge_stage
+            from merge.stage import run as merge
 
-            return merge_stage.run(config, recipe.data, context, suites)
+            return merge(config, recipe.data, context, suites)
         case "evaluate":
-            from evaluation import stage as evaluation_stage
+            from evaluation.stage import run as evaluate
 
-            return evaluation_stage.run(config, recipe.data, context, suites)
+            return evaluate(config, recipe.data, context, suites)

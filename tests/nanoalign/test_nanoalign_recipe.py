@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -179,7 +180,7 @@ def write(folder: Path, text: str, name: str = "small.yaml") -> Path:
 
 
 def test_the_unmutated_recipe_is_right(tmp_path: Path) -> None:
-    recipe = load(str(write(tmp_path, RECIPE)))
+    recipe: Any = load(str(write(tmp_path, RECIPE)))
     assert list(recipe.stages) == ["first", "second", "agent", "judge", "liked_one", "merged", "verdict"]
     assert recipe.stages["first"].train.learning_rate == 1e-3
 
@@ -242,7 +243,7 @@ def test_unknown_recipe_names_the_nearest() -> None:
 def test_extends_merges_and_points_into_the_right_file(tmp_path: Path) -> None:
     write(tmp_path, RECIPE)
     child = "extends: small.yaml\nname: child\nstages:\n  first:\n    pack: null\n    max_length: 32\n  verdict: null\n"
-    recipe = load(str(write(tmp_path, child, "child.yaml")))
+    recipe: Any = load(str(write(tmp_path, child, "child.yaml")))
     assert (recipe.name, recipe.stages["first"].pack, recipe.stages["first"].max_length) == ("child", None, 32)
     assert recipe.stages["first"].train.batch_size == 4 and "verdict" not in recipe.stages
 
@@ -272,8 +273,9 @@ def test_extends_replaces_a_stage_of_another_kind(tmp_path: Path) -> None:
 
 def test_overrides(tmp_path: Path) -> None:
     path = str(write(tmp_path, RECIPE))
-    recipe = load(path, ["stages.first.train.learning_rate=5e-6", "stages.first.pack=null", "stages.verdict.of.0=base",
-                         "stages.second.pack.length=32", "stages.second.max_length=null"])  # fmt: skip
+    overrides = ["stages.first.train.learning_rate=5e-6", "stages.first.pack=null", "stages.verdict.of.0=base",
+                 "stages.second.pack.length=32", "stages.second.max_length=null"]  # fmt: skip
+    recipe: Any = load(path, overrides)
     assert recipe.stages["first"].train.learning_rate == 5e-6 and recipe.stages["first"].pack is None
     assert recipe.stages["verdict"].of[0] == "base" and recipe.stages["second"].pack.length == 32
 
@@ -299,7 +301,7 @@ def test_wrong_overrides(tmp_path: Path, override: str, message: str) -> None:
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_recipes_load_and_load_back_equal(name: str, tmp_path: Path) -> None:
-    recipe = load(name)
+    recipe: Any = load(name)
     text = dump(recipe)
     assert load(str(write(tmp_path, text))) == recipe
     first, second = shipped()[name].read_text(encoding="utf-8").splitlines()[:2]

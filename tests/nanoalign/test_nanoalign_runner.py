@@ -24,7 +24,7 @@ from rich.console import Console
 
 from common.errors import ConfigError, StageError
 from nanoalign import graph, runner
-from nanoalign.artifacts import read_record, read_rows
+from nanoalign.artifacts import StageRecord, read_record, read_rows
 from nanoalign.recipe.load import load
 from nanoalign.recipe.schema import Recipe
 
@@ -106,7 +106,7 @@ def run(tmp_path: Path, recipe_file: Path, output: StringIO, monkeypatch: pytest
     return go
 
 
-def record(tmp_path: Path, stage: str):
+def record(tmp_path: Path, stage: str) -> StageRecord:
     found = read_record(tmp_path / "runs" / "tiny" / stage)
     assert found is not None
     return found

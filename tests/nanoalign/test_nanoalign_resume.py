@@ -1,0 +1,86 @@
+"""A real stage through the runner, on the CPU: killed at some moment and run again, it ends with the same weights."""
+
+import hashlib
+import os
+import random
+import signal
+import threading
+import time
+from io import StringIO
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from common.errors import StageError
+from nanoalign import runner
+from nanoalign.artifacts import read_record, read_rows
+from nanoalign.recipe.load import load
+
+RECIPE = """\
+name: NAME
+seed: 3
+model: builtin:miniature-base
+chat: nemotron-nano-v2
+device: cpu
+data: {mixed: {sources: {miniature:math: 60, miniature:tools: 20}}}
+stages:
+  first:
+    kind: sft
+    from: base
+    data: mixed
+    strip_reasoning: 0.1
+    pack: {length: 256}
+    train: {learning_rate: 1e-3, batch_size: 1, steps: 6, dtype: float32, checkpoint_every: 2}
+"""
+
+
+def run(folder: Path, name: str) -> Path:
+    """Runs the recipe under ``name`` and returns the stage's folder."""
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(RECIPE.replace("NAME", name), encoding="utf-8")
+    stage = folder / name / "first"
+    runner.run(load(str(recipe)), runner.Options(root=folder), Console(file=StringIO()))
+    return stage
+
+
+def weights(stage: Path) -> str:
+    return hashlib.sha256((stage / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def kill_after(stage: Path, rows: int, wait_s: float) -> None:
+    """Kills the stage's process group ``wait_s`` after it has logged ``rows`` rows."""
+    end = time.monotonic() + 300
+    while len(read_rows(stage / "metrics.jsonl")) < rows:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(wait_s)
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(stage / "job.json") in part for part in process.info["cmdline"] or []):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(runner, "_report", lambda folder, console, anew: None)
+
+
+def test_a_killed_sft_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
+    whole = run(tmp_path, "whole")
+    rng = random.Random(17)
+    killer = threading.Thread(
+        target=kill_after, args=(tmp_path / "killed" / "first", rng.randint(3, 5), rng.random() / 2)
+    )
+    killer.start()
+    with pytest.raises(StageError, match="SIGKILL"):
+        run(tmp_path, "killed")
+    killer.join()
+    killed = run(tmp_path, "killed")
+    record = read_record(killed)
+    assert record is not None and (record.status, record.attempts) == ("finished", 2)
+    assert weights(killed) == weights(whole)
+    losses = [[row.get("loss") for row in read_rows(stage / "metrics.jsonl")] for stage in (whole, killed)]
+    assert losses[0] == losses[1] and len(losses[0]) >= 6
+    assert record.figures["trained_tokens"] == read_record(whole).figures["trained_tokens"]  # type: ignore[union-attr]
