@@ -79,9 +79,7 @@ def front_matter(card: Path) -> dict:
     return yaml.safe_load(card.read_text().split("---\n")[1])
 
 
-LICENSED = (
-    "---\nlicense: other\nlicense_name: open-model\nlicense_link: https://example.org\nextra: 1\n---\n# A model\n"
-)
+LICENSED = "---\nlicense: other\nlicense_name: open\nlicense_link: https://example.org\nextra: 1\n---\n# A model\n"
 
 
 def test_a_common_licence_is_carried_over_and_a_different_one_is_told(
