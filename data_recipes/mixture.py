@@ -79,7 +79,7 @@ def build(
     Filters work on a source's samples before they are drawn, ``transforms`` on those drawn. Raises ConfigError and
     DataError as :func:`data_recipes.sources.load` does.
     """
-    filters, contamination = _filters(mixture, data_root)
+    filters, contamination = make_filters(mixture, data_root)
     loaded = [
         load(name, use.samples, use.split, data_root, seed, mixture.on_bad_row, filters)
         for name, use in uses(mixture).items()
@@ -95,7 +95,8 @@ def build(
     return Built(kept, report)
 
 
-def _filters(mixture: Mixture, data_root: Path | None) -> tuple[list[Filter], Contamination | None]:
+def make_filters(mixture: Mixture, data_root: Path | None) -> tuple[list[Filter], Contamination | None]:
+    """The filters that a mixture names, in their order, and the one that looks for benchmarks' prompts."""
     filters: list[Filter] = []
     optional: list[tuple[Any, Callable[[Any], Filter]]] = [
         (mixture.allow_licences, licences),

@@ -43,8 +43,8 @@ def from_row(row: Any, origin: str = "", **defaults: str) -> Conversation:
     task = _decoded(row.get("task"), "task")
     if task is not None and not (isinstance(task, dict) and isinstance(task.get("kind"), str)):
         raise RowError("wrong type", f"'task' is {_kind(task)}, not an object with a 'kind'")
-    known = {key: _text(row.get(key) or defaults.get(key, ""), key) for key in ("domain", "source", "licence", "id")}
-    known["licence"] = known["licence"] or _text(row.get("license") or "", "license")
+    known = {key: _text(row.get(key) or defaults.get(key, ""), key) for key in ("domain", "source", "id")}
+    known["licence"] = _text(row.get("licence") or row.get("license") or defaults.get("licence", ""), "licence")
     language = _text(row.get("language") or defaults.get("language", "en"), "language")
     return Conversation(messages, tools, language=language, task=task, origin=origin, **known)
 

@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from common.errors import ConfigError, DataError
 from data_recipes.adapters import ADAPTERS, NotASample
-from data_recipes.catalog import Source, Split, catalog, find_files, root_of, source
-from data_recipes.conversation import Conversation, Message
+from data_recipes.catalog import Source, Split, find_files, root_of, source
+from data_recipes.conversation import Conversation
 from data_recipes.files import BadRow, Row, read_rows
+from data_recipes.generators import check_name, generate, in_test
 from data_recipes.rows import RowError, from_row
 from data_recipes.transforms import Filter
 
@@ -85,14 +85,15 @@ def load(
             report.samples += 1
             kept.add(item)
     if report.bad_rows and on_bad_row == "stop":
-        raise DataError(_faults(name, report))
+        raise DataError(faults(name, report))
     first = kept.drawn()
     if not first and samples != 0:
         raise DataError(f"source {name} has no samples in its {split} split ({report.rows} rows read)")
     conversations = list(first)
     rng = Random(f"{seed}/{name}/{split}/again")
-    while samples is not None and len(conversations) < samples:
-        conversations += rng.sample(first, min(len(first), samples - len(conversations)))
+    while samples is not None and (missing := samples - len(conversations)) > 0:
+        epoch = first[:missing]
+        conversations += rng.sample(epoch, len(epoch))
     report.taken = len(conversations)
     report.epochs = report.taken / report.samples if report.samples else 0.0
     return Loaded(conversations, report)
@@ -141,7 +142,7 @@ def describe(name: str, data_root: Path | None = None, split: Split = "train") -
         _checked_part(name, entry, split)
         where, rows, found = str(_local_path(name, path, data_root)), None, True
     elif rest:
-        _generator_names(kind, rest)
+        check_name(name)
         licence = "Apache-2.0"
         return {"name": name, "rows": None, "licence": licence, "domain": rest, "languages": ["en"],
                 "about": "generated", "where": "generated", "found": True}  # fmt: skip
@@ -155,13 +156,6 @@ def describe(name: str, data_root: Path | None = None, split: Split = "train") -
             rows = round(rows * (entry.test_share if split == "test" else 1 - entry.test_share))
     return {"name": name, "rows": rows, "licence": entry.licence, "domain": entry.domain,
             "languages": list(entry.languages), "about": entry.about, "where": where, "found": found}  # fmt: skip
-
-
-def in_test(conversation: Conversation, share: float) -> bool:
-    """Whether a hash of the first user message puts a conversation into the test split (``share`` of all)."""
-    prompt = next((message.content for message in conversation.messages if message.role == "user"), "")
-    digest = sha256(" ".join(prompt.split()).encode()).digest()
-    return int.from_bytes(digest[:8]) < share * 2**64
 
 
 class _Sample:
@@ -207,7 +201,8 @@ def _adapted(origin: str, raw: Any, name: str, entry: Source, report: LoadReport
         yield BadRow(origin, "wrong type", f"{error} (layout {entry.adapter})")
 
 
-def _faults(name: str, report: LoadReport) -> str:
+def faults(name: str, report: LoadReport) -> str:
+    """The message that names a source's bad rows."""
     listed = [str(bad) for bad in report.bad_rows[:LISTED]]
     more = len(report.bad_rows) - len(listed)
     counts = ", ".join(f"{count} {kind}" for kind, count in report.bad.most_common())
@@ -268,67 +263,19 @@ def _local_path(name: str, path: str, data_root: Path | None) -> Path:
     raise DataError(f"source {name}: no such file {path}{hint}")
 
 
-def _generator_names(kind: str, name: str) -> None:
-    """Raises ConfigError where ``kind:name`` is not a generator."""
-    if kind == "miniature":
-        from data_recipes.miniature import SOURCES
-
-        known = [*SOURCES, "tools"]
-    elif kind == "reasoning-gym":
-        from reasoning_gym.factory import DATASETS
-
-        known = list(DATASETS)
-    else:
-        near = get_close_matches(f"{kind}:{name}", [*catalog(), "miniature:", "reasoning-gym:", "file:"], n=1)
-        raise ConfigError(f"unknown source '{kind}:{name}'" + (f"; did you mean {near[0]}?" if near else ""))
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {kind}:{near[0]}?" if near else f"known: {', '.join(known[:12])}"
-        raise ConfigError(f"unknown source '{kind}:{name}'; {hint}")
-
-
 def _generated(
     name: str, samples: int | None, split: Split, seed: int, report: LoadReport, filters: Sequence[Filter]
 ) -> Loaded:
-    kind, _, dataset = name.partition(":")
-    _generator_names(kind, dataset)
     if samples is None:
         raise ConfigError(f"source {name} is generated without end; say how many samples")
-    if kind == "miniature":
-        from data_recipes.miniature import generate
-
-        generated = generate(dataset, samples, split, seed)
-        conversations = [replace(each, source=name, licence=each.licence or "Apache-2.0") for each in generated]
-    else:
-        conversations = _reasoning_gym(dataset, samples, split, seed)
+    made = generate(name, samples, split, seed)
     kept = []
-    for number, each in enumerate(conversations):
-        if reason := next((reason for check in filters if (reason := check(each))), None):
+    for conversation in made:
+        if reason := next((reason for check in filters if (reason := check(conversation))), None):
             report.left_out[reason] += 1
         else:
-            kept.append(replace(each, id=each.id or f"{name}:{split}:{seed}:{number}"))
-    report.rows = len(conversations)
+            kept.append(conversation)
+    report.rows = len(made)
     report.samples = report.taken = len(kept)
     report.epochs = 1.0
     return Loaded(kept, report)
-
-
-def _reasoning_gym(dataset: str, samples: int, split: Split, seed: int) -> list[Conversation]:
-    """Tasks of reasoning-gym; the verifier finds the whole entry in the task. Raises DataError where the generator
-    repeats itself before there are ``samples`` different tasks."""
-    import reasoning_gym
-
-    found: dict[str, Conversation] = {}
-    share, size = 0.1, samples + 100 if split == "train" else 20 * samples + 200
-    for attempt in range(20):
-        entries = reasoning_gym.create_dataset(dataset, size=size, seed=seed * 20 + attempt)
-        for entry in entries:
-            messages = (Message("user", entry["question"]), Message("assistant", str(entry["answer"])))
-            task = {"kind": "reasoning_gym", "dataset": dataset, "entry": entry}
-            name = f"reasoning-gym:{dataset}"
-            conversation = Conversation(messages, domain="logic", source=name, licence="Apache-2.0", task=task)
-            if in_test(conversation, share) == (split == "test"):
-                found.setdefault(entry["question"], conversation)
-            if len(found) == samples:
-                return list(found.values())
-    raise DataError(f"reasoning-gym:{dataset} gave only {len(found)} different {split} tasks of {samples}")

@@ -1,0 +1,47 @@
+"""The data card beside a prepared set."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from data_recipes.catalog import catalog
+
+
+def card(index: Mapping[str, Any]) -> str:
+    """Markdown that tells what a prepared set holds, where it comes from, under which licences, and what was left out.
+    ``index`` is the set's index.json."""
+    report = index["report"]
+    lines = [
+        "# Data card",
+        "",
+        f"{index['examples']:,} examples, {index['tokens']:,} tokens, {index['trained_tokens']:,} of them trained.",
+        f"Chat format {index['chat']}, tokenizer {index['tokenizer']}, seed {index['seed']}, "
+        f"transforms: {', '.join(index['transforms']) or 'none'}.",
+        "",
+        "## Sources",
+        "",
+        "| source | about | hub | rows read | usable samples | drawn | epochs |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for name, each in report["sources"].items():
+        entry = catalog().get(name.rpartition(":")[0])
+        about, hub = (entry.about, entry.hub or "") if entry else ("", "")
+        counted = f"{each['rows']:,} | {each['samples']:,} | {each['taken']:,} | {each['epochs']}"
+        lines.append(f"| {name} | {about} | {hub} | {counted} |")
+    for key in ("domain", "language", "licence"):
+        groups: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        for shard in index["shards"]:
+            for group in shard["by"]:
+                for place, count in enumerate(("examples", "tokens", "trained_tokens")):
+                    groups[group[key] or "unknown"][place] += group[count]
+        lines += ["", f"## By {key}", "", f"| {key} | examples | tokens | trained |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {name} | " + " | ".join(f"{n:,}" for n in counts) + " |" for name, counts in sorted(groups.items())
+        ]
+    for title, counts in (("Left out", report["dropped"]), ("Changed", report["changed"])):
+        lines += ["", f"## {title}", "", *(f"- {count:,}: {reason}" for reason, count in sorted(counts.items()))]
+        lines += [] if counts else ["Nothing."]
+    if report["contamination"]:
+        lines += ["", "## Benchmarks' prompts found", ""]
+        lines += [f"- {sample} held {benchmark}" for sample, benchmark in report["contamination"][:100]]
+    return "\n".join(lines) + "\n"

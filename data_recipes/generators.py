@@ -1,0 +1,91 @@
+"""Sources without files: the miniature's world and reasoning-gym's tasks."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import lru_cache
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from common.errors import ConfigError, DataError
+from data_recipes.catalog import Split, catalog
+from data_recipes.conversation import Conversation, Message
+
+TEST_SHARE = 0.1
+
+
+def generate(name: str, samples: int, split: Split, seed: int) -> list[Conversation]:
+    """``samples`` conversations of ``miniature:NAME`` or ``reasoning-gym:DATASET``. The splits share no prompt,
+    whatever the seeds. Raises ConfigError for an unknown name."""
+    check_name(name)
+    kind, _, rest = name.partition(":")
+    if kind == "miniature":
+        from data_recipes.miniature import generate as generate_miniature
+
+        made: Iterable[Conversation] = generate_miniature(rest, samples, split, seed)
+    else:
+        made = _reasoning_gym(rest, samples, split, seed)
+    return [
+        replace(
+            each, source=name, licence=each.licence or "Apache-2.0", id=each.id or f"{name}:{split}:{seed}:{number}"
+        )
+        for number, each in enumerate(made)
+    ]
+
+
+def in_test(conversation: Conversation, share: float) -> bool:
+    """Whether a hash of the first user message puts a conversation into the test split (``share`` of all)."""
+    prompt = next((message.content for message in conversation.messages if message.role == "user"), "")
+    digest = sha256(" ".join(prompt.split()).encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
+
+
+def check_name(source: str) -> None:
+    """Raises ConfigError, with the nearest name, where ``KIND:NAME`` is not a generator."""
+    kind, _, name = source.partition(":")
+    if kind == "miniature":
+        from data_recipes.miniature import SOURCES
+
+        known = [*SOURCES, "tools"]
+    elif kind == "reasoning-gym":
+        known = _reasoning_gym_names()
+    else:
+        near = get_close_matches(f"{kind}:{name}", [*catalog(), "miniature:", "reasoning-gym:", "file:"], n=1)
+        raise ConfigError(f"unknown source '{kind}:{name}'" + (f"; did you mean {near[0]}?" if near else ""))
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {kind}:{near[0]}?" if near else f"known: {', '.join(known[:12])}"
+        raise ConfigError(f"unknown source '{kind}:{name}'; {hint}")
+
+
+@lru_cache(maxsize=1)
+def _reasoning_gym_names() -> list[str]:
+    """The data sets' names, read from the package's files: importing it takes seconds, and a plan only needs names."""
+    spec = find_spec("reasoning_gym")
+    files = Path(spec.origin).parent.rglob("*.py") if spec and spec.origin else []
+    names = re.compile(r'^DATASET_NAME = "(\w+)"|register_dataset\("(\w+)"', re.MULTILINE)
+    return sorted({a or b for file in files for a, b in names.findall(file.read_text(encoding="utf-8"))})
+
+
+def _reasoning_gym(dataset: str, samples: int, split: Split, seed: int) -> list[Conversation]:
+    """Tasks of reasoning-gym; the verifier finds the whole entry in the task. Raises DataError where the generator
+    repeats itself before there are ``samples`` different tasks."""
+    import reasoning_gym
+
+    found: dict[str, Conversation] = {}
+    size = samples + 100 if split == "train" else 20 * samples + 200
+    for attempt in range(20):
+        entries = reasoning_gym.create_dataset(dataset, size=size, seed=seed * 20 + attempt)
+        for entry in entries:
+            question = Message("user", entry["question"])
+            answered = (question, Message("assistant", str(entry["answer"])))
+            messages = answered if entry["answer"] is not None else (question,)
+            task = {"kind": "reasoning_gym", "dataset": dataset, "entry": entry}
+            conversation = Conversation(messages, domain="logic", task=task)
+            if in_test(conversation, TEST_SHARE) == (split == "test"):
+                found.setdefault(entry["question"], conversation)
+            if len(found) == samples:
+                return list(found.values())
+    raise DataError(f"reasoning-gym:{dataset} gave only {len(found)} different {split} tasks of {samples}")

@@ -1,0 +1,143 @@
+"""Mixtures, transforms, and what is shown of them."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_recipes.config import Mixture, SourceUse
+from data_recipes.conversation import Conversation, Message
+from data_recipes.mixture import build
+from data_recipes.transforms import Contamination, ExactDuplicates, NearDuplicates, apply
+
+WORDS = [
+    "river",
+    "stone",
+    "apple",
+    "seven",
+    "light",
+    "cold",
+    "paper",
+    "green",
+    "music",
+    "table",
+    "quiet",
+    "window",
+    "bread",
+    "garden",
+    "summer",
+    "train",
+]
+
+
+def sample(question: str, answer: str = "yes", **more: str) -> Conversation:
+    return Conversation((Message("user", question), Message("assistant", answer)), **more)
+
+
+def sentence(rng: Random, length: int = 60) -> list[str]:
+    return [rng.choice(WORDS) + str(rng.randrange(50)) for _ in range(length)]
+
+
+def rows_file(path: Path, count: int, **more: str) -> str:
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a" * (i + 1)}], **more}
+        for i in range(count)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return f"file:{path}"
+
+
+def test_a_mixture_takes_what_it_names_and_counts_the_rest(tmp_path: Path) -> None:
+    free = rows_file(tmp_path / "free.jsonl", 20, licence="MIT", language="en")
+    other = rows_file(tmp_path / "other.jsonl", 10, licence="CC-BY-NC-4.0", language="de")
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}], "licence": "mit"}\noops\n')
+    bad = f"file:{tmp_path / 'bad.jsonl'}"
+    mixture = Mixture(sources={free: 30, bad: SourceUse(samples=1)}, on_bad_row="skip", allow_licences=["mit"])
+    built = build(mixture, seed=3)
+    assert built.report.samples == len(built.conversations) == 31
+    assert built.report.dropped == {"bad row: bad JSON": 1}
+    assert built.conversations == build(mixture, seed=3).conversations
+    assert [c.id for c in built.conversations] != [c.id for c in build(mixture, seed=4).conversations]
+    with pytest.raises(ValueError, match="no samples"):
+        build(Mixture(sources={other: 5}, allow_licences=["MIT"]))
+    both = Mixture(sources={free: 20, other: 5}, languages=["en", "de"], max_characters=7)
+    report = build(both, seed=1).report
+    assert report.dropped == {"longer than 7 characters": (20 - 4) + (10 - 4)}
+    assert json.loads(json.dumps(report.as_dict()))["sources"][f"{free}:train"]["epochs"] == 5.0
+
+
+def test_equal_rows_are_dropped_across_sources(tmp_path: Path) -> None:
+    one, two = (rows_file(tmp_path / f"{name}.jsonl", 10) for name in "ab")
+    with pytest.raises(ValueError, match=r"b.jsonl has no samples"):
+        build(Mixture(sources={one: 10, two: 10}, deduplicate="exact"))
+    report = build(Mixture(sources={one: 10, two: 10})).report
+    assert report.samples == 20 and not report.dropped
+
+
+def test_transforms_are_counted_and_independent_of_other_samples() -> None:
+    def coin(conversation: Conversation, rng: Random) -> tuple[Conversation | None, str | None]:
+        face = rng.random()
+        if face < 0.3:
+            return None, "tails"
+        return (sample("changed"), "heads") if face < 0.6 else (conversation, None)
+
+    samples = [sample(str(i)) for i in range(200)]
+    kept, changed, dropped = apply(samples, [coin], 5)
+    assert len(kept) + dropped["tails"] == 200
+    assert changed["heads"] == sum(c.messages[0].content == "changed" for c in kept) > 20
+    again, _, _ = apply([sample("another"), *samples[1:]], [coin], 5)
+    assert again[-50:] == kept[-50:]
+
+
+def test_exact_duplicates_differ_in_case_and_space_only() -> None:
+    check = ExactDuplicates()
+    samples = [sample("What is  it?"), sample("what is it?"), sample("what is it", "yes"), sample("What is it?", "no")]
+    assert [check(each) for each in samples] == [None, "duplicate", None, None]
+
+
+def test_near_duplicates_are_found_at_a_recall_of_95_percent() -> None:
+    rng = Random(0)
+    originals = [sentence(rng, 120) for _ in range(150)]
+    check = NearDuplicates(threshold=0.8)
+    assert not any(check(sample(" ".join(words))) for words in originals)
+    edited = []
+    for words in originals:
+        copy = list(words)
+        for place in rng.sample(range(len(copy)), 3):  # three of 120 words: a Jaccard similarity of about 0.86
+            copy[place] = "edited"
+        edited.append(sample(" ".join(copy)))
+    assert sum(check(each) is not None for each in edited) >= 0.95 * len(edited)
+    assert not any(check(sample(" ".join(sentence(rng, 120)))) for _ in range(100))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(5, 40), st.integers(0, 30), st.integers(0, 30), st.integers(0, 2**32))
+def test_every_planted_prompt_is_found(length: int, before: int, after: int, seed: int) -> None:
+    rng = Random(seed)
+    prompt = sentence(rng, length)
+    check = Contamination([sample(" ".join(prompt), source="bench", id="7")])
+    start = rng.randrange(max(1, length - 12))
+    planted = prompt[start : start + 13] if length > 13 else prompt
+    text = " , ".join([*sentence(rng, before), *planted, *sentence(rng, after)]).upper()
+    assert check(sample("q", text)) == "holds a prompt of bench"
+    assert [name for _, name in check.hits] == ["bench 7"]
+    assert check(sample("q", " ".join(planted[1:] if length > 13 else planted[:-1]))) is None
+    assert check(sample("q", " ".join(reversed(prompt)))) is None
+
+
+def test_decontamination_in_a_mixture(tmp_path: Path) -> None:
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    question = "If a train of seven cars leaves at nine, how many wheels does it have in the end?"
+    row = json.dumps({"question": question, "answer": "Four each.\n#### 28"})
+    (folder / "test.jsonl").write_text(row)
+    texts = [*("What is it?" for _ in range(5)), f"Hm: {question}"]
+    rows = [{"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "28"}]} for t in texts]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    mixture = Mixture(sources={f"file:{tmp_path / 'rows.jsonl'}": 5}, decontaminate=["gsm8k"])
+    report = build(mixture, tmp_path).report
+    assert report.dropped == {"holds a prompt of gsm8k": 1} and report.samples == 5
+    assert report.contamination == [(f"{tmp_path / 'rows.jsonl'}:6", "gsm8k test.jsonl:1")]
