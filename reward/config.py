@@ -25,17 +25,17 @@ class Judge(Section):
     """Base URL, e.g. http://localhost:8000/v1; /chat/completions is appended."""
     model: str
     """Name of the served model."""
-    rubric: str = Field(RUBRIC, pattern=r"(?s)\{conversation\}.*\{answer\}")
+    rubric: str = Field(default=RUBRIC, pattern=r"(?s)\{conversation\}.*\{answer\}")
     """What to ask; {conversation} and {answer} are filled in. The reply ends with "Score: N", N from 1 to 10."""
-    deadline_s: float = Field(300.0, gt=0)
+    deadline_s: float = Field(default=300.0, gt=0)
     """Seconds for one batch, retries included; a judge that is later ends the run with an error."""
-    retries: int = Field(3, ge=0)
+    retries: int = Field(default=3, ge=0)
     """Further attempts after a failed request or a reply without a score."""
-    parallel: int = Field(16, ge=1)
+    parallel: int = Field(default=16, ge=1)
     """Requests under way at once."""
-    max_tokens: int = Field(512, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
     """Longest reply."""
-    cache: Path | None = Field(None, strict=False)
+    cache: Path | None = Field(default=None, strict=False)
     """JSON Lines file of earlier scores; the same question is asked once."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key, if it wants one."""

@@ -3,6 +3,8 @@
 import json
 import resource
 import sys
+from functools import lru_cache
+from typing import Any
 
 from math_verify import parse, verify
 
@@ -12,11 +14,16 @@ SECONDS = 5
 resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
+@lru_cache(maxsize=512)
+def parsed(text: str) -> list[Any]:
+    """Cached, as a group of answers shares its gold answer and often agrees."""
+    return parse(f"${text}$", parsing_timeout=SECONDS)
+
+
 def equal(gold: str, answer: str) -> bool:
     """False also where one cannot be parsed, or takes longer than its seconds."""
     try:
-        left, right = (parse(f"${text}$", parsing_timeout=SECONDS) for text in (gold, answer))
-        return bool(verify(left, right, timeout_seconds=SECONDS))
+        return bool(verify(parsed(gold), parsed(answer), timeout_seconds=SECONDS))
     except Exception:
         return False
 

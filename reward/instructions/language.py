@@ -11,6 +11,7 @@ _SCRIPTS = (
     ("cyrillic", "\u0400-\u04ff"), ("latin", "a-zA-Z\u00c0-\u024f\u1e00-\u1eff"),
 )  # fmt: skip
 _SCRIPT_RUNS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS}
+_ASCII_WORD = re.compile("[a-z]+")
 _WORD = re.compile(r"[^\W\d_]+(?:[\u0900-\u0d7f\u0300-\u036f]+[^\W\d_]*)*")
 
 _USUAL: dict[str, dict[str, str]] = {
@@ -62,10 +63,14 @@ _USUAL: dict[str, dict[str, str]] = {
         "uk": "і в не на я що він з це як але по у та за від так ж вона ми ви його до все для був є або ще коли щоб",
     },
 }  # fmt: skip
-_WEIGHTS = {
-    script: {language: frozenset(words.split()) for language, words in languages.items()}
+_LANGUAGES_OF: dict[str, dict[str, list[str]]] = {
+    script: {
+        word: [language for language, usual in languages.items() if word in usual.split()]
+        for word in sorted({word for usual in languages.values() for word in usual.split()})
+    }
     for script, languages in _USUAL.items()
 }
+"""Script to its usual words, each with the languages that use it."""
 
 
 def detect(text: str) -> str | None:
@@ -74,15 +79,22 @@ def detect(text: str) -> str | None:
     Knows English and the languages of IFEval with their close neighbours. A text counts as the language of most of its
     letters' script, Japanese where it has a fair share of kana.
     """
-    counts = Counter({name: len(pattern.findall(text)) for name, pattern in _SCRIPT_RUNS.items()})
-    script, most = counts.most_common(1)[0]
-    if most == 0:
-        return None
-    if script == "zh" and counts["ja"] * 10 > counts["zh"]:
-        script = "ja"
-    if script not in _WEIGHTS:
+    script = "latin" if text.isascii() else _script(text)
+    if script is None or script not in _USUAL:
         return script
-    words = Counter(_WORD.findall(text.lower()))
-    scores = Counter({language: sum(words[word] for word in usual) for language, usual in _WEIGHTS[script].items()})
+    words = (_ASCII_WORD if text.isascii() else _WORD).findall(text.lower())
+    languages_of = _LANGUAGES_OF[script]
+    scores = Counter(dict.fromkeys(_USUAL[script], 0))
+    for word in words:
+        for language in languages_of.get(word, ()):
+            scores[language] += 1
     (best, score), (_, second) = scores.most_common(2)
     return best if score > second else None
+
+
+def _script(text: str) -> str | None:
+    counts = Counter({name: len(pattern.findall(text)) for name, pattern in _SCRIPT_RUNS.items()})
+    script, most = counts.most_common(1)[0]
+    if script == "zh" and counts["ja"] * 10 > counts["zh"]:
+        return "ja"
+    return script if most else None

@@ -44,7 +44,7 @@ def _goes_on(text: str, start: int, end: re.Match[str], has_capitals: bool) -> b
 
 def count_words(text: str) -> int:
     """Runs of word characters, as IFEval counts."""
-    return sum(1 for _ in _WORD.finditer(text))
+    return len(_WORD.findall(text))
 
 
 def capital_words(text: str) -> int:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
 from data_recipes.conversation import Message, ToolCall
-from reward import COMPONENTS, KINDS, RewardError, Sample, make_reward
+from reward import COMPONENTS, KINDS, ComposedReward, RewardError, Sample, make_reward
 from reward.shape import length_factor, score_format
 
 MATH = {"kind": "math", "answer": "42"}
@@ -38,7 +38,7 @@ def sample(task: dict, content: str, **more: object) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def reward():
+def reward() -> ComposedReward:
     return make_reward({"task": 1.0, "format": 1.0}, workers=1)
 
 
@@ -92,14 +92,14 @@ EXPLOITS = {
 }
 
 
-def test_honest_answers_earn_everything(reward) -> None:
+def test_honest_answers_earn_everything(reward: ComposedReward) -> None:
     scores = reward.components(HONEST)
     assert scores["task"] == [1.0] * len(HONEST)
     assert scores["format"] == [1.0] * len(HONEST)
 
 
 @pytest.mark.parametrize("name", EXPLOITS)
-def test_exploits_earn_nothing(reward, name: str) -> None:
+def test_exploits_earn_nothing(reward: ComposedReward, name: str) -> None:
     assert reward.components([EXPLOITS[name]])["task"] == [0.0]
 
 
@@ -187,7 +187,7 @@ def test_wrong_weights_are_named(weights: dict, said: str) -> None:
         make_reward(weights)
 
 
-def test_tasks_without_a_verifier_are_named(reward) -> None:
+def test_tasks_without_a_verifier_are_named(reward: ComposedReward) -> None:
     with pytest.raises(DataError, match="riddle"):
         reward.score([sample({"kind": "riddle"}, "a")])
     with pytest.raises(DataError, match="None"):
@@ -209,7 +209,7 @@ def test_reasoning_gym_answers() -> None:
         assert reward.score([sample(task, right), sample(task, "The answer is -1."), sample(task, "")]) == [1, 0, 0]
 
 
-def test_weights_combine_and_order_is_kept(reward) -> None:
+def test_weights_combine_and_order_is_kept(reward: ComposedReward) -> None:
     mixed = [HONEST[1], EXPLOITS["all numbers"], HONEST[0], sample(MATH, "42", finished=False)]
     assert reward.components(mixed)["task"] == [1.0, 0.0, 1.0, 1.0]
     assert reward.score(mixed) == [2.0, 1.0, 2.0, 1.0]

@@ -29,7 +29,7 @@ def test_all_tables_and_tasks_load(start: WorkBench) -> None:
     assert len(tasks) == 480 and len({task.id for task in tasks}) == 480
     assert sum(not task.calls for task in tasks) == 81
     assert 80 < sum(task.split == "test" for task in tasks) < 160
-    sides = {}
+    sides: dict[tuple[str, str], str] = {}
     for task in tasks:
         assert sides.setdefault((task.request, str(task.calls)), task.split) == task.split
 
