@@ -1,4 +1,4 @@
-"""TRL's RewardTrainer on token ids: a Bradley-Terry model, as in InstructGPT (arXiv 2203.02155). The only importer of it.
+"""TRL's RewardTrainer on token ids: a Bradley-Terry model, as in InstructGPT (arXiv 2203.02155). Its only importer.
 
 Shapes: B sequences, T tokens (padded on the right).
 """

