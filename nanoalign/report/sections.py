@@ -219,9 +219,9 @@ def _learning(run: RunData) -> Iterator[Section]:
                 for n in range(100)
                 if f"success_round_{n}" in stage.record.figures
             ]
-            points = [(n, 100 * r["value"], 100 * r["low"], 100 * r["high"]) for n, r in enumerate(rounds)]
+            success = [(n, 100 * r["value"], 100 * r["low"], 100 * r["high"]) for n, r in enumerate(rounds)]
             figure = plots.intervals(
-                {"held-out tasks": points}, "round", "success, %", [str(n) for n in range(len(rounds))]
+                {"held-out tasks": success}, "round", "success, %", [str(n) for n in range(len(rounds))]
             )
             pictures.append(Plot(f"{name}: success by round", figure, f"{name}_success"))
     if pictures:
