@@ -9,7 +9,7 @@ training code and in vLLM. transformers raises it to ``time_step_min`` in traini
 there the two disagree, and smaller steps get no gradient.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from transformers.models.granitemoehybrid.modeling_granitemoehybrid import Grani
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 
 from models.documents import isolate, unisolate
+from models.kernels import triton_conv, triton_scan, verify
 from models.mamba2 import causal_conv, conv_step, document_runs, ssd_scan, ssd_step
 
 
@@ -44,6 +45,8 @@ class Mamba2Path:
     A_log: Tensor
     D: Tensor
     dt_bias: Tensor
+    scan = staticmethod(ssd_scan)
+    conv = staticmethod(causal_conv)
 
     def forward(
         self,
@@ -90,8 +93,11 @@ class Mamba2Path:
         x, inputs, outputs = self._split(x_BD)
         A_H = -torch.exp(self.A_log.float())
         y, state = ssd_step(x, dt_BH, A_H, inputs, outputs, layer.recurrent_states[0], self.D)
-        layer.conv_states[0].copy_(conv_state)  # in place: a cache's tensors keep their addresses
-        layer.recurrent_states[0].copy_(state)
+        if torch.compiler.is_compiling():  # CUDA graphs want the cache's tensors to keep their addresses
+            layer.conv_states[0].copy_(conv_state)
+            layer.recurrent_states[0].copy_(state)
+        else:
+            layer.conv_states[0], layer.recurrent_states[0] = conv_state, state
         return y.unsqueeze(1)
 
     def _scan(
@@ -111,10 +117,10 @@ class Mamba2Path:
         state = None if layer is None else layer.recurrent_states[0]
         if cache is not None:
             cache.update_conv_state(x_BTD.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size)
-        x_BTD = causal_conv(x_BTD, self.conv1d.weight.squeeze(1), self.conv1d.bias, previous_BKD, document_BT)
+        x_BTD = self.conv(x_BTD, self.conv1d.weight.squeeze(1), self.conv1d.bias, previous_BKD, document_BT)
         x, inputs, outputs = self._split(x_BTD)
         A_H = -torch.exp(self.A_log.float())
-        y, state = ssd_scan(
+        y, state = self.scan(
             x, dt_BTH, A_H, inputs, outputs, self.chunk_size, self.D, state, document_BT=document_BT, mask_BT=mask_BT
         )
         if cache is not None:
@@ -151,21 +157,36 @@ PATHS: dict[type[nn.Module], type[nn.Module]] = {path.__bases__[1]: path for pat
 """transformers' mixers and the classes that take their place."""
 
 
-def install(model: PreTrainedModel) -> int:
+def install(model: PreTrainedModel, kernels: Literal["torch", "triton"] = "torch") -> int:
     """Puts this suite's Mamba-2 path and packed attention into ``model``, in place. Idempotent.
 
-    Parameters, their names and the saved form stay as they are. Returns the number of mixers on this path: 0 for a
-    model of attention alone, which still learns to read packs.
+    Parameters, their names and the saved form stay as they are. ``kernels="triton"`` takes the CUDA kernels of
+    :mod:`models.kernels` for training and prefill, once they have been verified. Returns the number of mixers on this
+    path: 0 for a model of attention alone, which still learns to read packs.
+
+    Raises:
+        ConfigError: Triton kernels are asked for and cannot run here.
+        IsolationError: they differ from the torch functions, or leak.
     """
+    scan, conv = ssd_scan, causal_conv
+    if kernels == "triton":
+        verify(model.device)
+        scan, conv = triton_scan, triton_conv
+    mixers = []
     for module in model.modules():
         module.__class__ = PATHS.get(type(module), type(module))
+        if isinstance(module, Mamba2Path):
+            module.scan, module.conv = scan, conv
+            mixers.append(module)
     isolate(model)
-    return sum(isinstance(module, Mamba2Path) for module in model.modules())
+    return len(mixers)
 
 
 def uninstall(model: PreTrainedModel) -> None:
     """Gives the model transformers' own forward back."""
     originals = {path: mixer for mixer, path in PATHS.items()}
     for module in model.modules():
+        if isinstance(module, Mamba2Path):
+            del module.scan, module.conv
         module.__class__ = originals.get(type(module), type(module))
     unisolate(model)

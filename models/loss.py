@@ -1,0 +1,96 @@
+"""Cross entropy of a linear head over a long sequence, without its logits.
+
+At 131,072 tokens and a vocabulary of 131,072 the logits alone would take 64 GiB. Tile by tile, logits become loss and
+gradients at once, in the forward pass (the idea of Liger-Kernel's fused linear cross entropy), and are dropped.
+
+Shapes: N tokens, D hidden size, V vocabulary, L tokens of a tile.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from transformers import PreTrainedModel
+
+from common.errors import ConfigError
+
+IGNORED = -100
+"""Label of a token that does not count."""
+SCALED = ("logits_scaling", "lm_head_multiplier", "final_logit_softcapping", "logit_scale")
+"""Configuration keys of models that do more to their logits than a linear head."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, tile: int) -> Tensor:
+        # Autocast is followed by hand: it would keep a cast copy of an fp32 head for every tile's product.
+        kind = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_ND = torch.zeros_like(hidden_ND) if wants_hidden else None
+        grad_VD = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if wants_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        head_VD = weight_VD.to(dtype)
+        with torch.autocast(kind, enabled=False):
+            for start in range(0, len(labels_N), tile):
+                rows = slice(start, start + tile)
+                counted_L1 = (labels_N[rows] != IGNORED).unsqueeze(1)
+                target_L1 = labels_N[rows].unsqueeze(1).masked_fill(~counted_L1, 0)
+                tokens_LD = hidden_ND[rows].to(dtype)
+                logits_LV = (tokens_LD @ head_VD.T).float()
+                norm_L1 = logits_LV.logsumexp(1, keepdim=True)
+                total += ((norm_L1 - logits_LV.gather(1, target_L1)) * counted_L1).sum()
+                if wants_hidden or wants_weight:
+                    slope_LV = logits_LV.sub_(norm_L1).exp_()
+                    slope_LV.scatter_add_(1, target_L1, torch.full_like(norm_L1, -1.0)).mul_(counted_L1)
+                    slope_LV = slope_LV.to(dtype)
+                if grad_ND is not None:
+                    grad_ND[rows] = (slope_LV @ head_VD).to(grad_ND.dtype)
+                if grad_VD is not None:
+                    grad_VD += slope_LV.T @ tokens_LD
+        ctx.save_for_backward(grad_ND, None if grad_VD is None else grad_VD.to(weight_VD.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_ND, grad_VD = ctx.saved_tensors
+        return (
+            None if grad_ND is None else grad_ND * scale.to(grad_ND.dtype),
+            None if grad_VD is None else grad_VD * scale.to(grad_VD.dtype),
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, tile: int = 2048) -> Tensor:
+    """The summed cross entropy of ``hidden @ weight.T`` against ``labels`` (-100 does not count), in fp32.
+
+    Equal to ``F.cross_entropy(..., reduction="sum")`` up to rounding; at most ``tile`` tokens' logits exist at a time.
+    Under autocast products run in its dtype. Gradients flow to ``hidden`` and ``weight``, once.
+    """
+    if hidden_ND.shape[:1] != labels_N.shape or hidden_ND.shape[1:] != weight_VD.shape[1:]:
+        shapes = f"{tuple(hidden_ND.shape)}, {tuple(weight_VD.shape)}, {tuple(labels_N.shape)}"
+        raise ValueError(f"expected hidden (N, D), weight (V, D) and labels (N,), got {shapes}")
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, tile)
+
+
+def causal_loss(
+    model: PreTrainedModel, labels: Tensor, num_items: Tensor | int | None = None, tile: int = 2048, **inputs: Any
+) -> Tensor:
+    """The loss that ``model(labels=labels, **inputs)`` has, without logits: the mean over the next tokens that count.
+
+    ``labels`` (B, T) are not shifted; ``num_items`` replaces their count as the divisor (gradient accumulation).
+
+    Raises:
+        ConfigError: the model scales or caps its logits.
+    """
+    scaled = [key for key in SCALED if getattr(model.config, key, None) not in (None, 1, 1.0)]
+    head = model.get_output_embeddings()
+    if scaled or getattr(head, "bias", None) is not None:
+        raise ConfigError(f"{model.config.model_type}: its head is not purely linear ({', '.join(scaled) or 'bias'})")
+    hidden_BTD = model.base_model(**inputs).last_hidden_state
+    shifted = labels[:, 1:].reshape(-1)
+    total = linear_cross_entropy(hidden_BTD[:, :-1].flatten(0, 1), head.weight, shifted, tile)
+    return total / ((shifted != IGNORED).sum() if num_items is None else num_items)
