@@ -1,0 +1,118 @@
+"""The GRPO stage from a recipe section to a model: learning, budgets, fresh weights, resume."""
+
+import json
+
+import pytest
+import torch
+
+from common.errors import StaleWeightsError
+from common.stage import StageContext, StageLog
+from data_recipes.config import Mixture
+from data_recipes.conversation import Conversation, Message
+from models.config import Training
+from rl import grpo
+from rl.config import GRPOStage, Rollouts, Thinking
+from rl.freshness import mismatch, require_fresh
+
+
+def config(steps: int = 2, **changes) -> GRPOStage:
+    train = Training(
+        learning_rate=3e-3, schedule="constant", warmup_ratio=0.0, batch_size=16, steps=steps, dtype="float32",
+        checkpoint_every=1,
+    )  # fmt: skip
+    settings = {
+        "kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0, "length": 0.2}, "group_size": 4,
+        "rollouts": Rollouts(max_tokens=10, grace=2, batch_size=16),
+        "thinking": Thinking(on=0.5, budgets=[None, 3]), "train": train, **changes,
+    }  # fmt: skip
+    return GRPOStage(**settings)
+
+
+@pytest.fixture
+def stage(small_base, monkeypatch):
+    prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(8)]
+    monkeypatch.setattr(grpo, "load_mixture", lambda mixture, context: prompts)
+
+    def run(folder, settings):
+        context = StageContext(
+            "instruct", folder, {"from": small_base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder)
+        )
+        return grpo.run(settings, {"m": Mixture(sources={"gsm8k": 1})}, context)
+
+    return run
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_reward_rises_and_the_step_is_logged(stage, tmp_path):
+    figures = stage(tmp_path, config(12))
+    assert figures["steps"] == 12
+    assert figures["groups"] == 48
+    assert 0 < figures["groups_without_signal"] < 48
+    assert figures["reward_last"]["value"] > figures["reward_first"]["value"] + 0.3
+    assert figures["mismatch_max"] == pytest.approx(1.0, abs=1e-4)
+    logged = rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in logged] == list(range(1, 13))
+    assert {"reward", "rewards/format/mean", "rewards/length/mean", "mismatch", "forced_share"} <= set(logged[0])
+    samples = rows(tmp_path / "samples.jsonl")
+    assert {"prompt", "thinking", "answer", "reward"} <= set(samples[0])
+
+
+def test_a_killed_stage_ends_with_the_same_weights(stage, tmp_path, monkeypatch):
+    figures = stage(tmp_path / "whole", config(4))
+
+    class Killed(Exception):
+        pass
+
+    collect = grpo.StepRollouts.__call__
+
+    def dies(self, rows, step, first):
+        if step == 2:
+            raise Killed
+        return collect(self, rows, step, first)
+
+    monkeypatch.setattr(grpo.StepRollouts, "__call__", dies)
+    with pytest.raises(Killed):
+        stage(tmp_path / "cut", config(4))
+    monkeypatch.setattr(grpo.StepRollouts, "__call__", collect)
+    resumed = stage(tmp_path / "cut", config(4))
+    timed = ("rollout_tokens_per_s", "step_s")
+    assert {k: v for k, v in resumed.items() if k not in timed} == {k: v for k, v in figures.items() if k not in timed}
+    from safetensors.torch import load_file
+
+    whole, cut = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_stale_weights_stop_the_stage(stage, tmp_path, monkeypatch, make_model):
+    """An engine that keeps the first weights is caught as soon as training has moved the others."""
+    from models.loading import load_model
+    from rl import rollouts
+
+    open_engine = rollouts.open_engine
+
+    def stale(kind, model, *args, **more):
+        if kind == "hf":
+            return open_engine("hf", model, *args, **more)
+        engine = open_engine("hf", load_model(model), *args, batch_size=16)
+        engine.load_weights = lambda tensors: None
+        return engine
+
+    monkeypatch.setattr(rollouts, "open_engine", stale)
+    settings = config(6, rollouts=Rollouts(engine="vllm", max_tokens=10, grace=2))
+    with pytest.raises(StaleWeightsError, match="max_mismatch"):
+        stage(tmp_path, settings)
+    assert rows(tmp_path / "metrics.jsonl")[0]["mismatch"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_mismatch_is_the_mean_factor_over_sampled_tokens():
+    assert mismatch([[-1.0, -2.0], [-3.0]], [[-1.0, -2.0], [-3.0]], [[False, False], [False]]) == 1.0
+    value = mismatch([[-1.0, -9.0]], [[-1.5, 0.0]], [[False, True]])
+    assert value == pytest.approx(2.718281828**0.5)
+    assert mismatch([[]], [[]], [[]]) == 1.0
+    require_fresh(value, 1.7, 0)
+    for wrong in (value, float("nan"), float("inf")):
+        with pytest.raises(StaleWeightsError):
+            require_fresh(wrong, 1.05, 3)
