@@ -16,6 +16,11 @@ from data_recipes.conversation import Conversation, Message
 TEST_SHARE = 0.1
 
 
+def is_generated(name: str) -> bool:
+    """Whether a source's name is that of a generator: it never ends, and begins no further epochs."""
+    return ":" in name and not name.startswith("file:")
+
+
 def generate(name: str, samples: int, split: Split, seed: int) -> list[Conversation]:
     """``samples`` conversations of ``miniature:NAME`` or ``reasoning-gym:DATASET``. The splits share no prompt,
     whatever the seeds. Raises ConfigError for an unknown name."""

@@ -32,11 +32,11 @@ from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture, SourceUse
 from data_recipes.conversation import Conversation
 from data_recipes.files import BadRow
-from data_recipes.generators import generate
+from data_recipes.generators import generate, is_generated
 from data_recipes.mixture import MixtureReport, make_filters, uses
 from data_recipes.rows import to_row
 from data_recipes.sources import LoadReport, faults, stream
-from data_recipes.tokenize import Example, ExampleEncoder
+from data_recipes.tokenize import Example, ExampleEncoder, rust_tokenizer
 from data_recipes.transforms import Filter, Transform
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ def prepare(
     ``transforms`` stand under names that tell them and their settings, for the shards' names. The bytes do not depend
     on ``workers``, nor on how often the work was interrupted. Raises as :func:`data_recipes.mixture.build` does.
     """
-    transforms = transforms or {}
+    transforms, tokenizer = transforms or {}, rust_tokenizer(tokenizer)
     settings = {
         "version": VERSION,
         "chat": chat.name,
-        "tokenizer": fingerprint(tokenizer.backend_tokenizer.to_str()),
+        "tokenizer": fingerprint(tokenizer.to_str()),
         "transforms": list(transforms),
     }
     filters, contamination = make_filters(mixture, data_root)
@@ -96,12 +96,13 @@ def prepare(
         for name, use in uses(mixture).items():
             account = LoadReport(name, use.split)
             read = partial(_conversations, name, use, data_root, seed)
-            drawn = _draw(read(account), use, filters, f"{seed}/{name}/{use.split}", account)
+            drawn = _draw(read(account), use.samples, filters, f"{seed}/{name}/{use.split}", account)
             if account.bad_rows and mixture.on_bad_row == "stop":
                 raise DataError(faults(name, account))
             if not account.samples:
                 raise DataError(f"source {name} has no samples in its {use.split} split ({account.rows} rows read)")
-            account.taken, account.epochs = use.samples, use.samples / account.samples
+            account.taken = int(drawn.times.sum())
+            account.epochs = account.taken / account.samples
             report.sources.append(account)
             report.dropped.update(account.left_out)
             report.dropped.update({f"bad row: {kind}": count for kind, count in account.bad.items()})
@@ -157,14 +158,14 @@ def read_shard(path: Path) -> "pa.Table":
 def _conversations(
     name: str, use: SourceUse, data_root: Path | None, seed: int, report: LoadReport
 ) -> Iterator[Conversation | BadRow]:
-    if ":" in name and not name.startswith("file:"):
+    if is_generated(name):
         report.rows = use.samples
         return iter(generate(name, use.samples, use.split, seed))
     return stream(name, use.split, data_root, report)
 
 
 def _draw(
-    items: Iterable[Conversation | BadRow], use: SourceUse, filters: Sequence[Filter], seed: str, report: LoadReport
+    items: Iterable[Conversation | BadRow], samples: int, filters: Sequence[Filter], seed: str, report: LoadReport
 ) -> _Drawn:
     """The first pass over a source: what passes the filters, and which of it is drawn how often."""
     keys, digests, positions = array("d"), array("Q"), array("q")
@@ -180,9 +181,10 @@ def _draw(
             keys.append(rng.random())
             digests.append(_digest(item))
     report.samples = len(keys)
-    order = np.argsort(np.frombuffer(keys), kind="stable") if keys else np.zeros(0, np.int64)
-    times = np.full(len(keys), use.samples // max(1, len(keys)))
-    times[order[: use.samples % max(1, len(keys))]] += 1
+    order = np.argsort(np.array(keys), kind="stable")
+    whole, rest = divmod(samples, len(keys)) if keys and not is_generated(report.source) else (0, samples)
+    times = np.full(len(keys), whole)
+    times[order[:rest]] += 1
     drawn = np.flatnonzero(times)
     return _Drawn(np.array(positions)[drawn], np.array(digests)[drawn], times[drawn])
 
@@ -215,7 +217,7 @@ def _jobs(
 
 def _paths(folder: Path, name: str, use: SourceUse, drawn: _Drawn, identity: Any) -> list[Path]:
     """A shard's name tells all that decides its bytes."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-60:]
+    slug = re.sub(r"[^a-z0-9]+", "-", name.rpartition("/")[2].lower()).strip("-")
     paths = []
     for part, start in enumerate(range(0, len(drawn.positions), PART)):
         content = [drawn.digests[start : start + PART].tolist(), drawn.times[start : start + PART].tolist()]

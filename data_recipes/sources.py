@@ -19,7 +19,7 @@ from data_recipes.adapters import ADAPTERS, NotASample
 from data_recipes.catalog import Source, Split, find_files, root_of, source
 from data_recipes.conversation import Conversation
 from data_recipes.files import BadRow, Row, read_rows
-from data_recipes.generators import check_name, generate, in_test
+from data_recipes.generators import check_name, generate, in_test, is_generated
 from data_recipes.rows import RowError, from_row
 from data_recipes.transforms import Filter
 
@@ -72,7 +72,7 @@ def load(
     error that names every bad row.
     """
     report = LoadReport(name, split)
-    if ":" in name and not name.startswith("file:"):
+    if is_generated(name):
         return _generated(name, samples, split, seed, report, filters)
     kept = _Sample(samples, Random(f"{seed}/{name}/{split}"))
     for item in stream(name, split, data_root, report):

@@ -33,8 +33,8 @@ class ExampleEncoder:
     """Tokenizes conversations of one chat format with one tokenizer. Build it once: it copies the tokenizer."""
 
     def __init__(self, chat: ChatFormat, tokenizer: Any) -> None:
-        """``tokenizer`` is a fast tokenizer of transformers. Raises CheckpointError if it is not one, or if one of the
-        format's special tokens is not a single token in it."""
+        """``tokenizer`` is a fast tokenizer of transformers, or a Rust tokenizer. Raises CheckpointError if it is
+        neither, or if one of the format's special tokens is not a single token in it."""
         self.chat = chat
         self._tokenizer = _offsets_tokenizer(tokenizer)
         self._tails: dict[str, list[int]] = {}
@@ -122,13 +122,21 @@ def _token_at(encoding: "Encoding", position: int, end: int) -> int:
     return next((i for i, (_, stop) in enumerate(encoding.offsets) if stop > position), end)
 
 
+def rust_tokenizer(tokenizer: Any) -> "Tokenizer":
+    """The Rust tokenizer inside a fast tokenizer of transformers (or itself). Raises CheckpointError for a slow one."""
+    from tokenizers import Tokenizer
+
+    inner = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(inner, Tokenizer):
+        raise CheckpointError(f"{type(tokenizer).__name__} is not a fast tokenizer; loss masks need its offsets")
+    return inner
+
+
 def _offsets_tokenizer(tokenizer: Any) -> "Tokenizer":
     """A copy of the Rust tokenizer that neither pads nor cuts, whose offsets count every character."""
     from tokenizers import Tokenizer
 
-    if not getattr(tokenizer, "is_fast", False):
-        raise CheckpointError(f"{type(tokenizer).__name__} is not a fast tokenizer; loss masks need its offsets")
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(rust_tokenizer(tokenizer).to_str())
     # Post-processors add special tokens and trim spaces from offsets; the chat format writes its own special tokens.
     state |= {"post_processor": None, "padding": None, "truncation": None}
     return Tokenizer.from_str(json.dumps(state))

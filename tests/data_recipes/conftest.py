@@ -18,7 +18,7 @@ def _train(pre_tokenizer: Any, extra: list[str]) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     texts = [
-        inspect.getsource(inspect),
+        inspect.getsource(inspect)[:30_000],
         "<think></think>(a)  [b] yes.\n\n</think>\n\n" * 60,
         '")</tool_call> <x>(y)\n' * 60,
     ]

@@ -77,7 +77,7 @@ def test_every_turn_is_trained_once_after_its_inference_prompt(name: str, conver
 
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("fixture", ["gpt2_like", "superword"])
-@often
+@settings(often, max_examples=12)
 @given(conversation=conversations())
 def test_tokens_are_those_of_inference(
     name: str, fixture: str, conversation: Conversation, request: pytest.FixtureRequest
