@@ -166,9 +166,12 @@ def _score_tasks(verifiers: Mapping[str, Component], samples: Sequence[Sample]) 
 
 def _score_lengths(task: Component, samples: Sequence[Sample]) -> list[float]:
     """Correctness times :func:`length_factor`; well-formedness stands for correctness where nothing can be checked."""
-    checkable = [sample for sample in samples if sample.task]
+    checkable = [sample for sample in samples if sample.task.get("kind") in KINDS]
     correct = iter(task(checkable))
-    return [length_factor(sample) * (next(correct) if sample.task else score_format(sample)) for sample in samples]
+    return [
+        length_factor(sample) * (next(correct) if sample.task.get("kind") in KINDS else score_format(sample))
+        for sample in samples
+    ]
 
 
 def _score_preferences(model: Component, samples: Sequence[Sample]) -> list[float]:

@@ -146,7 +146,8 @@ def test_length_needs_a_right_or_well_formed_answer() -> None:
     reward = make_reward({"length": 1.0}, workers=1)
     budget = {"thinking_budget": 10, "thinking_tokens": 5}
     samples = [sample(MATH, "42", **budget), sample(MATH, "41", **budget), sample({}, "Hi", **budget), sample({}, "")]
-    assert reward.score(samples) == [1.0, 0.0, 1.0, 0.0]
+    samples.append(sample({"kind": "preference", "rejected": "No."}, "Hi", thinking_budget=10, thinking_tokens=10))
+    assert reward.score(samples) == [1.0, 0.0, 1.0, 0.0, 0.5]
 
 
 def test_preference_is_a_probability_and_a_blank_answer_gets_none() -> None:
