@@ -125,4 +125,4 @@ def _name(conversation: Conversation) -> str:
 
 def _listed(names: Sequence[str], fault: str) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{names[0]}: {len(names)} samples {fault}: {', '.join(names[:LISTED])}{more}"
+    return f"{names[0].split(' ')[0]}: {len(names)} samples {fault}: {', '.join(names[:LISTED])}{more}"

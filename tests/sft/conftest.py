@@ -5,19 +5,28 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
+def trained_tokenizer(chat_name: str) -> Any:
     from data_recipes.chat import chat_format
     from data_recipes.miniature import generate
     from data_recipes.miniature.tokenizer import train_tokenizer
 
-    chat = chat_format("nemotron-nano-v2")
+    chat = chat_format(chat_name)
     texts = [
         "".join(span.text for span in spans)
         for conversation in generate("math", 200, "train", 0)
         for spans in chat.examples(conversation)
     ]
     return train_tokenizer(texts, chat.special_tokens, chat.stop[0], vocab_size=512)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return trained_tokenizer("nemotron-nano-v2")
+
+
+@pytest.fixture(scope="session")
+def chatml_tokenizer() -> Any:
+    return trained_tokenizer("chatml")
 
 
 @pytest.fixture
