@@ -4,52 +4,31 @@ Exit status: 0 done; 1 a stage crashed; 2 something that the user can act upon; 
 """
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from common.errors import NanoalignError, StageError
-
-
-class Group(TyperGroup):
-    """Turns the suite's errors into messages and exit statuses."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except NanoalignError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(1 if isinstance(error, StageError) else 2) from None
-        except KeyboardInterrupt as stop:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            raise typer.Exit(143 if type(stop).__name__ == "Terminated" else 130) from None
-
+from nanoalign import cli_data, cli_models
+from nanoalign.cli_shared import (
+    DataRootOption,
+    DeviceOption,
+    Group,
+    RecipeArgument,
+    RootOption,
+    SetOption,
+    known,
+    load_recipe,
+)
 
 app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="One recipe runs the whole post-training of a reasoning model.",
 )
-recipes_app = typer.Typer(cls=Group, no_args_is_help=True, help="The recipes that come with nanoalign.")
-app.add_typer(recipes_app, name="recipes")
-
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or a shipped recipe's name.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a value: stages.refine.train.learning_rate=1e-5."),
-]
-DataRootOption = Annotated[
-    Path | None,
-    typer.Option(envvar="NANOALIGN_DATA", exists=True, file_okay=False, help="Folder of mirrored data sets."),
-]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda, instead of the recipe's device.")]
-RootOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of all runs.")]
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with nanoalign.")
 
 
 @app.command()
@@ -66,7 +45,7 @@ def run(
         bool, typer.Option("--ignore-code", help="Keep what other versions of the code have made.")
     ] = False,
 ) -> None:
-    """Run a recipe: every stage that is new, changed or unfinished."""
+    """Run what is new, changed or unfinished."""
     if dry_run:
         plan(recipe, set_=set_, data_root=data_root, device=device, root=root, ignore_code=ignore_code)
         return
@@ -77,9 +56,9 @@ def run(
     from nanoalign import runner
 
     begun = time.monotonic()
-    loaded = _load(recipe, set_, device, data_root)
+    loaded = load_recipe(recipe, set_, device, data_root)
     for name in [*(force or []), *(until or [])]:
-        _known_stage(loaded, name)
+        known("stage", name, loaded.stages)
     options = runner.Options(root, data_root, tuple(force or ()), tuple(until or ()), ignore_code)
     ran = runner.run(loaded, options, Console())
     seconds = time.monotonic() - begun
@@ -102,8 +81,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="Only the resolved recipe, as YAML.")] = False,
 ) -> None:
-    """Show what a run would do, without torch, in a second or two."""
-    loaded = _load(recipe, set_, device, data_root)
+    """Show what a run would do, in a second or two."""
+    loaded = load_recipe(recipe, set_, device, data_root)
     if resolved:
         from nanoalign.recipe.load import dump
 
@@ -157,26 +136,16 @@ def schema(
 def report(
     run_folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="runs/NAME")],
 ) -> None:
-    """Write report.json and report.html of a run anew."""
+    """Write a run's report.json and report.html anew."""
     from nanoalign.report import write
 
     write(run_folder)
     print(run_folder / "report.html")
 
 
-def _load(recipe: str, overrides: list[str] | None, device: str | None, data_root: Path | None) -> Any:
-    from nanoalign.recipe.load import load
-
-    overrides = [*(overrides or []), *([f"device={device}"] if device else [])]
-    return load(recipe, overrides, data_root=data_root, check_files=True)
-
-
-def _known_stage(recipe: Any, name: str) -> None:
-    from common.errors import ConfigError
-    from nanoalign.recipe.explain import nearest
-
-    if name not in recipe.stages:
-        raise ConfigError(f"unknown stage `{name}`{nearest(name, recipe.stages)}")
+app.add_typer(cli_data.app, name="data")
+app.add_typer(recipes_app, name="recipes")
+cli_models.register(app)
 
 
 def main() -> None:

@@ -258,10 +258,8 @@ def _report(folder: Path, console: Console, *, anew: bool) -> None:
     from nanoalign import report
 
     if anew or not (folder / "report.json").exists():
-        write = getattr(report, "write", None)  # the room is still being built
-        if write is not None:
-            write(folder)
-            console.print(f"report: {folder / 'report.html'}", highlight=False)
+        report.write(folder)
+        console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 
 @contextmanager

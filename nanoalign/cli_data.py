@@ -1,0 +1,145 @@
+"""``nanoalign data``: see what a recipe trains on."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, SetOption, known, load_recipe
+
+if TYPE_CHECKING:
+    from data_recipes.config import Mixture
+    from nanoalign.recipe.schema import Recipe
+
+app = typer.Typer(no_args_is_help=True, help="See what a recipe trains on.")
+
+StageOption = Annotated[str | None, typer.Option(help="The SFT stage whose data and teaching to show; else its first.")]
+
+
+@app.command()
+def show(
+    recipe: RecipeArgument,
+    stage: StageOption = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to show, drawn from all sources.")] = 8,
+    packs: Annotated[bool, typer.Option("--packs", help="Group them as packing does.")] = False,
+    set_: SetOption = None,
+    data_root: DataRootOption = None,
+) -> None:
+    """Show samples as the model sees them.
+
+    What is trained is in colour; reasoning is stripped and cut as the stage does.
+    """
+    from rich.console import Console
+
+    from common.errors import ConfigError
+    from data_recipes.chat import chat_format
+    from data_recipes.show import show as show_samples
+    from data_recipes.tokenize import encode_batch
+    from models.loading import load_tokenizer
+    from sft.packing import pack
+
+    loaded = load_recipe(recipe, set_, None, data_root)
+    name = _stage(loaded, stage)
+    section, tokenizer, chat = loaded.stages[name], load_tokenizer(loaded.model), chat_format(loaded.chat)
+    conversations = _conversations(loaded, name, samples, tokenizer, data_root)
+    groups: Any = None
+    if packs:
+        if section.pack is None:
+            raise ConfigError(f"stage {name} does not pack its samples")
+        lengths = [len(e.input_ids) for each in encode_batch(conversations, chat, tokenizer) for e in each]
+        packed = pack(lengths, section.pack.length)
+        groups = [packed.samples[a:b].tolist() for a, b in zip(packed.starts[:-1], packed.starts[1:], strict=True)]
+    show_samples(conversations, chat, tokenizer, Console(), groups)
+
+
+@app.command()
+def stats(
+    recipe: RecipeArgument,
+    data: Annotated[str | None, typer.Option(help="The mixture to count; else the recipe's first.")] = None,
+    set_: SetOption = None,
+    data_root: DataRootOption = None,
+    html: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the tables there as HTML.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Count a mixture exactly.
+
+    Tokens by domain, source, language and licence; lengths; duplicates.
+    """
+    from rich.console import Console
+
+    from data_recipes.chat import chat_format
+    from data_recipes.mixture import build
+    from data_recipes.stats import stats as count
+    from data_recipes.stats import tables
+    from models.loading import load_tokenizer
+
+    loaded = load_recipe(recipe, set_, None, data_root)
+    name = known("mixture", data or next(iter(loaded.data)), loaded.data)
+    built = build(loaded.data[name], data_root, loaded.seed)
+    figures = count(built.conversations, chat_format(loaded.chat), load_tokenizer(loaded.model))
+    if as_json:
+        print(json.dumps({"mixture": name, **figures.as_dict(), "loading": built.report.as_dict()}, indent=2))
+        return
+    console = Console(record=html is not None)
+    for table in tables(figures):
+        console.print(table)
+    if html is not None:
+        html.write_text(console.export_html(), encoding="utf-8")
+
+
+@app.command()
+def sources(data_root: DataRootOption = None) -> None:
+    """List the named sources, and where they are found."""
+    from common.errors import NanoalignError
+    from data_recipes.catalog import catalog
+    from data_recipes.miniature import SOURCES
+    from data_recipes.sources import describe
+
+    for name, entry in catalog().items():
+        try:
+            about = describe(
+                name, data_root, "train" if "test" not in entry.files or "train" in entry.files else "test"
+            )
+            where = "here" if about["found"] else f"hub: {entry.hub}"
+            rows = f"{about['rows']:,}" if about["rows"] else "?"
+        except NanoalignError:
+            where, rows = "not here", "?"
+        print(f"{name:<28} {entry.licence:<18} {rows:>9} rows  {where:<40} {entry.about}")
+    print(f"miniature:NAME               generated: {', '.join([*SOURCES, 'tools'])}")
+    print("reasoning-gym:DATASET        generated, with its own verifiers")
+    print("file:PATH                    your rows, one JSON object a line (file:PATH#LAYOUT for another layout)")
+
+
+def _stage(recipe: "Recipe", stage: str | None) -> str:
+    taught = [name for name, section in recipe.stages.items() if section.kind == "sft"]
+    return known("SFT stage", stage or (taught[0] if taught else "sft"), taught)
+
+
+def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, data_root: Path | None) -> Any:
+    """About ``samples`` conversations of a stage's mixture, taught as the stage teaches them."""
+    from budget_control.transforms import strip_reasoning, truncate_reasoning
+    from data_recipes.mixture import build
+    from nanoalign.graph import stage_seed
+
+    section: Any = recipe.stages[name]
+    teaching = [strip_reasoning(section.strip_reasoning)]
+    if section.truncate_reasoning:
+        teaching.append(truncate_reasoning(section.truncate_reasoning, tokenizer, section.strip_reasoning))
+    few = smaller(recipe.data[section.data], samples)
+    return build(few, data_root, stage_seed(recipe, name), teaching).conversations[:samples]
+
+
+def smaller(mixture: "Mixture", samples: int) -> "Mixture":
+    """The mixture with its sources in the same proportions, at least one sample of each, about ``samples`` in all."""
+    from data_recipes.config import SourceUse
+
+    uses = {
+        source: use if isinstance(use, SourceUse) else SourceUse(samples=use) for source, use in mixture.sources.items()
+    }
+    share = samples / sum(use.samples for use in uses.values())
+    fewer = {
+        source: use.model_copy(update={"samples": max(1, min(use.samples, round(use.samples * share)))})
+        for source, use in uses.items()
+    }
+    return mixture.model_copy(update={"sources": fewer})

@@ -1,0 +1,201 @@
+"""Commands on models: merge, serve, chat and the budget curve."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, builtin:NAME or pip:NAME.")]
+ChatOption = Annotated[str, typer.Option("--chat", help="The chat format.")]
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds these commands to the `nanoalign` command."""
+    app.command()(merge)
+    app.command(context_settings=PASSED_ON)(serve)
+    app.command()(chat)
+    app.command("budget-curve")(budget_curve)
+
+
+def merge(
+    models: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Model folders; two for a linear merge.")],
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Where the merged model goes (a folder each, if several).")
+    ],
+    alphas: Annotated[str, typer.Option(help="Weights of B: 0.5, 0.2,0.4 or first:last:step.")] = "0.5",
+    base: Annotated[
+        Path | None, typer.Option(help="The model that A and B are adapters on, or task vectors from.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="linear, or a method of mergekit: ties, dare_ties, slerp ...")] = "linear",
+    weights: Annotated[str | None, typer.Option(help="For other methods: a weight a model, 0.5,0.3,0.2.")] = None,
+    density: Annotated[float | None, typer.Option(help="For ties and dare: the share of parameters kept.")] = None,
+    t: Annotated[float | None, typer.Option(help="For slerp: the place between the two.")] = None,
+    seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
+    evaluate: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Sweep: score every alpha as this recipe's merge stage does.")
+    ] = None,
+    set_: SetOption = None,
+    data_root: DataRootOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Merge models, or sweep merges and keep the best.
+
+    Linear: (1 - alpha) * A + alpha * B, written for every alpha. With --evaluate every alpha is scored and only the
+    best one written.
+    """
+    from common.errors import ConfigError
+    from merge import cli as merging
+
+    if evaluate is None and set_:
+        raise ConfigError("--set changes the recipe of --evaluate, which is not given")
+    if evaluate is not None:
+        figures = _sweep(evaluate, models, merging.parse_alphas(alphas), out, set_, data_root, root)
+        print(json.dumps(figures, indent=2))
+    elif method == "linear" and len(models) == 2:
+        with merging.shown_progress() as progress:
+            for folder in merging.merge_command(
+                models[0], models[1], out, merging.parse_alphas(alphas), base=base, progress=progress
+            ):
+                print(folder)
+    else:
+        numbers = [float(part) for part in weights.split(",")] if weights else None
+        print(
+            merging.merge_many_command(method, models, out, base=base, weights=numbers, density=density, t=t, seed=seed)
+        )
+
+
+def _sweep(
+    recipe: str,
+    models: list[Path],
+    alphas: list[float],
+    out: Path,
+    overrides: list[str] | None,
+    data_root: Path | None,
+    root: Path,
+) -> dict[str, Any]:
+    """The merge stage of a recipe on two models of the user's; its judges are those of the recipe's run."""
+    from common.errors import ConfigError
+    from common.stage import StageContext, StageLog
+    from merge.stage import run
+    from nanoalign.artifacts import finite
+    from nanoalign.graph import inputs_of, stage_seed
+    from nanoalign.recipe.checks import suites_of
+
+    loaded = load_recipe(recipe, overrides, None, data_root)
+    name = next((name for name, stage in loaded.stages.items() if stage.kind == "merge"), None)
+    if name is None or len(models) != 2:
+        raise ConfigError(f"a sweep takes two models and a recipe with a merge stage; {recipe} has stage {name}")
+    stage = loaded.stages[name].model_copy(update={"alphas": alphas})
+    judges = {role: root / loaded.name / source / "model" for role, source in inputs_of(loaded, name).items()}
+    context = StageContext(
+        name=name,
+        folder=out,
+        inputs={**judges, "reasoning": models[0], "chat": models[1]},
+        chat=loaded.chat,
+        seed=stage_seed(loaded, name),
+        data_root=data_root,
+        device=loaded.device,
+        log=StageLog(out),
+    )
+    suites = {suite: loaded.suites[suite] for _, suite in suites_of(stage)}
+    return dict(finite(run(stage, loaded.data, context, suites)))
+
+
+def serve(
+    context: typer.Context,
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Other addresses than loopback need a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="NANOALIGN_API_KEY", help="Key that requests must carry.")
+    ] = None,
+    chat: ChatOption = "nemotron-nano-v2",
+) -> None:
+    """Serve a model with thinking budgets (vLLM).
+
+    Requests may carry thinking_budget. Further options go to vLLM as they are.
+    """
+    from budget_control.serve import serve as start
+    from data_recipes.chat import chat_format
+    from models.loading import resolve
+
+    form = chat_format(chat)
+    tags = (form.think_open, form.think_close)
+    start(str(resolve(model)), host=host, port=port, api_key=api_key, tags=tags, vllm_arguments=context.args)
+
+
+def chat(
+    model: ModelArgument,
+    budget: Annotated[
+        int | None, typer.Option(min=0, help="Thinking tokens of an answer; without it unlimited.")
+    ] = None,
+    grace: Annotated[int, typer.Option(min=0, help="Tokens past the budget in which a line end is awaited.")] = 500,
+    form: ChatOption = "nemotron-nano-v2",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, thinking included.")] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Talk to a model in the terminal.
+
+    Thinking is folded and counted against its budget.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from nanoalign.chat import Settings, talk
+
+    talk(model, form, Settings(budget, grace, max_tokens, temperature), device)
+
+
+def budget_curve(
+    model: ModelArgument,
+    recipe: RecipeArgument,
+    suite: Annotated[str | None, typer.Option(help="The recipe's suite to measure on; else its first.")] = None,
+    budgets: Annotated[str, typer.Option(help="Thinking budgets in tokens.")] = "0,32,64,128,256",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, thinking included.")] = 1024,
+    grace: Annotated[int, typer.Option(min=0, help="Tokens past a budget in which a line end is awaited.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated together.")] = 64,
+    engine: Annotated[str, typer.Option(help="hf or vllm.")] = "hf",
+    set_: SetOption = None,
+    data_root: DataRootOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="The curve as JSON.")] = False,
+) -> None:
+    """Measure a model against its thinking budget.
+
+    Accuracy, well-formedness, compensation and obedience on one of a recipe's suites.
+    """
+    from pydantic import ValidationError
+    from rich.console import Console
+    from rich.table import Table
+
+    from common.errors import ConfigError
+    from evaluation.budget_curve import curve_table, run_budget_curve
+    from nanoalign.artifacts import finite
+    from rl.config import Rollouts
+
+    loaded = load_recipe(recipe, set_, None, data_root)
+    name = known("suite", suite or next(iter(loaded.suites), "suite"), loaded.suites)
+    try:
+        limits = [int(part) for part in budgets.split(",")]
+        rollouts = Rollouts.model_validate(
+            {"engine": engine, "temperature": 0.0, "max_tokens": max_tokens, "grace": grace, "batch_size": batch_size}
+        )
+    except (ValueError, ValidationError) as error:
+        raise ConfigError(f"budget-curve: {error}") from None
+    curve = run_budget_curve(
+        model, loaded.suites[name], loaded.data, limits, rollouts, loaded.chat, data_root=data_root, device=device,
+        seed=loaded.seed,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(finite(curve.as_dict()), indent=2))
+        return
+    rows = curve_table(curve)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = Table(*columns, title=f"{model} on {name}")
+    for row in rows:
+        table.add_row(*(row.get(column, "") for column in columns))
+    Console().print(table)

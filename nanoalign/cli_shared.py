@@ -1,0 +1,55 @@
+"""What the command groups share: errors as messages, and arguments that mean the same everywhere."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from common.errors import NanoalignError, StageError
+
+
+class Group(TyperGroup):
+    """Turns the suite's errors into messages and exit statuses."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NanoalignError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1 if isinstance(error, StageError) else 2) from None
+        except KeyboardInterrupt as stop:
+            print("stopped", file=sys.stderr)
+            raise typer.Exit(143 if type(stop).__name__ == "Terminated" else 130) from None
+
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or a shipped recipe's name.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value: stages.refine.train.learning_rate=1e-5."),
+]
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option(envvar="NANOALIGN_DATA", exists=True, file_okay=False, help="Folder of mirrored data sets."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda, instead of the recipe's device.")]
+RootOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of all runs.")]
+
+
+def load_recipe(recipe: str, overrides: list[str] | None, device: str | None, data_root: Path | None) -> Any:
+    """A checked recipe; its sources' files must be there."""
+    from nanoalign.recipe.load import load
+
+    overrides = [*(overrides or []), *([f"device={device}"] if device else [])]
+    return load(recipe, overrides, data_root=data_root, check_files=True)
+
+
+def known(what: str, name: str, names: Any) -> str:
+    """``name``, if it is one of ``names``. Raises ConfigError with the nearest otherwise."""
+    from common.errors import ConfigError
+    from nanoalign.recipe.explain import nearest
+
+    if name not in names:
+        raise ConfigError(f"unknown {what} `{name}`{nearest(name, names)}")
+    return name

@@ -1,0 +1,176 @@
+"""The command line: quick to answer, clear about what is wrong."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from data_recipes.config import Mixture, SourceUse
+from nanoalign.chat import HELP, Folded, Settings, command
+from nanoalign.cli import app
+from nanoalign.cli_data import smaller
+from nanoalign.launch import command as launch_command
+from nanoalign.recipe.load import load, shipped
+from nanoalign.recipe.schema import Recipe
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom nanoalign.cli import main\nsys.argv = ['nanoalign', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'pydantic', 'yaml', 'rich', 'numpy', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for name in ("run", "plan", "recipes", "schema", "report", "data", "merge", "serve", "chat", "budget-curve"):
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], "Did you mean 'run'?"),
+        (["recipes", "copy"], "No such command 'copy'"),
+        (["plan"], "Missing argument 'RECIPE'"),
+        (["plan", "miniature", "--sett", "seed=1"], "Did you mean '--set'?"),
+        (["plan", "miniature", "--data-root", "/no/such/folder"], "does not exist"),
+        (["plan", "miniature", "--device", "tpu"], "--set device=tpu: device: expected 'auto', 'cpu' or 'cuda'"),
+        (["run", "miniature", "--force", "refin"], "unknown stage `refin`; did you mean `refine`?"),
+        (["run", "miniature", "--until", "refin"], "unknown stage `refin`; did you mean `refine`?"),
+        (["recipes", "cp", "miniatur"], "did you mean `miniature`?"),
+        (["report", "/no/such/folder"], "does not exist"),
+        (["data", "show", "miniature", "--stage", "chat"], "unknown SFT stage `chat`"),
+        (["data", "stats", "miniature", "--data", "tool"], "did you mean `tools`?"),
+        (["merge", "a", "b", "--out", "c", "--alphas", "2"], "alpha"),
+        (["merge", "a", "b", "--out", "c", "--set", "seed=1"], "--evaluate"),
+        (["merge", "a", "--out", "c", "--evaluate", "miniature"], "two models"),
+        (["serve", "builtin:miniature-base", "--host", "0.0.0.0"], "give an API key"),
+        (["serve", "builtin:nothing"], "builtin:nothing"),
+        (["budget-curve", "builtin:miniature-base", "miniature", "--budgets", "1,two"], "invalid literal"),
+        (["budget-curve", "builtin:miniature-base", "miniature", "--suite", "reasonin"], "did you mean `reasoning`?"),
+    ],
+)
+def test_wrong_calls_end_with_2(arguments: list[str], said: str) -> None:
+    status, output = call(*arguments)
+    assert status == 2 and said in output and "Traceback" not in output, output
+
+
+def test_recipes(tmp_path: Path) -> None:
+    status, output = call("recipes", "ls")
+    assert status == 0 and "miniature " in output and "laptop" in output
+    status, output = call("recipes", "cp", "miniature", str(tmp_path))
+    assert status == 0 and output.split() == [str(tmp_path / "miniature.yaml"), str(tmp_path / "schema.json")]
+    assert load(str(tmp_path / "miniature.yaml")) == load("miniature")
+    status, output = call("recipes", "cp", "miniature", str(tmp_path))
+    assert status == 2 and "exists already" in output
+    assert call("recipes", "cp", "miniature", str(tmp_path / "mine.yaml"))[0] == 0
+
+
+def test_schema(tmp_path: Path) -> None:
+    status, output = call("schema")
+    assert status == 0
+    assert call("schema", "--out", str(tmp_path / "schema.json"))[0] == 0
+    assert (tmp_path / "schema.json").read_text(encoding="utf-8") == output
+
+
+def test_data_sources_lists_all() -> None:
+    from data_recipes.catalog import catalog
+
+    status, output = call("data", "sources")
+    assert status == 0 and all(f"{name} " in output for name in catalog()) and "miniature:NAME" in output
+
+
+SOURCES = st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), st.integers(1, 10**6), min_size=1)
+
+
+@given(SOURCES, st.integers(1, 50))
+def test_a_smaller_mixture_keeps_every_source(sources: dict[str, int], samples: int) -> None:
+    mixture = Mixture.model_validate({"sources": sources})
+    few = {name: use.samples for name, use in smaller(mixture, samples).sources.items() if isinstance(use, SourceUse)}
+    assert set(few) == set(sources) and all(1 <= few[name] <= sources[name] for name in sources)
+    assert sum(few.values()) <= samples + len(sources)
+
+
+def test_chat_commands() -> None:
+    settings = Settings(None, 500, 100, 0.6)
+    assert command("/no_think", settings)[0].thinking is False
+    assert command("/budget 64", settings)[0].budget == 64
+    assert command("/budget none", Settings(64, 500, 100, 0.6))[0].budget is None
+    assert command("/budget -1", settings) == (settings, HELP) and command("/help", settings) == (settings, HELP)
+
+
+def test_chat_folds_thinking_and_streams_the_answer() -> None:
+    import torch
+
+    from budget_control.vocabulary import ThinkingTokens
+    from data_recipes.chat import chat_format
+    from models.loading import load_tokenizer
+
+    chat, tokenizer = chat_format("nemotron-nano-v2"), load_tokenizer("builtin:miniature-base")
+    tokens = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    out = io.StringIO()
+    shown = Folded(tokens, tokenizer, Settings(64, 0, 100, 0.0), set(tokens.stop_ids), out)
+    shown.put(torch.tensor([ids("<think>\n")]))
+    thought, answer = ids("2+2=4\n</think>"), ids("It is four.")
+    for token in [*thought, *answer, *ids(chat.stop[0])]:
+        shown.put(torch.tensor([token]))
+    shown.end()
+    counted, _, answered = out.getvalue().partition("\n")
+    assert counted.endswith(f"[thinking: {len(thought)} of 64 tokens]") and "2+2" not in out.getvalue()
+    assert answered == "It is four.\n"
+
+
+def recipe(launch: str) -> Recipe:
+    return load("miniature", [f"launch={launch}"])
+
+
+def test_launch_here(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    stage = ["-m", "nanoalign.stage_process", str(job)]
+    assert launch_command(recipe("{kind: local}"), "foundation", job).argv == [sys.executable, *stage]
+    two = launch_command(recipe("{kind: local, processes: 2, zero: 2}"), "foundation", job)
+    assert two.argv == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *stage]
+    assert two.environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == str(tmp_path / "deepspeed.json")
+    assert '"stage": 2' in (tmp_path / "deepspeed.json").read_text()
+    alone = launch_command(recipe("{kind: local, processes: 2, zero: 2}"), "verdict", job)
+    assert alone.argv == [sys.executable, *stage] and not alone.environment
+
+
+def test_launch_through_slurm_and_ray(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    slurm = recipe("{kind: slurm, nodes: 4, gpus_per_node: 8, partition: batch}")
+    argv = launch_command(slurm, "foundation", job).argv
+    assert (
+        argv[:2] == ["srun", "--job-name=miniature-foundation"] and "--nodes=4" in argv and "--partition=batch" in argv
+    )
+    assert "--nnodes=4 --nproc-per-node=8 --node-rank=$SLURM_NODEID" in argv[-1] and argv[-1].endswith(str(job))
+    assert "--nodes=1" in launch_command(slurm, "verdict", job).argv
+    argv = launch_command(recipe("{kind: ray, address: 'http://head:8265', gpus: 2}"), "foundation", job).argv
+    assert argv[:5] == ["ray", "job", "submit", "--address=http://head:8265", "--entrypoint-num-gpus=2"]
+
+
+def test_shipped_recipes_are_found_in_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanoalign.recipe import load as loading
+
+    package = tmp_path / "site-packages" / "nanoalign"
+    (package / "recipe").mkdir(parents=True)
+    (package / "recipes").mkdir()
+    (package / "recipes" / "only.yaml").write_text(shipped()["miniature"].read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(loading, "__file__", str(package / "recipe" / "load.py"))
+    assert list(loading.shipped()) == ["only"]
