@@ -43,6 +43,8 @@ class Source(Section):
     rows: dict[Part, int] | None = None
     test_share: float = 0.1
     join: Join | None = None
+    replay: Literal["workbench"] | None = None
+    """The rows are trajectories: the files' tasks, run in this workplace (data_recipes.workplace.replay)."""
 
     def part(self, split: Split) -> Part:
         """The key of ``files`` that holds ``split``. Raises ConfigError where the source has no such split."""

@@ -20,7 +20,7 @@ from data_recipes.catalog import Source, Split, find_files, root_of, source
 from data_recipes.conversation import Conversation
 from data_recipes.files import BadRow, Row, read_rows
 from data_recipes.generators import check_name, generate, in_test, is_generated
-from data_recipes.rows import RowError, from_row
+from data_recipes.rows import RowError, from_row, to_row
 from data_recipes.transforms import Filter
 
 LISTED = 25
@@ -114,7 +114,10 @@ def stream(
         entry = source(name)
         part = _checked_part(name, entry, split)
         files = find_files(name, split, data_root)
-        rows = (row for file in files for row in read_rows(file)) if files else _hub_rows(name, entry, part)
+        if entry.replay:
+            rows = _replayed_rows(split, data_root)
+        else:
+            rows = (row for file in files for row in read_rows(file)) if files else _hub_rows(name, entry, part)
         if entry.join:
             rows = _joined(rows, entry, data_root)
     for origin, raw in rows:
@@ -231,6 +234,13 @@ def _joined(rows: Iterable[Row], entry: Source, data_root: Path | None) -> Itera
             else:
                 row = {**row, entry.join.name: by_key[key]}
         yield origin, row
+
+
+def _replayed_rows(split: Split, data_root: Path | None) -> Iterator[Row]:
+    from data_recipes.workplace.replay import trajectories
+
+    for conversation in trajectories(root_of(data_root) or Path(), split):
+        yield f"workbench:{conversation.id}", to_row(conversation)
 
 
 def _hub_rows(name: str, entry: Source, part: str) -> Iterator[Row]:
