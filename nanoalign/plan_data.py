@@ -48,18 +48,18 @@ class MixturePlan:
     tokens: int
     """Tokens of all samples, estimated."""
     lengths: list[int]
-    """Tokens of the samples that were measured, ascending."""
+    """Tokens of the training examples that were measured, ascending; a conversation gives one or more."""
     tokenizer: bool
     """Lengths were counted by the base model's tokenizer; otherwise estimated from characters."""
 
     @property
     def mean(self) -> float:
-        """Tokens of a sample, on average."""
+        """Tokens of a sample, all its examples together, on average."""
         return self.tokens / self.samples
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sample that was measured."""
+        """Tokens of the longest example that was measured."""
         return self.lengths[-1] if self.lengths else 0
 
 
@@ -70,22 +70,21 @@ def plan_mixture(
     from data_recipes.sources import describe
 
     sources: list[SourcePlan] = []
-    lengths: dict[str, list[int]] = {}
+    lengths: dict[str, list[list[int]]] = {}
     for source, use in mixture.sources.items():
         use = use if isinstance(use, SourceUse) else SourceUse(samples=use)
         about = describe(source, data_root, use.split)
         sources.append(SourcePlan(source, use.samples, about["rows"], about["where"], about["licence"]))
         if not source.startswith(SLOW) and about["found"]:
             lengths[source] = measure(first_samples(source, use.split, data_root), chat, tokenizer)
-    measured = [length for found in lengths.values() for length in found]
-    typical = statistics.fmean(measured) if measured else 0.0
-    means = {source: statistics.fmean(found) for source, found in lengths.items() if found}
+    means = {source: statistics.fmean(map(sum, found)) for source, found in lengths.items() if found}
+    typical = statistics.fmean(means.values()) if means else 0.0
     return MixturePlan(
         name=name,
         sources=sources,
         samples=sum(source.samples for source in sources),
         tokens=round(sum(source.samples * means.get(source.name, typical) for source in sources)),
-        lengths=sorted(measured),
+        lengths=sorted(length for found in lengths.values() for examples in found for length in examples),
         tokenizer=tokenizer is not None,
     )
 
@@ -100,18 +99,23 @@ def first_samples(source: str, split: str, data_root: Path | None) -> list[Any]:
     return [row for row in rows if hasattr(row, "messages")][:SAMPLED]
 
 
-def measure(conversations: Iterable[Any], chat: str, tokenizer: "Tokenizer | None") -> list[int]:
-    """Tokens of each training example that the conversations give."""
+def measure(conversations: Iterable[Any], chat: str, tokenizer: "Tokenizer | None") -> list[list[int]]:
+    """Tokens of the training examples that each conversation gives."""
     from data_recipes.chat import chat_format
 
     if chat.startswith("hf:"):  # its template needs transformers
-        texts = ["\n".join(message.content for message in each.messages) for each in conversations]
+        texts = [["\n".join(message.content for message in each.messages)] for each in conversations]
     else:
         form = chat_format(chat)
-        texts = ["".join(span.text for span in spans) for each in conversations for spans in form.examples(each)]
+        texts = [
+            ["".join(span.text for span in spans) for spans in form.examples(each)]
+            if each.messages[-1].role == "assistant"
+            else [form.prompt(each.messages, each.tools)]  # a prompt for rollouts, nothing to train on
+            for each in conversations
+        ]
     if tokenizer is None:
-        return [round(len(text) / CHARACTERS_PER_TOKEN) for text in texts]
-    return [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        return [[round(len(text) / CHARACTERS_PER_TOKEN) for text in each] for each in texts]
+    return [[len(tokenizer.encode(text, add_special_tokens=False).ids) for text in each] for each in texts]
 
 
 def find_tokenizer(model: Mapping[str, Any] | None) -> "Tokenizer | None":

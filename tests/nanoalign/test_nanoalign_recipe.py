@@ -77,7 +77,7 @@ stages:
     suites: [reasoning, office]
     budgets: [0, 16, null]
     budget_suite: reasoning
-    rollouts: {max_tokens: 32}
+    rollouts: {max_tokens: 32, grace: 4}
 """
 
 # (what is replaced, by what, the line named by a piece of it, the dotted path, a piece of the message)
