@@ -56,8 +56,10 @@ class ThinkingBudget(LogitsProcessor):
         self.batch = BatchBudget(_thinking_tokens(vllm_config), rows)
         self.outputs: dict[int, list[int]] = {}
         """Output tokens of the budgeted rows, as vLLM extends them."""
-        self.seen: dict[int, int] = {}
+        self.seen = np.zeros(rows, dtype=np.int64)
         """How many of them the row's state has taken in."""
+        self._rows = np.zeros(0, dtype=np.int64)
+        """The rows of ``outputs``, in its order."""
         self.stop_ids: dict[int, tuple[int, ...]] = {}
         self._guard_key: tuple[bytes, bytes] = (b"", b"")
         self._guard: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
@@ -86,6 +88,7 @@ class ThinkingBudget(LogitsProcessor):
             self.stop_ids[row] = () if params.ignore_eos else tuple(sorted(params.all_stop_token_ids))
         for first, second, direction in batch_update.moved:
             self._move(first, second, swap=direction == MoveDirectionality.SWAP)
+        self._rows = np.array(list(self.outputs), dtype=np.int64)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """``logits`` [B, V], edited in place."""
@@ -101,14 +104,17 @@ class ThinkingBudget(LogitsProcessor):
 
     def _catch_up(self) -> None:
         """Takes in the tokens written since the last look: one a row, more for a row that came back from preemption."""
-        news = [(row, ids[self.seen[row] :]) for row, ids in self.outputs.items() if len(ids) > self.seen[row]]
-        for step in range(max((len(ids) for _, ids in news), default=0)):
-            rows, written = np.array([(row, ids[step]) for row, ids in news if len(ids) > step]).T
+        lists = list(self.outputs.values())
+        lag = np.fromiter(map(len, lists), np.int64, len(lists)) - self.seen[self._rows]
+        if lag.min() < 0:
+            raise RuntimeError("vLLM took tokens back: thinking budgets cannot be kept")
+        for back in range(int(lag.max()), 0, -1):
+            behind = np.flatnonzero(lag >= back)
+            written = np.array([lists[place][-back] for place in behind.tolist()])
             if written.min() < 0:
                 raise RuntimeError("vLLM did not fill in the tokens of the last step: thinking budgets cannot be kept")
-            self.batch.advance(written, rows)
-        for row, ids in news:
-            self.seen[row] += len(ids)
+            self.batch.advance(written, self._rows[behind])
+        self.seen[self._rows] += lag
 
     def _hand_over_stops(self, logits: torch.Tensor, forced: np.ndarray) -> None:
         """Guarded rows change seldom: their indices stay on the device from step to step."""
@@ -129,8 +135,8 @@ class ThinkingBudget(LogitsProcessor):
             hand_over_stop_(logits, *self._guard)
 
     def _drop(self, row: int) -> None:
-        for table in (self.outputs, self.seen, self.stop_ids):
-            table.pop(row, None)
+        self.outputs.pop(row, None)
+        self.stop_ids.pop(row, None)
         rule = BudgetRule(self.batch.tokens, None)
         self.batch.put(row, rule, rule.start(()))
 
@@ -138,8 +144,9 @@ class ThinkingBudget(LogitsProcessor):
         order = np.arange(len(self.batch.place))
         order[[first, second]] = [second, first]
         self.batch.take(order)
-        for table in (self.outputs, self.seen, self.stop_ids):
-            _swap(table, first, second)
+        self.seen = self.seen[order]
+        _swap(self.outputs, first, second)
+        _swap(self.stop_ids, first, second)
         if not swap:
             self._drop(first)
 
