@@ -46,23 +46,25 @@ def run(
         ConfigError: an alpha is out of range, a suite is unknown or has no samples, or the disk is too small.
     """
     from data_recipes.chat import chat_format
-    from evaluation.stage import load_scored
-    from evaluation.suites import make_scorer
+    from evaluation.suites import load_suite, make_scorer, suite_reward
     from models.loading import load_tokenizer
+    from models.training import resolve_device
 
-    unknown = [name for name in suite_names(config) if name not in suites]
+    names = suite_names(config)
+    unknown = [name for name in names if name not in suites]
     if unknown:
         raise ConfigError(f"merge: unknown suite {unknown[0]!r}")
-    scored = {name: load_scored(name, suites[name], mixtures, context) for name in suite_names(config)}
+    device = resolve_device(context.device)
     score = make_scorer(
-        {name: each.tasks for name, each in scored.items()},
-        {name: each.reward for name, each in scored.items()},
+        {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed) for name in names},
+        {name: suite_reward(suites[name], context.inputs, device) for name in names},
         chat_format(context.chat),
         load_tokenizer(context.inputs["reasoning"]),
         config.rollouts,
         context.seed,
     )
-    return run_sweep(config, score, context, {name: suites[name].model_dump() for name in scored})
+    settings = {name: suites[name].model_dump() for name in names}
+    return run_sweep(config, score, context, settings)
 
 
 def suite_names(config: MergeStage) -> list[str]:
@@ -155,17 +157,18 @@ def _open(config: MergeStage, context: StageContext) -> "tuple[RolloutEngine, Ma
     """The engine on the reasoning model, and the state dict behind it where it lives in this process."""
     from data_recipes.chat import chat_format
     from models.loading import load_tokenizer
+    from models.training import resolve_device
     from rl.rollouts import open_engine
     from rl.rollouts.hf import HFEngine
 
-    folder = context.inputs["reasoning"]
+    folder, device = context.inputs["reasoning"], resolve_device(context.device)
     engine = open_engine(
         config.rollouts.engine,
         folder,
         load_tokenizer(folder),
         chat_format(context.chat),
         batch_size=config.rollouts.batch_size,
-        device=context.device,
-        dtype="bfloat16" if context.device != "cpu" and config.rollouts.engine == "vllm" else "float32",
+        device=device,
+        dtype="bfloat16" if device == "cuda" else "float32",
     )
     return engine, engine.model.state_dict() if isinstance(engine, HFEngine) else None

@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM
 from common.errors import CheckpointError, ConfigError
 from common.stage import StageContext, StageLog
 from common.stats import Estimate
+from data_recipes.config import Mixture, SourceUse
+from evaluation.config import Suite
 from merge.checkpoint import open_checkpoint
 from merge.choose import Choice
 from merge.config import MergeStage
 from merge.interpolate import interpolate
 from merge.pair import make_pair
-from merge.stage import run_sweep
+from merge.stage import run, run_sweep
 from merge.sweep import state_dict_names, sweep
 from rl.config import Rollouts
 
@@ -206,3 +208,17 @@ def test_an_alpha_out_of_range_is_refused(stage: tuple[MergeStage, StageContext]
     config, context = stage
     with pytest.raises(ConfigError, match=r"alpha 1.5 is outside"):
         run_sweep(config.model_copy(update={"alphas": [1.5]}), likelihood, context)
+
+
+def test_the_stage_scores_with_the_recipes_suites(stage: tuple[MergeStage, StageContext]):
+    config, context = stage
+    mixtures = {
+        "maths": Mixture(sources={"miniature:math": SourceUse(samples=3, split="test")}),
+        "talk": Mixture(sources={"miniature:instruction": SourceUse(samples=3, split="test")}),
+    }
+    suites = {"reasoning": Suite(data="maths"), "chat": Suite(data="talk", reward={"instruction": 1.0})}
+    figures = run(config.model_copy(update={"alphas": [0.5]}), mixtures, context, suites)
+    assert figures["merge.reasoning"]["n"] == figures["merge.chat"]["n"] == 3
+    assert (context.folder / "model" / "tokenizer.json").exists()
+    with pytest.raises(ConfigError, match="unknown suite 'chat'"):
+        run(config, mixtures, context, {"reasoning": suites["reasoning"]})
