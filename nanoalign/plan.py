@@ -12,6 +12,7 @@ from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.recipe.schema import LocalLaunch, RayLaunch, Recipe, SlurmLaunch
+from sft.stage import HELD_OUT
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -142,11 +143,12 @@ class _Sizes:
         tokens = plan.data.tokens
         limit = stage.pack.length if stage.pack is not None else stage.max_length
         plan.too_long = sum(length > limit for length in plan.data.lengths) if limit is not None else 0
+        kept = 1 - min(HELD_OUT, plan.data.samples // 50) / plan.data.samples
         if stage.pack is not None:
-            packs = max(1, math.ceil(tokens / stage.pack.length))
-            self._training(plan, stage, packs, stage.pack.length, tokens / packs, sign="~")
+            rows, length = math.ceil(kept * tokens / stage.pack.length), stage.pack.length
         else:
-            self._training(plan, stage, plan.data.samples, stage.max_length or plan.data.longest, plan.data.mean)
+            rows, length = round(kept * plan.data.examples), stage.max_length or plan.data.longest
+        self._training(plan, stage, max(1, rows), length, kept * tokens / max(1, rows), sign="~")
 
     def _dpo(self, plan: StagePlan, stage: Any) -> None:
         pairs = stage.rounds * stage.tasks_per_round * stage.pairs_per_task

@@ -47,6 +47,8 @@ class MixturePlan:
     samples: int
     tokens: int
     """Tokens of all samples, estimated."""
+    examples: int
+    """Training examples of all samples, estimated: a conversation gives one or more."""
     lengths: list[int]
     """Tokens of the training examples that were measured, ascending; a conversation gives one or more."""
     tokenizer: bool
@@ -77,14 +79,17 @@ def plan_mixture(
         sources.append(SourcePlan(source, use.samples, about["rows"], about["where"], about["licence"]))
         if not source.startswith(SLOW) and about["found"]:
             lengths[source] = measure(first_samples(source, use.split, data_root), chat, tokenizer)
+    samples = sum(source.samples for source in sources)
+    measured = [examples for found in lengths.values() for examples in found]
     means = {source: statistics.fmean(map(sum, found)) for source, found in lengths.items() if found}
     typical = statistics.fmean(means.values()) if means else 0.0
     return MixturePlan(
         name=name,
         sources=sources,
-        samples=sum(source.samples for source in sources),
+        samples=samples,
+        examples=round(samples * sum(map(len, measured)) / len(measured)) if measured else samples,
         tokens=round(sum(source.samples * means.get(source.name, typical) for source in sources)),
-        lengths=sorted(length for found in lengths.values() for examples in found for length in examples),
+        lengths=sorted(length for examples in measured for length in examples),
         tokenizer=tokenizer is not None,
     )
 

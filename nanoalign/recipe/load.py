@@ -30,9 +30,8 @@ class RecipeError(ConfigError):
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with nanoalign, by name: those of a checkout, or of the installed package."""
-    package = Path(__file__).resolve().parent.parent
-    folder = package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+    """The recipes that come with nanoalign, by name. They lie beside the rooms, in a checkout as when installed."""
+    folder = Path(__file__).resolve().parents[2] / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -15,7 +15,7 @@ from nanoalign.chat import HELP, Folded, Settings, command
 from nanoalign.cli import app
 from nanoalign.cli_data import smaller
 from nanoalign.launch import command as launch_command
-from nanoalign.recipe.load import load, shipped
+from nanoalign.recipe.load import load
 from nanoalign.recipe.schema import Recipe
 
 
@@ -163,14 +163,3 @@ def test_launch_through_slurm_and_ray(tmp_path: Path) -> None:
     assert "--nodes=1" in launch_command(slurm, "verdict", job).argv
     argv = launch_command(recipe("{kind: ray, address: 'http://head:8265', gpus: 2}"), "foundation", job).argv
     assert argv[:5] == ["ray", "job", "submit", "--address=http://head:8265", "--entrypoint-num-gpus=2"]
-
-
-def test_shipped_recipes_are_found_in_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nanoalign.recipe import load as loading
-
-    package = tmp_path / "site-packages" / "nanoalign"
-    (package / "recipe").mkdir(parents=True)
-    (package / "recipes").mkdir()
-    (package / "recipes" / "only.yaml").write_text(shipped()["miniature"].read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(loading, "__file__", str(package / "recipe" / "load.py"))
-    assert list(loading.shipped()) == ["only"]
