@@ -27,7 +27,7 @@ class Mixture(Section):
     """Keep only rows under these SPDX identifiers; None keeps all."""
     languages: list[str] | None = None
     """Keep only these language codes; None keeps all."""
-    max_characters: int | None = Field(None, ge=1)
+    max_characters: int | None = Field(default=None, ge=1)
     """Leave out samples that say more characters than this, reasoning included."""
     deduplicate: Literal["exact", "near"] | None = None
     """Leave out samples seen before: exact: apart from case and white space; near: sharing most word triples."""

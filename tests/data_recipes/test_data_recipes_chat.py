@@ -227,3 +227,35 @@ def test_llama3_without_thinking_equals_its_own_template(conversation: Conversat
     )
     ours, theirs = chat_format("llama3"), trl_template("llama3", gpt2_like)
     assert [text_of(e) for e in ours.examples(plain)] == [text_of(e) for e in theirs.examples(plain)]
+
+
+def test_a_tokenizer_folder_is_a_chat_format(tmp_path: Path, gpt2_like: Any) -> None:
+    trl_template("qwen3", gpt2_like).tokenizer.save_pretrained(tmp_path)
+    chat = chat_format(f"hf:{tmp_path}")
+    message = Message("assistant", "4", "two and two", (ToolCall("add", {"a": 1}),))
+    conversation = Conversation((Message("user", "2+2?"), message), TOOLS)
+    assert chat.examples(conversation) == chat_format("qwen3").examples(conversation)
+    assert chat.parse(text_of(chat.completion(message)), thinking=True) == message
+    [example] = tokenize(conversation, chat, gpt2_like)
+    assert gpt2_like.decode(example.input_ids) == text_of(chat.examples(conversation)[0])
+    with pytest.raises(DataError, match="cut reasoning"):
+        chat.completion(replace(message, reasoning_cut=True))
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("", "no chat template"),
+        (
+            "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}",
+            "not in the",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_trained_on_is_refused(template: str, fault: str, gpt2_like: Any) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=gpt2_like.backend_tokenizer, eos_token="<|im_end|>")
+    tokenizer.chat_template = template
+    with pytest.raises((CheckpointError, DataError), match=fault):
+        HFTemplate("hf:test", tokenizer).examples(Conversation((Message("user", "a"), Message("assistant", "b"))))
