@@ -78,7 +78,8 @@ def split_pairs(
                 f"{conversation.origin or conversation.id}: a preference pair ends with the chosen answer and holds "
                 "the other one as task.rejected"
             )
-        digest = sha256("\0".join(message.content for message in prompt).encode()).digest()
+        # not the bare prompt's hash: sources split train from test by that
+        digest = sha256("\0".join(["held out", *(message.content for message in prompt)]).encode()).digest()
         pair = (
             answer_ids(prompt, chosen, chat, tokenizer),
             answer_ids(prompt, Message("assistant", rejected), chat, tokenizer),
