@@ -50,7 +50,7 @@ def human_eval(raw: Raw) -> list[dict[str, Any]]:
     prompt = (
         f"Complete this Python function. Answer with the whole function.\n\n```python\n{raw['prompt'].rstrip()}\n```"
     )
-    task = {"kind": "code", "tests": raw["test"], "entry_point": raw["entry_point"]}
+    task = {"kind": "code", "tests": f"{raw['test'].rstrip()}\n\ncheck({raw['entry_point']})"}
     return [{"id": raw["task_id"], "messages": [turn("user", prompt), turn("assistant", code)], "task": task}]
 
 

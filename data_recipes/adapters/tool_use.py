@@ -13,16 +13,16 @@ from data_recipes.rows import RowError
 
 
 def bfcl(raw: Raw) -> list[dict[str, Any]]:
-    """BFCL's single-turn categories, with its possible ``answer`` joined in. Expected calls map each
-    argument to its accepted values; "" among them means that it may be left out."""
-    expected = [
-        {"name": name, "arguments": arguments}
+    """BFCL's single-turn categories, with its possible ``answer`` joined in. Expected calls tell each argument's
+    accepted values; "" among them means that it may be left out."""
+    calls = [
+        {"name": name, "accepted": accepted}
         for call in raw["answer"]["ground_truth"]
-        for name, arguments in call.items()
+        for name, accepted in call.items()
     ]
-    task = {"kind": "tool_calls", "expected": expected}
     [messages] = raw["question"]
-    return [{"id": raw["id"], "messages": list(messages), "tools": normal_tools(raw["function"]), "task": task}]
+    tools, task = normal_tools(raw["function"]), {"kind": "tools", "calls": calls}
+    return [{"id": raw["id"], "messages": list(messages), "tools": tools, "task": task}]
 
 
 def bfcl_multi_turn(raw: Raw) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def test_oasst_and_preferences_as_documented() -> None:
     for conversation in expected:
         assert conversation.task
         names = {tool["name"] for tool in conversation.tools}
-        assert {call["name"] for call in conversation.task["expected"]} <= names
+        assert {call["name"] for call in conversation.task["calls"]} <= names
         assert '"dict"' not in json.dumps(conversation.tools)
 
 
