@@ -85,7 +85,8 @@ class BudgetRule:
         return sampled
 
     def forced_mask(self, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> list[bool]:
-        """Which tokens of a completion written under this rule were forced: for engines that return tokens alone."""
+        """Which tokens of a completion written under this rule were forced: for engines that return tokens alone. A
+        close that took a stop token's place looks like the model's own and is not marked."""
         state, mask = self.start(prompt_ids), []
         for token in token_ids:
             mask.append(self.forced(state) == token)
