@@ -29,6 +29,7 @@ from models.loss import causal_loss
 from models.tiling import tile_mlps
 
 PEAK = 989e12
+PATHS = ["transformers", "torch", "triton"]
 NANO = KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2-Base"]
 
 
@@ -77,7 +78,7 @@ def measure(path: str, total: int, arguments: argparse.Namespace) -> dict[str, f
     torch.manual_seed(0)
     model = slice_model(arguments.vocabulary or 1024)
     if path != "transformers":
-        install(model, kernels=path)
+        install(model, kernels="triton" if path == "triton" else "torch")
         tile_mlps(model)
     lengths = lengths_of(total, arguments.mean, seed=0)
     batch = {"input_ids": torch.randint(0, model.config.vocab_size, (1, total), device="cuda")}
@@ -103,7 +104,7 @@ def measure(path: str, total: int, arguments: argparse.Namespace) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384, 32768, 65536, 131072])
-    parser.add_argument("--paths", nargs="+", default=["transformers", "torch", "triton"])
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=PATHS)
     parser.add_argument("--mean", type=int, default=6500, help="mean document length, tokens")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=0, help="add the loss over this vocabulary (131072)")
@@ -123,8 +124,8 @@ def main() -> None:
                 torch.cuda.empty_cache()
             figures |= {f"{path}.{total}.{key}": value for key, value in row.items()}
             print(
-                f"{path:13} {total:7d} tokens  first step {row['first_step_s']:6.1f} s  {row['tokens_per_s']:8.0f} tok/s"
-                f"  MFU {row['mfu']:6.1%}  peak {row['peak_gb']:5.1f} GB",
+                f"{path:13} {total:7d} tokens  first step {row['first_step_s']:6.1f} s  "
+                f"{row['tokens_per_s']:8.0f} tok/s  MFU {row['mfu']:6.1%}  peak {row['peak_gb']:5.1f} GB",
                 flush=True,
             )
     model = slice_model(1024).eval()

@@ -2,7 +2,7 @@
 
 No list of versions and kernels says which combination leaks: documents are run in their batch and alone, and their
 tokens' log-probabilities (and gradients, if asked) are compared. A leak shows as tenths of a nat right after a
-document's start; rounding stays orders of magnitude below.
+document's start; rounding stays far below in fp32, and is measured on the same documents in bf16.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from common.errors import IsolationError
 from models.documents import packed_inputs
 
-TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-8, 1e-9)}
-HALF_TOLERANCE = (0.25, 1e-2)
-"""Largest and mean difference in nats that rounding may explain; the second for bfloat16 and float16."""
+TOLERANCES = {torch.float32: (1e-3, 5e-5), torch.float64: (1e-8, 1e-9)}
+"""Largest and mean difference in nats that rounding may explain (SmolLM2-135M in fp32: 4e-5 and 3e-6). Of bfloat16 and
+float16 it is measured: see :func:`_rounding`."""
 START, LOGITS = 8, 2**28
-"""Tokens that are always compared after a document's start, and logits held at once (1 GiB in fp32)."""
+"""Tokens after a document's start that are always compared, and logits held at once (1 GiB in fp32)."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,27 @@ class IsolationReport:
     """Tokens compared."""
     max_difference: float
     mean_difference: float
+    start_difference: float
+    """The mean over the first tokens of documents alone, where a leak is strongest."""
     worst: tuple[int, int]
     """Document and token where the largest difference is."""
     tolerance: tuple[float, float]
-    """What max_difference and mean_difference may be for this dtype."""
+    """What max_difference, and mean_difference and start_difference, may be for this dtype."""
     gradient_difference: float | None = None
     """Norm of the gradients' difference over the gradients' norm, all parameters together; None if not measured."""
 
     @property
     def isolated(self) -> bool:
-        return self.max_difference <= self.tolerance[0] and self.mean_difference <= self.tolerance[1]
+        most, mean = self.tolerance
+        return self.max_difference <= most and max(self.mean_difference, self.start_difference) <= mean
 
     def __str__(self) -> str:
         (document, token), (most, mean) = self.worst, self.tolerance
         return (
             f"{self.kind} against alone, {self.documents} documents, {self.tokens} tokens: log-probabilities differ "
-            f"by {self.max_difference:.2e} at most (token {token} of document {document}; {most:.0e} allowed) and by "
-            f"{self.mean_difference:.2e} on average ({mean:.0e} allowed)"
+            f"by {self.max_difference:.2e} at most (token {token} of document {document}; {most:.0e} allowed), by "
+            f"{self.mean_difference:.2e} on average and {self.start_difference:.2e} at documents' starts "
+            f"({mean:.0e} allowed)"
         )
 
 
@@ -116,30 +120,26 @@ def measure(
         found = [found[index * (len(found) - 1) // (most - 1)] for index in range(most)]
     budget = max(1, LOGITS // model.config.vocab_size // (len(found) * ids.shape[0]))
     chosen = [_sample(document, budget) for document in found]
+    if not any(map(len, chosen)):
+        raise IsolationError("every document of the batch has one token: there is nothing to compare")
     with _without_dropout(model), torch.set_grad_enabled(gradients):
         together = _logprobs(model, batch, found, chosen, gradients)
         grads = _gradients(model, together) if gradients else None
-        alone = []
-        for document, places in zip(found, chosen):
-            single = {"input_ids": ids[document.row : document.row + 1, document.start : document.end]}
-            here = Document(0, 0, document.end - document.start)
-            alone += _logprobs(model, single | {"use_cache": False}, [here], [places], gradients)
-        difference = None
-        if grads is not None:
-            difference = _relative(grads, _gradients(model, alone))
+        alone = _alone(model, ids, found, chosen, gradients)
+        difference = None if grads is None else _relative(grads, _gradients(model, alone))
+    tolerance = TOLERANCES.get(_compute_dtype(model)) or _rounding(model, ids, found, chosen, alone)
     gaps = [(a.detach() - b.detach()).abs() for a, b in zip(together, alone)]
     worst = max(range(len(gaps)), key=lambda index: float(gaps[index].max()) if gaps[index].numel() else -1.0)
     flat = torch.cat(gaps)
-    if not flat.numel():
-        raise IsolationError("every document of the batch has one token: there is nothing to compare")
     return IsolationReport(
         kind="padded" if _padding(batch) is not None else "packed",
         documents=len(found),
         tokens=flat.numel(),
         max_difference=float(flat.max()),
         mean_difference=float(flat.mean()),
+        start_difference=float(torch.cat([gap[:START] for gap in gaps]).mean()),
         worst=(worst, int(chosen[worst][int(gaps[worst].argmax())]) + 1),
-        tolerance=TOLERANCES.get(_compute_dtype(model), HALF_TOLERANCE),
+        tolerance=tolerance,
         gradient_difference=difference,
     )
 
@@ -198,6 +198,42 @@ def _logprobs(
         rows = logits[document.row, torch.searchsorted(columns, where)].float()
         found.append(rows.log_softmax(-1).gather(1, ids[document.row, where + 1].unsqueeze(1)).squeeze(1))
     return found if keep_graph else [values.detach() for values in found]
+
+
+def _alone(
+    model: PreTrainedModel,
+    ids: Tensor,
+    documents: Sequence[Document],
+    places: Sequence[Tensor],
+    keep_graph: bool = False,
+    appended: int = 0,
+) -> list[Tensor]:
+    """As :func:`_logprobs`, each document in a batch of its own, followed by ``appended`` of its tokens once more."""
+    found = []
+    for document, at in zip(documents, places):
+        tokens = ids[document.row : document.row + 1, document.start : document.end]
+        single = {"input_ids": torch.cat([tokens, tokens[:, :appended]], dim=1), "use_cache": False}
+        found += _logprobs(model, single, [Document(0, 0, tokens.shape[1])], [at], keep_graph)
+    return found
+
+
+@torch.no_grad()
+def _rounding(
+    model: PreTrainedModel,
+    ids: Tensor,
+    documents: Sequence[Document],
+    places: Sequence[Tensor],
+    alone: Sequence[Tensor],
+) -> tuple[float, float]:
+    """What rounding may explain here: documents alone against the same with tokens after them.
+
+    What follows cannot change what came before in a causal model; only the shapes of the products differ. Returns a
+    few times the largest and the mean difference so found, and at least what bf16 shows anywhere.
+    """
+    with _without_dropout(model):
+        again = _alone(model, ids, documents, places, appended=512)
+    noise = torch.cat([(a.detach() - b).abs() for a, b in zip(alone, again)])
+    return max(0.05, 6 * float(noise.max())), max(2e-3, 3 * float(noise.mean()))
 
 
 def _gradients(model: nn.Module, logprobs: Sequence[Tensor]) -> list[Tensor]:

@@ -1,5 +1,7 @@
 """Packed equals alone, forward and backward, for every architecture; and the guard catches a real leak."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -55,6 +57,14 @@ def test_the_guard_catches_transformers_leak(name: str):
     assert require_isolation(plain, pack | {"labels": pack["input_ids"]}).isolated
 
 
+def test_the_guard_catches_a_leak_through_the_rounding_of_bf16():
+    plain = small_model("nemotron_h").to(torch.bfloat16)
+    found = documents([20, 30, 9])
+    assert not check_isolation(plain, found).isolated
+    install(plain)
+    assert check_isolation(plain, found).isolated
+
+
 def test_the_guard_catches_the_cache_trap():
     """use_cache is on by default, and then transformers 5.17 ignores the restarts in position_ids, in Llama too."""
     plain = small_model("llama")
@@ -86,6 +96,22 @@ def test_rows_of_a_batch_hold_their_own_packs(model: PreTrainedModel):
     report = measure(model, batch)
     assert (report.documents, report.tokens) == (5, 27)
     assert report.isolated
+
+
+def test_an_installed_model_is_saved_as_a_plain_one(tmp_path: Path):
+    model = small_model("llama")
+    install(model)
+    model.save_pretrained(tmp_path)
+    assert "nanoalign" not in (tmp_path / "config.json").read_text()
+    assert type(model).from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def test_left_padded_generation_is_that_of_each_alone(model: PreTrainedModel):
+    ids, mask = torch.randint(3, VOCAB, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    ids[0, :4], mask[0, :4] = 0, 0
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    alone = torch.cat([model.generate(row[where.bool()][None], **settings)[:, -6:] for row, where in zip(ids, mask)])
+    assert torch.equal(model.generate(ids, attention_mask=mask, **settings)[:, -6:], alone)
 
 
 def test_plain_concatenation_is_one_text():
