@@ -17,6 +17,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from common.errors import ConfigError
 from common.stage import StageLog
 from models.adapters import require_trained
 from models.config import Training
@@ -36,8 +37,9 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
 
     held_out: Collator
     """Documents that are not trained on."""
-    begun: tuple[float, int] = (0.0, 0)
-    """When this process began to train (perf_counter), and the tokens seen by then."""
+    began: tuple[float, int] = (0.0, 0)
+    ended: tuple[float, int] = (0.0, 0)
+    """When this process began and ended to train (perf_counter), and the tokens seen by then."""
 
     def check(self) -> None:
         """Before the first step: documents of a real batch must not see each other, and every adapter must learn.
@@ -83,7 +85,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         losses = [row["loss"] for row in history if "loss" in row]
         unseen = [row[HELD_OUT] for row in history if HELD_OUT in row]
         tenth = max(1, len(losses) // 10)
-        seconds, tokens = time.perf_counter() - self.begun[0], self.state.num_input_tokens_seen - self.begun[1]
+        seconds, tokens = (end - start for start, end in zip(self.began, self.ended, strict=True))
         found = {
             "steps": self.state.global_step,
             "loss_first": sum(losses[:tenth]) / tenth,
@@ -100,8 +102,8 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         """No card: checkpoints are for resuming only."""
 
 
-class _FirstStep(TrainerCallback):
-    """Runs a trainer's checks when model and optimizer stand ready and no step has been made."""
+class _Bounds(TrainerCallback):
+    """Runs a trainer's checks when model and optimizer stand ready and no step has been made; keeps the time."""
 
     trainer: DocumentTrainer
 
@@ -111,7 +113,12 @@ class _FirstStep(TrainerCallback):
         self.trainer.check()
         if state.global_step == 0:
             self.trainer.log_held_out_loss()
-        self.trainer.begun = (time.perf_counter(), state.num_input_tokens_seen)
+        self.trainer.began = (time.perf_counter(), state.num_input_tokens_seen)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.ended = (time.perf_counter(), state.num_input_tokens_seen)
 
 
 def telling_rows(collator: Collator) -> list[int]:
@@ -125,12 +132,12 @@ def telling_rows(collator: Collator) -> list[int]:
 
 
 def sft_arguments(train: Training, folder: Path, collator: Collator, device: str, seed: int) -> SFTConfig:
-    """The trainer's arguments; under DeepSpeed ZeRO-3 they must exist before the model is loaded, in parts.
+    """The trainer's arguments.
 
     Raises:
-        ConfigError: as :func:`models.training.training_arguments`.
+        ConfigError: as :func:`models.training.training_arguments`, or ZeRO-3 is asked for.
     """
-    return training_arguments(
+    arguments = training_arguments(
         train,
         folder,
         len(collator.rows),
@@ -142,6 +149,10 @@ def sft_arguments(train: Training, folder: Path, collator: Collator, device: str
         dataset_kwargs={"skip_prepare_dataset": True},
         include_num_input_tokens_seen="all" if collator.isolate else "non_padding",
     )
+    plugin = arguments.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ConfigError("launch.zero: this stage gathers no parameters that ZeRO-3 has split; use 1 or 2")
+    return arguments
 
 
 def make_trainer(
@@ -154,17 +165,17 @@ def make_trainer(
     log: StageLog,
 ) -> DocumentTrainer:
     """A trainer over all rows of ``collator``, in an order drawn from seed and epoch."""
-    first_step = _FirstStep()
+    bounds = _Bounds()
     trainer = DocumentTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
         train_dataset=Dataset.from_dict({"row": range(len(collator.rows))}),
         processing_class=tokenizer,
-        callbacks=[first_step],
+        callbacks=[bounds],
         train=train,
         log=log,
     )
     trainer.held_out = held_out
-    first_step.trainer = trainer
+    bounds.trainer = trainer
     return trainer
