@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"(-?)(?:\\frac\{(-?\d+)\}\{(-?\d+)\}|(\d+(?:\.\d*)?|\.\d+)
 class MathVerifier:
     """Compares answers; holds up to ``workers`` processes, started when first needed. Results do not depend on it."""
 
-    def __init__(self, workers: int | None = None, timeout_s: float = 20.0) -> None:
+    def __init__(self, workers: int | None = None, timeout_s: float = 60.0) -> None:
         count = workers or min(8, os.cpu_count() or 1)
         self.started = False
         """Whether any question has needed a process."""
