@@ -16,8 +16,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-TOKENIZER_IGNORED = {"name_or_path", "truncation", "padding", "transformers_version"}
-"""truncation and padding are what the tokenizer was last called with."""
+TOKENIZER_IGNORED = {"name_or_path", "is_local", "local_files_only", "truncation", "padding", "transformers_version"}
+"""Where the tokenizer was loaded from and what it was last called with."""
 SHOWN = 5
 CHUNK = 1 << 20
 

@@ -6,6 +6,7 @@ results equal those of float64, which products of rounded weights miss at the ma
 fp64 tensors are computed in fp64. Weights at alpha 0 and 1 are copied bit by bit.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -159,7 +160,7 @@ def check_finite(out: "torch.Tensor", x: "torch.Tensor", y: "torch.Tensor", name
     import torch
 
     low, high = torch.aminmax(out)  # NaN in any element comes out as NaN
-    if not torch.isfinite(high - low):
+    if not math.isfinite(high.item() - low.item()):
         for letter, source, values in (("A", pair.a, x), ("B", pair.b, y)):
             if not torch.isfinite(values).all():
                 kind = "NaN" if torch.isnan(values).any() else "infinity"

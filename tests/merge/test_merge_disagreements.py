@@ -181,6 +181,17 @@ def test_a_disagreement_is_named_and_leaves_nothing(case: Case, make_pair_of: Ca
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_how_models_were_saved_is_no_disagreement(llama_pair: tuple[Path, Path], tmp_path: Path):
+    a, b = llama_pair
+    set_json(b / "config.json", _name_or_path="elsewhere", transformers_version="5.0", use_cache=False)
+    set_json(b / "generation_config.json", temperature=0.6, transformers_version="5.0")
+    set_json(b / "tokenizer_config.json", local_files_only=True, is_local=True, name_or_path="elsewhere")
+    set_json(b / "tokenizer.json", truncation={"max_length": 7}, padding={"length": 3})
+    (b / "README.md").write_text("B")
+    interpolate(a, b, {0.5: tmp_path / "o"})
+    assert (tmp_path / "o" / "config.json").read_bytes() == (a / "config.json").read_bytes()
+
+
 def test_many_differences_are_counted(llama_pair: tuple[Path, Path], tmp_path: Path):
     a, b = llama_pair
     edit(b, lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1" in name])
