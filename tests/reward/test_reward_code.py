@@ -14,7 +14,7 @@ from reward.code import program, score_code
 from reward.sandbox import Limits, run_program
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
-TIGHT = Limits(seconds=1.5, memory_mib=512)
+TIGHT = Limits(seconds=1.0, memory_mib=512)
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox's walls are Linux's")
 pytestmark = linux_only
 
