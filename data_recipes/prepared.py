@@ -12,9 +12,9 @@ import json
 import re
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 PART = 5_000
 VERSION = 1
 """Changes when the same inputs give other bytes."""
+_worker_encoder: ExampleEncoder | None = None
 FACTS = ("source", "domain", "language", "licence", "id")
 
 
@@ -91,8 +92,15 @@ def prepare(
     filters, contamination = make_filters(mixture, data_root)
     report = MixtureReport([])
     shards: list[Path] = []
-    work = partial(_write_shard, chat=chat, tokenizer=tokenizer, transforms=list(transforms.values()))
-    with ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else nullcontext() as pool:
+    steps = list(transforms.values())
+    working: AbstractContextManager[ProcessPoolExecutor | None]
+    if workers > 1:
+        work: Callable[[_Job], None] = partial(_write_in_worker, transforms=steps)
+        working = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (chat, tokenizer))
+    else:
+        work = partial(_write_shard, encoder=ExampleEncoder(chat, tokenizer), transforms=steps)
+        working = nullcontext()
+    with working as pool:
         for name, use in uses(mixture).items():
             account = LoadReport(name, use.split)
             read = partial(_conversations, name, use, data_root, seed)
@@ -225,7 +233,7 @@ def _paths(folder: Path, name: str, use: SourceUse, drawn: _Drawn, identity: Any
     return paths
 
 
-def _run(work: Any, jobs: Iterable[_Job], pool: ProcessPoolExecutor | None, workers: int) -> None:
+def _run(work: Callable[[_Job], None], jobs: Iterable[_Job], pool: ProcessPoolExecutor | None, workers: int) -> None:
     """Does the jobs, at most ``workers`` + 1 of them in memory."""
     waiting: deque[Future[None]] = deque()
     for job in jobs:
@@ -239,7 +247,18 @@ def _run(work: Any, jobs: Iterable[_Job], pool: ProcessPoolExecutor | None, work
         future.result()
 
 
-def _write_shard(job: _Job, chat: ChatFormat, tokenizer: Any, transforms: Sequence[Transform]) -> None:
+def _start_worker(chat: ChatFormat, tokenizer: Any) -> None:
+    """Builds a worker process's encoder, once for all of its shards."""
+    global _worker_encoder
+    _worker_encoder = ExampleEncoder(chat, tokenizer)
+
+
+def _write_in_worker(job: _Job, transforms: Sequence[Transform]) -> None:
+    assert _worker_encoder
+    _write_shard(job, _worker_encoder, transforms)
+
+
+def _write_shard(job: _Job, encoder: ExampleEncoder, transforms: Sequence[Transform]) -> None:
     import pyarrow as pa
 
     samples: list[Conversation] = []
@@ -258,7 +277,7 @@ def _write_shard(job: _Job, chat: ChatFormat, tokenizer: Any, transforms: Sequen
         else:
             samples.append(current)
             reasons.append("; ".join(changes))
-    encoded = ExampleEncoder(chat, tokenizer).encode(samples)
+    encoded = encoder.encode(samples)
     pairs = [(c, reason, e) for c, reason, each in zip(samples, reasons, encoded, strict=True) for e in each]
     columns = {
         "input_ids": pa.array([e.input_ids for _, _, e in pairs], pa.list_(pa.int32())),
