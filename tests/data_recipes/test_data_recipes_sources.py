@@ -28,7 +28,8 @@ COUNTS = {  # from the SOURCE.txt beside each file: rows read, over all splits
     "oasst": 100, "self-instruct": 175, "user-instructions": 252, "short-instructions": 1100, "mt-bench": 80,
     "mt-bench-gpt4": 30, "glaive-demo": 300, "tool-reasoning": 50, "gym-rollouts": 150, "hh-harmless": 2312,
     "dpo-demo": 300, "politeness": 1100, "bfcl-simple": 400, "bfcl-live-simple": 258, "bfcl-multiple": 200,
-    "bfcl-parallel": 200, "bfcl-multi-turn": 200, "workbench": 480, "workbench-replay": 286 + 102, "gym-workplace": 5, "mbpp": 427,
+    "bfcl-parallel": 200, "bfcl-multi-turn": 200, "workbench": 480, "workbench-replay": 286 + 102, "gym-workplace": 5,
+    "mbpp": 427,
 }  # fmt: skip
 
 
