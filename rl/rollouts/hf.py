@@ -19,6 +19,7 @@ from budget_control.batch import BatchBudget
 from budget_control.rule import BudgetRule
 from budget_control.vocabulary import ThinkingTokens
 from common.errors import CheckpointError, ConfigError
+from rl.rollouts.attention import decoding_attention
 from rl.rollouts.base import Completion, Request
 from rl.rollouts.cache import extend_rows, new_cache, take_rows
 from rl.rollouts.draw import draw, uniform
@@ -195,7 +196,7 @@ class HFEngine:
         self.model.eval()
         precision = nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
         try:
-            with torch.no_grad(), precision:
+            with torch.no_grad(), precision, decoding_attention(self.model):
                 yield
         finally:
             self.model.train(training)
