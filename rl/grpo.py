@@ -15,11 +15,12 @@ from common.stage import StageContext, StageLog
 from common.stats import mean
 from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture
+from data_recipes.mixture import build
 from reward import ComposedReward, Sample, make_reward
 from rl.config import GRPOStage
 from rl.freshness import mismatch, require_fresh
 from rl.modes import sampling
-from rl.prompts import Prompt, load_mixture, prompts_of
+from rl.prompts import Prompt, prompts_of
 from rl.rollouts.base import Completion, Request, RolloutEngine
 from rl.rollouts.draw import seed_of
 from rl.rollouts.samples import judged
@@ -48,7 +49,8 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     tokenizer = load_tokenizer(context.inputs["from"])
     device = resolve_device(context.device)
     model: Any = load_model(context.inputs["from"], device=device)
-    prompts = prompts_of(load_mixture(mixtures[config.data], context), config.thinking, chat, tokenizer, context.seed)
+    built = build(mixtures[config.data], context.data_root, context.seed)
+    prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
     shares_weights = config.rollouts.engine == "hf"
     if config.train.lora is not None:
         if not shares_weights:
@@ -78,7 +80,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     trainer.train_or_resume()
     engine.close()
     save_model(merge(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model")
-    return learning_figures(trainer.state.log_history, config)
+    return learning_figures(trainer.state.log_history, config) | {"dropped": dict(built.report.dropped)}
 
 
 @dataclass

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import DataError
-from common.stage import StageContext
 from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation, Message
 from rl.config import Thinking
 from rl.modes import Mode, draw_mode
@@ -47,18 +45,6 @@ def prompts_of(
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         prompts.append(Prompt(ids, messages, mode, conversation.task or {}, conversation.domain))
     return prompts
-
-
-def load_mixture(mixture: Mixture, context: StageContext) -> list[Conversation]:
-    """The conversations of a mixture, source after source. Raises DataError for bad rows, ConfigError for names."""
-    from data_recipes.sources import load
-
-    conversations: list[Conversation] = []
-    for name, use in mixture.sources.items():
-        samples, split = (use, "train") if isinstance(use, int) else (use.samples, use.split)
-        loaded = load(name, samples, split, context.data_root, context.seed, mixture.on_bad_row)  # type: ignore[arg-type]
-        conversations += loaded.conversations
-    return conversations
 
 
 def row_schedule(rows: int, needed: int, seed: int) -> list[int]:

@@ -15,9 +15,9 @@ from common.stats import proportion
 from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation, Message
+from data_recipes.mixture import build
 from reward.base import Sample
 from rl.config import RewardModelStage
-from rl.prompts import load_mixture
 
 HELD_OUT = 0.1
 """Share of the prompts whose pairs are kept for measuring."""
@@ -41,7 +41,8 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
     device = resolve_device(context.device)
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
-    train, held_out = split_pairs(load_mixture(mixtures[config.data], context), chat, tokenizer)
+    built = build(mixtures[config.data], context.data_root, context.seed)
+    train, held_out = split_pairs(built.conversations, chat, tokenizer)
     model = load_scorer(context.inputs["from"], tokenizer.pad_token_id, device, fresh_head=True)
     model.config.chat_format = context.chat
     trainer = make_trainer(
@@ -56,6 +57,7 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
         "held_out_pairs": len(held_out),
         "loss_first": losses[0],
         "loss_last": losses[-1],
+        "dropped": dict(built.report.dropped),
     }
 
 

@@ -132,5 +132,5 @@ class VLLMEngine:
             rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
             forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
         logprobs = tuple(entry[token].logprob for token, entry in zip(token_ids, output.logprobs, strict=True))
-        finish = output.finish_reason if output.finish_reason in ("stop", "length") else "abort"
-        return Completion(token_ids, logprobs, forced, finish)
+        finishes: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
+        return Completion(token_ids, logprobs, forced, finishes.get(output.finish_reason, "abort"))

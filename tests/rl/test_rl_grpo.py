@@ -9,6 +9,7 @@ from common.errors import StaleWeightsError
 from common.stage import StageContext, StageLog
 from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation, Message
+from data_recipes.rows import to_row
 from models.config import Training
 from rl import grpo
 from rl.config import GRPOStage, Rollouts, Thinking
@@ -29,15 +30,16 @@ def config(steps: int = 2, **changes) -> GRPOStage:
 
 
 @pytest.fixture
-def stage(small_base, monkeypatch):
+def stage(small_base, tmp_path):
     prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(8)]
-    monkeypatch.setattr(grpo, "load_mixture", lambda mixture, context: prompts)
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
 
     def run(folder, settings):
         context = StageContext(
             "instruct", folder, {"from": small_base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder)
         )
-        return grpo.run(settings, {"m": Mixture(sources={"gsm8k": 1})}, context)
+        return grpo.run(settings, {"m": Mixture(sources={f"file:{source}": 8})}, context)
 
     return run
 
@@ -47,16 +49,16 @@ def rows(path):
 
 
 def test_the_reward_rises_and_the_step_is_logged(stage, tmp_path):
-    figures = stage(tmp_path, config(12))
+    figures = stage(tmp_path / "run", config(12))
     assert figures["steps"] == 12
     assert figures["groups"] == 48
     assert 0 < figures["groups_without_signal"] < 48
     assert figures["reward_last"]["value"] > figures["reward_first"]["value"] + 0.3
     assert figures["mismatch_max"] == pytest.approx(1.0, abs=1e-4)
-    logged = rows(tmp_path / "metrics.jsonl")
+    logged = rows(tmp_path / "run/metrics.jsonl")
     assert [row["step"] for row in logged] == list(range(1, 13))
     assert {"reward", "rewards/format/mean", "rewards/length/mean", "mismatch", "forced_share"} <= set(logged[0])
-    samples = rows(tmp_path / "samples.jsonl")
+    samples = rows(tmp_path / "run/samples.jsonl")
     assert {"prompt", "thinking", "answer", "reward"} <= set(samples[0])
 
 
@@ -103,8 +105,8 @@ def test_stale_weights_stop_the_stage(stage, tmp_path, monkeypatch, make_model):
     monkeypatch.setattr(rollouts, "open_engine", stale)
     settings = config(6, rollouts=Rollouts(engine="vllm", max_tokens=10, grace=2))
     with pytest.raises(StaleWeightsError, match="max_mismatch"):
-        stage(tmp_path, settings)
-    assert rows(tmp_path / "metrics.jsonl")[0]["mismatch"] == pytest.approx(1.0, abs=1e-4)
+        stage(tmp_path / "run", settings)
+    assert rows(tmp_path / "run/metrics.jsonl")[0]["mismatch"] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_mismatch_is_the_mean_factor_over_sampled_tokens():

@@ -1,5 +1,6 @@
 """The reward model learns a preference, is saved and loaded, and judges answers as the user sees them."""
 
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from common.stage import StageContext, StageLog
 from data_recipes.chat import chat_format
 from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation, Message
+from data_recipes.rows import to_row
 from models.config import Training
 from models.loading import load_tokenizer
 from reward.base import Sample
@@ -37,9 +39,9 @@ def trained(small_base, tmp_path_factory):
     )
     train = Training(learning_rate=3e-3, batch_size=16, epochs=4, dtype="float32")
     config = RewardModelStage(**{"kind": "reward_model", "from": "base", "data": "m", "train": train})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reward_model, "load_mixture", lambda mixture, context: preferences(120))
-        figures = reward_model.run(config, {"m": Mixture(sources={"gsm8k": 1})}, context)
+    rows = folder / "preferences.jsonl"
+    rows.write_text("".join(json.dumps(to_row(each)) + "\n" for each in preferences(120)))
+    figures = reward_model.run(config, {"m": Mixture(sources={f"file:{rows}": 120})}, context)
     return folder / "model", figures
 
 
