@@ -31,7 +31,7 @@ class StageRecord:
     """running, finished, failed or stopped; a record that says running without a living run was killed."""
     fingerprint: str
     parts: dict[str, str]
-    """Fingerprints of config, inputs and code."""
+    """Fingerprints of config, inputs, code and data."""
     code: dict[str, str]
     """Versions of the rooms that it ran in."""
     inputs: dict[str, str]

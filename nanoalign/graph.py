@@ -1,7 +1,8 @@
 """The stage graph: order, fingerprints, and which stages are stale and why.
 
-A stage's fingerprint is made of three parts: what the recipe says that concerns it, its inputs' fingerprints, and the
-source code of the rooms it runs in. Where it runs (device, launch) is no part: moving a run does not undo it.
+A stage's fingerprint is made of four parts: what the recipe says that concerns it, its inputs' fingerprints, the source
+code of the rooms it runs in, and the names and sizes of the data files that it reads. Where it runs (device, launch)
+is no part: moving a run does not undo it.
 """
 
 import functools
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import DataError
 from common.files import fingerprint
 from nanoalign.artifacts import StageRecord, read_record
 from nanoalign.recipe.checks import suites_of, uses
@@ -46,7 +48,7 @@ class Node:
     code: Mapping[str, str]
     """The versions of the rooms it depends on."""
     parts: Mapping[str, str]
-    """Fingerprints of config, code and inputs."""
+    """Fingerprints of config, code, inputs and data."""
     reason: str | None
     """Why it has to run; None where its artifacts are current."""
 
@@ -93,7 +95,7 @@ def after(recipe: Recipe, names: Iterable[str]) -> set[str]:
     return {name for name in recipe.stages if needed_by(recipe, [name]) & wanted}
 
 
-def nodes(recipe: Recipe, folder: Path, *, ignore_code: bool = False) -> list[Node]:
+def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore_code: bool = False) -> list[Node]:
     """Every stage in order, with whether its artifacts under ``folder`` (runs/<name>) are current.
 
     ``ignore_code`` takes artifacts made by other versions of the code as current.
@@ -108,6 +110,7 @@ def nodes(recipe: Recipe, folder: Path, *, ignore_code: bool = False) -> list[No
             code = record.code
         given = {role: prints[source] for role, source in inputs.items()}
         parts = {"config": fingerprint(config), "inputs": fingerprint(given), "code": fingerprint(code)}
+        parts["data"] = fingerprint(data_files(config["data"], data_root))
         before = [source for source in dict.fromkeys(inputs.values()) if source in stale]
         reason = _reason(record, makes_model(recipe.stages[name]), config, code, parts, before, folder / name)
         if reason is not None:
@@ -134,6 +137,25 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
         "chat": recipe.chat,
         "seed": recipe.seed,
     }
+
+
+def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tuple[str, int]]:
+    """Names and sizes of the files behind these mixtures (times and places change when a run moves)."""
+    from data_recipes.sources import describe
+
+    found: set[tuple[str, int]] = set()
+    for mixture in mixtures.values():
+        for source, use in mixture["sources"].items():
+            test = isinstance(use, Mapping) and use["split"] == "test"
+            try:
+                paths = [
+                    Path(where)
+                    for where in describe(source, data_root, "test" if test else "train")["where"].split(", ")
+                ]
+            except DataError:  # the stage says what is missing
+                continue
+            found |= {(path.name, path.stat().st_size) for path in paths if path.is_file()}
+    return sorted(found)
 
 
 def stage_seed(recipe: Recipe, name: str) -> int:
@@ -188,6 +210,8 @@ def _reason(
         return "not run yet"
     if record.parts["inputs"] != parts["inputs"]:
         return "its inputs changed"
+    if record.parts["data"] != parts["data"]:
+        return "its data files changed"
     if record.parts["code"] != parts["code"]:
         return f"the code changed: {', '.join(room for room in code if record.code.get(room) != code[room])}"
     if record.status != "finished":

@@ -85,7 +85,7 @@ def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: b
                 for name, mixture in recipe.data.items()}  # fmt: skip
     device = cost.device_of(recipe.device)
     stages = []
-    for node in nodes(recipe, folder, ignore_code=ignore_code):
+    for node in nodes(recipe, folder, data_root, ignore_code=ignore_code):
         record = read_record(folder / node.name)
         plan = StagePlan(node.name, node.stage.kind, node.inputs, node.reason)
         plan.took_s = record.wall_s if record and record.status == "finished" else None

@@ -66,7 +66,8 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
             clear(folder / name)
         with whole_file(folder / "recipe.yaml") as temporary:
             temporary.write_text(dump(recipe), encoding="utf-8")
-        plan = [node for node in nodes(recipe, folder, ignore_code=options.ignore_code) if node.name in wanted]
+        every = nodes(recipe, folder, options.data_root, ignore_code=options.ignore_code)
+        plan = [node for node in every if node.name in wanted]
         stale = [node for node in plan if node.reason is not None]
         if stale:
             shown = display(console)

@@ -304,9 +304,9 @@ def test_shipped_recipes_load_and_load_back_equal(name: str, tmp_path: Path) -> 
     recipe: Any = load(name)
     text = dump(recipe)
     assert load(str(write(tmp_path, text))) == recipe
-    first, second = shipped()[name].read_text(encoding="utf-8").splitlines()[:2]
+    first, second, *_ = shipped()[name].read_text(encoding="utf-8").splitlines()
     assert first == "# yaml-language-server: $schema=schema.json"
-    assert f"nanoalign run recipes/{name}.yaml" in second
+    assert "Launch" in second and f"recipes/{name}.yaml" in second
 
 
 def test_plan_resolved_loads_back_equal(tmp_path: Path) -> None:
@@ -332,7 +332,9 @@ def test_every_key_of_the_schema_is_described() -> None:
     assert undescribed == ["GRPOStage.thinking", "DPOStage.thinking"] or undescribed == []
 
 
-TEXT = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]))
+TEXT = st.text(
+    st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=40
+)  # an implicit key has at most 1,024 characters
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),

@@ -327,6 +327,18 @@ def test_rows_of_a_step_are_one(tmp_path: Path) -> None:
     ]
 
 
+def test_changed_data_files_make_a_stage_stale(recipe_file: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n", encoding="utf-8")
+    recipe = load(str(recipe_file), [f"data.mixed.sources={{'file:{rows}': 1}}"])
+    before = graph.nodes(recipe, tmp_path)[0]
+    assert graph.nodes(recipe, tmp_path)[0].fingerprint == before.fingerprint
+    rows.write_text("{}\n{}\n", encoding="utf-8")
+    after = graph.nodes(recipe, tmp_path)[0]
+    assert after.parts["data"] != before.parts["data"] and after.parts["config"] == before.parts["config"]
+    assert after.fingerprint != before.fingerprint
+
+
 def test_order_and_reach(recipe_file: Path) -> None:
     recipe = load(str(recipe_file))
     assert graph.order(recipe) == ["start", "left", "right"]
