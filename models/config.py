@@ -16,8 +16,10 @@ class LoRA(Section):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    targets: list[str] = Field(min_length=1, default=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj",
-                                                      "gate_proj", "in_proj", "out_proj"])
+    targets: list[str] = Field(
+        min_length=1,
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj", "in_proj", "out_proj"],
+    )
     """Linear modules by the last part of their name; in_proj and out_proj are Mamba's. Each must match a module, or
     belong to an absent kind of block (gate_proj in a model without gates is fine; a typo is an error)."""
 

@@ -8,6 +8,7 @@ varlen kernel (CUDA): no T x T mask exists, and the cost is that of the document
 Shapes: B batch, T tokens, H query heads, D head channels, S documents.
 """
 
+import inspect
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -131,12 +132,11 @@ def document_attention(
         )
     bounds, (batch, heads, length, _) = attention_mask.flatten(), query.shape
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))  # (B T, heads, D)
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings leave queries and keys in fp32
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        from torch.nn.attention.varlen import varlen_attn
-
         key, value = (tensor.repeat_interleave(heads // tensor.shape[1], dim=1) for tensor in (key, value))
-        window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        y = varlen_attn(query, key, value, bounds, bounds, length, length, scale=scaling, window_size=window)
+        y = _varlen(query, key, value, bounds, length, scaling, sliding_window)
         return y.view(batch, length, heads, -1), None
     rows = []
     places = bounds.tolist()
@@ -152,3 +152,28 @@ def document_attention(
         )
         rows.append(y.squeeze(0).transpose(0, 1))
     return torch.cat(rows).view(batch, length, heads, -1), None
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
+) -> Tensor:
+    """torch's variable-length attention on (tokens, heads, channels), causal inside each document of ``longest`` tokens
+    at most (an upper bound: the true one would cost a synchronisation).
+
+    torch 2.11 takes ``is_causal`` where later ones take ``window_size``, and has no ``scale`` of its own in 2.10.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+    more: dict[str, Any] = {}
+    if "window_size" in known:
+        more["window_size"] = (-1 if window is None else window - 1, 0)
+    elif window is not None and window < longest:
+        raise IsolationError("this torch's varlen_attn has no sliding window; use torch 2.12 or newer")
+    else:
+        more["is_causal"] = True
+    if "scale" in known:
+        more["scale"] = scale
+    elif scale is not None:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, **more)

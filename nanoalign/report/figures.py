@@ -104,7 +104,7 @@ def _budgets(run: RunData, evaluation: StageData) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name in teaching:
         before = run.recipe.stages[name].from_  # type: ignore[union-attr]
-        after_points = checkpoints[name]["budget_curve"] or []
+        after_points = _points(checkpoints[name])
         scored = [point["score"]["value"] for point in _by_budget(after_points)]
         result["reasoning.budget_spearman"] = spearman(list(range(len(scored))), scored)
         tight = [point for point in after_points if point["budget"] is not None and point["cut"]["value"] >= 0.5]
@@ -112,7 +112,7 @@ def _budgets(run: RunData, evaluation: StageData) -> dict[str, Any]:
         if before not in checkpoints:
             continue
         budgets = {point["budget"] for point in tight}
-        earlier = [point for point in checkpoints[before]["budget_curve"] if point["budget"] in budgets]
+        earlier = [point for point in _points(checkpoints[before]) if point["budget"] in budgets]
         result["budget.well_formed_before"] = pooled([_estimate(point["well_formed"]) for point in earlier])
         longer, longer_before = (
             pooled([_estimate(point["compensation"]) for point in points if "compensation" in point])
@@ -122,6 +122,11 @@ def _budgets(run: RunData, evaluation: StageData) -> dict[str, Any]:
         if longer_before.value > 1:
             result["budget.compensation_ratio"] = max(0.0, longer.value - 1) / (longer_before.value - 1)
     return result
+
+
+def _points(checkpoint: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    curve = checkpoint["budget_curve"]
+    return curve["points"] if curve else []
 
 
 def _by_budget(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

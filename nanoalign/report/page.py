@@ -125,7 +125,7 @@ def _stage_row(name: str, stage: StageData) -> dict[str, Any]:
     elif record.kind == "merge":
         did = f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
     elif record.kind == "evaluate":
-        did = f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['suites'])} suites"
+        did = f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['tasks'])} suites"
     elif "accuracy" in figures:
         did = f"held-out pairs ranked right: {_value(figures['accuracy'])}%"
     return {

@@ -125,7 +125,7 @@ MEASURES = {
 
 def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
     checkpoints = stage.result["checkpoints"]
-    curves = {name: each["budget_curve"] for name, each in checkpoints.items() if each.get("budget_curve")}
+    curves = {name: each["budget_curve"]["points"] for name, each in checkpoints.items() if each.get("budget_curve")}
     taught = [name for name, config in run.recipe.stages.items() if config.kind == "sft" and config.truncate_reasoning]
     pairs = [(run.recipe.stages[name].from_, name) for name in taught]  # type: ignore[union-attr]
     shown = [name for pair in pairs for name in pair if name in curves] or list(curves)[:4]
