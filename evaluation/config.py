@@ -43,10 +43,14 @@ class EvaluateStage(Section):
     """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured beside them."""
     budget_suite: str | None = None
     """The suite on which the budget curve is measured; None measures none."""
+    budget_of: list[str] | None = None
+    """Those of the checkpoints whose budget curve is measured; None means all."""
     rollouts: Rollouts
 
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> "EvaluateStage":
+        if unknown := sorted(set(self.budget_of or []) - set(self.of)):
+            raise ValueError(f"budget_of names {', '.join(unknown)}, which `of` does not")
         for budget in self.budgets:
             if budget is not None and budget + self.rollouts.grace >= self.rollouts.max_tokens:
                 raise ValueError(

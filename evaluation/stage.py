@@ -1,5 +1,6 @@
 """``kind: evaluate``: every checkpoint on every suite, with thinking and without, and under every thinking budget."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,11 +45,17 @@ def run(
     tasks = {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed) for name in names}
     rewards = {name: suite_reward(suites[name], context.inputs, device) for name in names}
     limited = [budget for budget in config.budgets if budget is not None] if config.budget_suite else []
-    done, total = 0, len(config.of) * (2 * len(names) + len(limited))
+    curved = config.of if config.budget_of is None else config.budget_of
+    total = len(config.of) * 2 * len(names) + len(curved) * len(limited)
+    record = context.folder / "evaluation.json"
     report: dict[str, Any] = {"tasks": {name: len(each) for name, each in tasks.items()}, "checkpoints": {}}
-    figures: Figures = {}
+    if record.exists():  # this very stage was stopped: the runner clears the folder where anything has changed
+        report = json.loads(record.read_text(encoding="utf-8"))
+    done = sum(2 * len(names) + len(limited) * (name in curved) for name in report["checkpoints"])
 
     for checkpoint in config.of:
+        if checkpoint in report["checkpoints"]:
+            continue
         folder = context.inputs[checkpoint]
         tokenizer = load_tokenizer(folder)
         engine = open_engine(
@@ -68,7 +75,7 @@ def run(
         try:
             results = {name: (measure(name, Mode(True)), measure(name, Mode(False))) for name in names}
             curve = None
-            if config.budget_suite is not None:
+            if config.budget_suite is not None and checkpoint in curved:
                 points = [measure(config.budget_suite, Mode(True, budget)) for budget in limited]
                 curve = budget_curve(points, *results[config.budget_suite])
         finally:
@@ -76,10 +83,10 @@ def run(
         report["checkpoints"][checkpoint] = {
             "suites": {name: {"on": on.as_dict(), "off": off.as_dict()} for name, (on, off) in results.items()},
             "budget_curve": curve.as_dict() if curve else None,
+            "figures": checkpoint_figures(checkpoint, results, curve),
         }
-        write_json(context.folder / "evaluation.json", report)
-        figures |= checkpoint_figures(checkpoint, results, curve)
-    return figures
+        write_json(record, report)
+    return {name: value for each in report["checkpoints"].values() for name, value in each["figures"].items()}
 
 
 def checkpoint_figures(

@@ -135,7 +135,8 @@ class _Sizes:
             case "evaluate":
                 each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think beside it
                 curve = len(stage.budgets) * self._tasks(stage.budget_suite) if stage.budget_suite else 0
-                self._rollouts(plan, stage, len(stage.of) * (each + curve), sign="~")
+                curved = stage.of if stage.budget_of is None else stage.budget_of
+                self._rollouts(plan, stage, len(stage.of) * each + len(curved) * curve, sign="~")
 
     def _sft(self, plan: StagePlan, stage: Any) -> None:
         assert plan.data is not None
