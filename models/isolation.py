@@ -227,12 +227,17 @@ def _rounding(
 ) -> tuple[float, float]:
     """What rounding may explain here: documents alone against the same with tokens after them.
 
-    What follows cannot change what came before in a causal model; only the shapes of the products differ. Returns a
-    few times the largest and the mean difference so found, and at least what bf16 shows anywhere.
+    What follows cannot change what came before in a causal model; only the shapes of the products differ. Under
+    autocast over fp32 weights the documents alone in full precision are a second measure: packed attention runs in
+    another kernel, whose rounding is as large as autocast's own. Returns a few times the largest and the mean
+    difference so found, and at least what bf16 shows anywhere.
     """
     with _without_dropout(model):
-        again = _alone(model, ids, documents, places, appended=512)
-    noise = torch.cat([(a.detach() - b).abs() for a, b in zip(alone, again)])
+        others = [_alone(model, ids, documents, places, appended=512)]
+        if model.dtype == torch.float32:
+            with full_precision(model):
+                others.append(_alone(model, ids, documents, places))
+    noise = torch.cat([(a.detach() - b).abs() for other in others for a, b in zip(alone, other)])
     return max(0.05, 6 * float(noise.max())), max(2e-3, 3 * float(noise.mean()))
 
 
@@ -252,6 +257,20 @@ def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
     """The dtype that limits precision: autocast's where it is on, else the weights'."""
     kind = model.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """The model in its weights' own dtype: autocast off, and accelerate's autocast around ``forward`` taken off."""
+    wrapped, original = model.__dict__.get("forward"), getattr(model, "_original_forward", None)
+    if original is not None:
+        model.forward = original
+    try:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        if original is not None:
+            model.forward = wrapped
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from common.stage import StageLog
 from models.adapters import require_trained
 from models.config import Training
-from models.isolation import require_isolation
+from models.isolation import full_precision, require_isolation
 from models.training import RecipeTrainer, training_arguments
 from sft.collate import Collator
 
@@ -52,7 +52,10 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # plainly, as asked for
         batch = self._prepare_inputs(collator([{"row": row} for row in telling_rows(collator)]))
         self.model.train()
-        with self.compute_loss_context_manager():
+        if not concatenated and not self.is_deepspeed_enabled:
+            with full_precision(self.model):  # exactly, then once more as it is trained
+                require_isolation(self.model, batch)
+        with self.accelerator.autocast():
             if not concatenated:
                 require_isolation(self.model, batch)
             if isinstance(self.model, PeftModel) and not self.is_deepspeed_enabled:
