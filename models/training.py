@@ -1,6 +1,7 @@
 """What every trainer of this suite shares: arguments from a recipe's `Training` section, the learning-rate curve,
 checkpoints that are whole or not there, and figures on their way to the stage's log."""
 
+import math
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, StageError
 from common.stage import StageLog
 from models.config import Training
 from models.schedules import optimizer_steps, schedule_factor
@@ -140,7 +141,8 @@ class WholeCheckpoints(TrainerCallback):
 class MetricsCallback(TrainerCallback):
     """Sends what a trainer logs to the stage's log, with the tokens seen and tokens/s.
 
-    A resumed stage logs the steps after its checkpoint again, so the last row of a step is the one that counts.
+    A resumed stage logs the steps after its checkpoint again, so the last row of a step is the one that counts. A loss
+    or gradient that is not finite raises StageError: nothing after it is worth its time.
     """
 
     def __init__(self, log: StageLog, **fixed: Any) -> None:
@@ -171,6 +173,11 @@ class MetricsCallback(TrainerCallback):
             row |= {"tokens": tokens, "tokens_per_s": (tokens - self.tokens) / (now - self.seconds)}
             self.seconds, self.tokens = now, tokens
         self.log.metrics(state.global_step, state.max_steps, **self.fixed, **row)
+        if wrong := [name for name in ("loss", "grad_norm") if not math.isfinite(row.get(name, 0.0))]:
+            raise StageError(
+                f"step {state.global_step}: {' and '.join(wrong)} not finite, so the weights are spoilt; the stage goes "
+                "on from its last checkpoint when run again"
+            )
 
 
 class RecipeTrainer(Trainer):

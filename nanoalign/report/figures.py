@@ -139,7 +139,9 @@ def _instructions(run: RunData, evaluation: StageData) -> dict[str, Any]:
         if stage.kind != "grpo" or name not in checkpoints or stage.from_ not in checkpoints:
             continue
         for suite, settings in run.recipe.suites.items():
-            if suite in checkpoints[name]["suites"] and settings.reward.keys() & stage.reward.keys() - {"preference"}:
+            trained = any(reward.startswith("instruction") for reward in stage.reward)
+            tested = any(reward.startswith("instruction") for reward in settings.reward)
+            if trained and tested and suite in checkpoints[name]["suites"]:
                 after, before = (
                     pooled([_estimate(checkpoints[each]["suites"][suite][mode]["score"]) for mode in ("on", "off")])
                     for each in (name, stage.from_)
