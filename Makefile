@@ -16,7 +16,7 @@ demo: .venv/core
 	$(BIN)/nanoalign run recipes/miniature.yaml  # a finished run has nothing to do, and says so
 
 test: check
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check .

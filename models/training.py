@@ -175,8 +175,8 @@ class MetricsCallback(TrainerCallback):
         self.log.metrics(state.global_step, state.max_steps, **self.fixed, **row)
         if wrong := [name for name in ("loss", "grad_norm") if not math.isfinite(row.get(name, 0.0))]:
             raise StageError(
-                f"step {state.global_step}: {' and '.join(wrong)} not finite, so the weights are spoilt; the stage goes "
-                "on from its last checkpoint when run again"
+                f"step {state.global_step}: {' and '.join(wrong)} not finite, so the weights are spoilt; the stage "
+                "goes on from its last checkpoint when run again"
             )
 
 
