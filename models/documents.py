@@ -54,7 +54,7 @@ def packed_inputs(lengths: Sequence[int], isolate: bool = True, device: torch.de
 def isolate(model: PreTrainedModel) -> None:
     """Lets ``model`` read packs: registers the hook and, where it attends through SDPA, the attention. Idempotent."""
     AttentionInterface.register(ATTENTION, document_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(ATTENTION, padding_mask)
     if model.config._attn_implementation == "sdpa":
         model.config._attn_implementation = ATTENTION
     if read_documents not in model.base_model._forward_pre_hooks.values():
@@ -109,6 +109,18 @@ def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         ends = torch.tensor([first.numel()], device=first.device)
         kwargs["attention_mask"] = torch.cat([first.flatten().nonzero().flatten(), ends]).int().view(1, 1, 1, -1)
     return args, kwargs
+
+
+def padding_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' SDPA mask, but a query that sees nothing (left padding) sees everything.
+
+    What padding computes is never read, while fused kernels may make NaN of a row that is masked as a whole, and its
+    gradient spoils every key.
+    """
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return mask | ~mask.any(-1, keepdim=True)
 
 
 def document_attention(

@@ -132,7 +132,8 @@ def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
     shown += [name for name in list(curves)[-1:] if name not in shown]
     if not shown:
         return
-    budgets = sorted({point["budget"] for point in curves[shown[0]]}, key=lambda b: float("inf") if b is None else b)
+    found = {point["budget"] for name in shown for point in curves[name]}
+    budgets = sorted(found, key=lambda budget: float("inf") if budget is None else budget)
     ticks = ["∞" if budget is None else str(budget) for budget in budgets]
     pictures = []
     for measure, (title, scale, y) in MEASURES.items():
