@@ -27,8 +27,8 @@ def test_weights_stay_fresh_while_they_move(small_base, tmp_path):
     config = GRPOStage(
         **{
             "kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0}, "group_size": 8, "train": train,
-            "rollouts": Rollouts(engine="vllm", max_tokens=10, grace=2, batch_size=16),
-            "thinking": Thinking(on=1.0, budgets=[None, 3]),
+            "rollouts": Rollouts(engine="vllm", max_tokens=64, grace=2, batch_size=16),
+            "thinking": Thinking(on=1.0, budgets=[None, 3, 3, 3]),
         }
     )  # fmt: skip
     folder = tmp_path / "run"
