@@ -152,3 +152,7 @@ cli_models.register(app)
 def main() -> None:
     """The `nanoalign` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()
