@@ -79,10 +79,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | BadRow]]:
 def parse_json(text: str) -> Any:
     """The value in JSON text. Raises ValueError or RecursionError where it is not JSON (NaN and Infinity are not)."""
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
+    return _DECODER.decode(text)
 
-    return json.loads(text, parse_constant=refuse)
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _json_rows(path: Path, may_be_list: bool) -> Iterator[Row]:

@@ -104,8 +104,8 @@ def _message(raw: Any, number: int) -> Message:
     where = f"message {number}"
     if not isinstance(raw, Mapping):
         raise RowError("wrong type", f"{where} is {_kind(raw)}, not an object")
-    unknown = sorted(set(map(str, raw)) - MESSAGE_KEYS)
-    if unknown:
+    if not raw.keys() <= MESSAGE_KEYS:
+        unknown = sorted(map(str, raw.keys() - MESSAGE_KEYS))
         raise RowError("unknown key", f"{where} has {', '.join(map(repr, unknown))}; known: {sorted(MESSAGE_KEYS)}")
     role = raw.get("role")
     if role is None:
