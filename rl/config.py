@@ -22,7 +22,12 @@ class Rollouts(Section):
     grace: int = Field(500, ge=0)
     """Tokens past a thinking budget in which a newline is awaited."""
     batch_size: int = Field(64, ge=1)
-    """Sequences generated together (hf engine)."""
+    """Sequences generated together."""
+    gpu_memory: float = Field(0.45, gt=0, lt=1)
+    """vllm: share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
+    sleep: Literal[0, 1, 2] = 0
+    """vllm on a GPU: what is given back while the trainer works. 0: nothing; 1: the cache, and the weights wait in the
+    host's memory; 2: cache and weights (they come anew with every sync)."""
 
 
 class Thinking(Section):

@@ -113,7 +113,8 @@ class _Player:
         if self.vllm is None:
             self.vllm = open_engine(
                 "vllm", self.context.inputs["from"], self.tokenizer, self.chat, batch_size=settings.batch_size,
-                dtype=self.config.train.dtype,
+                dtype=self.config.train.dtype, gpu_memory=settings.gpu_memory, sleep=settings.sleep,
+                budgets=any(budget is not None for budget in self.config.thinking.budgets),
             )  # fmt: skip
         self.vllm.load_weights(model.state_dict().items())
         return self.vllm
@@ -137,10 +138,12 @@ class _Player:
         def settings(task: int, sample: int, turn: int) -> tuple[Mode, Sampling]:
             return modes[task], sampling(rollouts, modes[task], seed_of(seed, number, task, sample, turn))
 
-        return play(
-            self.engine(model), self.environment, tasks, samples, settings, self.chat, self.tokenizer,
-            self.config.max_turns,
-        )  # fmt: skip
+        engine = self.engine(model)
+        episodes = play(
+            engine, self.environment, tasks, samples, settings, self.chat, self.tokenizer, self.config.max_turns
+        )
+        engine.sleep()
+        return episodes
 
     def close(self) -> None:
         if self.vllm is not None:

@@ -63,7 +63,8 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         longest = max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens
         engine = open_engine(
             config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-            max_length=longest,
+            max_length=longest, gpu_memory=config.rollouts.gpu_memory, sleep=config.rollouts.sleep,
+            budgets=any(prompt.mode.budget is not None for prompt in prompts),
         )  # fmt: skip
     judge = None
     if config.reward_model is not None:
@@ -102,8 +103,10 @@ class StepRollouts:
     def __call__(self, rows: Sequence[int], step: int, first: int) -> Any:
         from rl.grpo_trainer import Collected
 
+        sync_at = time.perf_counter()
         if self.engine is not self.scorer:
             self.engine.load_weights(self.scorer.model.state_dict().items())
+        sync_s = time.perf_counter() - sync_at
         asked = [self.prompts[row] for row in rows]
         requests = [
             Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, seed_of(self.seed, step, first + place)))
@@ -112,6 +115,7 @@ class StepRollouts:
         started = time.perf_counter()
         completions = self.engine.generate(requests)
         seconds = time.perf_counter() - started
+        self.engine.sleep()
         tokens = sum(len(completion.token_ids) for completion in completions)
         difference = self.probe(asked, completions)
         require_fresh(difference, self.stage.max_mismatch, step)
@@ -126,6 +130,7 @@ class StepRollouts:
             "mismatch": difference,
             "rollout_tokens_per_s": tokens / seconds,
             "rollout_s": seconds,
+            "sync_s": sync_s,
             "reward_s": time.perf_counter() - judged_at,
             "forced_share": sum(sum(completion.forced) for completion in completions) / tokens,
             "closed_share": statistics.fmean(sample.closed for sample in samples),

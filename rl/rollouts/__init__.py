@@ -21,6 +21,9 @@ def open_engine(
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_length: int | None = None,
+    gpu_memory: float = 0.45,
+    sleep: Literal[0, 1, 2] = 0,
+    budgets: bool = True,
 ) -> RolloutEngine:
     """Opens a rollout engine.
 
@@ -33,6 +36,9 @@ def open_engine(
         device: auto, cpu or cuda; a live model stays where it is.
         dtype: bfloat16 runs a model on a GPU in bfloat16 (a live one under autocast).
         max_length: vllm: tokens of the longest prompt and completion together.
+        gpu_memory: vllm: share of the GPU's memory.
+        sleep: vllm: level of its sleep between rollouts.
+        budgets: vllm: whether requests may have thinking budgets; without, it generates faster.
 
     Raises:
         ConfigError: a model that the engine cannot serve, or a tokenizer without the format's stop tokens.
@@ -45,7 +51,10 @@ def open_engine(
         from rl.rollouts.vllm import VLLMEngine
 
         tags = (chat.think_open, chat.think_close)
-        return VLLMEngine(resolve(model), thinking, tags, batch_size=batch_size, dtype=dtype, max_length=max_length)
+        return VLLMEngine(
+            resolve(model), thinking, tags, batch_size=batch_size, dtype=dtype, max_length=max_length,
+            gpu_memory=gpu_memory, sleep=sleep, budgets=budgets,
+        )  # fmt: skip
     import torch
 
     from rl.rollouts.hf import HFEngine

