@@ -159,8 +159,8 @@ def check_finite(out: "torch.Tensor", x: "torch.Tensor", y: "torch.Tensor", name
     """Raises CheckpointError if a chunk has NaN or infinity; ``x`` and ``y`` tell whose it is."""
     import torch
 
-    low, high = torch.aminmax(out)  # NaN in any element comes out as NaN
-    if not math.isfinite(high.item() - low.item()):
+    # NaN and infinity survive a sum, which is twice as fast as aminmax; fp16's may overflow by itself: hence both.
+    if not math.isfinite(out.sum().item()) and not all(math.isfinite(end.item()) for end in torch.aminmax(out)):
         for letter, source, values in (("A", pair.a, x), ("B", pair.b, y)):
             if not torch.isfinite(values).all():
                 kind = "NaN" if torch.isnan(values).any() else "infinity"
