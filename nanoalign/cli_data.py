@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nanoalign.cli_generate import generate
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, SetOption, known, load_recipe
 
 if TYPE_CHECKING:
     from data_recipes.config import Mixture
     from nanoalign.recipe.schema import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="See what a recipe trains on.")
+app = typer.Typer(no_args_is_help=True, help="See what a recipe trains on, and make more of it.")
+app.command()(generate)
 
 StageOption = Annotated[str | None, typer.Option(help="The SFT stage whose data and teaching to show; else its first.")]
 

@@ -23,6 +23,12 @@ def normal(raw: Raw) -> list[dict[str, Any]]:
     return [dict(raw)]
 
 
+def document(raw: Raw) -> list[dict[str, Any]]:
+    """``text``, with a ``title`` if it has one: something to be read, by the generator of long-context questions."""
+    text = f"{raw['title']}\n\n{raw['text']}" if raw.get("title") else raw["text"]
+    return [{**known_of(raw), "messages": [turn("user", text)]}]
+
+
 def openai(raw: Raw) -> list[dict[str, Any]]:
     """``messages`` as in OpenAI's API (text or lists of parts, nested calls), ``tools`` beside them. Reasoning stands
     in ``reasoning_content``, in ``<think>`` tags, or in parts of type ``reasoning``."""

@@ -1,0 +1,70 @@
+"""From a generator's settings to its file of rows: whole or absent, the same for the same replies."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.files import whole_file, write_json
+from data_recipes.conversation import Conversation
+from data_recipes.rows import to_row
+from data_recipes.synthetic.config import Generate
+from data_recipes.synthetic.play import AT_ONCE, Maker, play
+from data_recipes.synthetic.served import ServedModel
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a generator is."""
+
+    started_from: int
+    samples: int
+    requests: int
+    tokens: int
+
+
+def make(
+    config: Generate, makers: Iterable[Maker], tell: Callable[[Progress], None] = lambda _: None
+) -> dict[str, Any]:
+    """Runs ``makers`` against the served model, writes their samples to ``config.out`` and returns the report, which is
+    written beside it: ``started_from``, ``samples``, ``not_kept`` by reason, ``requests``, ``tokens``, ``asked_now``,
+    ``by_licence`` and the settings.
+
+    A run that was killed goes on from its replies. Raises EndpointError, ConfigError, DataError as
+    :class:`ServedModel` does.
+    """
+    served, out = config.generate.served, config.out
+    started_from = samples = 0
+    reasons: Counter[str] = Counter()
+    licences: Counter[str] = Counter()
+    with ServedModel(served, replies_of(out)) as model, whole_file(out) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            for made in play(makers, model, served.parallel * AT_ONCE):
+                started_from += 1
+                samples += len(made.samples)
+                reasons.update(made.reasons)
+                licences.update(sample.licence or "unknown" for sample in made.samples)
+                file.writelines(_line(sample) for sample in made.samples)
+                tell(Progress(started_from, samples, model.requests, model.tokens))
+        counts = {"requests": model.requests, "tokens": model.tokens, "asked_now": model.asked_now}
+    report = {
+        "started_from": started_from,
+        "samples": samples,
+        "not_kept": dict(reasons.most_common()),
+        **counts,
+        "by_licence": dict(licences),
+        "settings": config.generate.model_dump(mode="json"),
+    }
+    write_json(out.with_suffix(".report.json"), report)
+    return report
+
+
+def replies_of(out: Path) -> Path:
+    """Where the replies behind a file of samples are kept."""
+    return out.with_suffix(".replies.jsonl")
+
+
+def _line(sample: Conversation) -> str:
+    return json.dumps(to_row(sample), ensure_ascii=False) + "\n"

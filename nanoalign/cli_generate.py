@@ -1,0 +1,163 @@
+"""``nanoalign data generate``: samples made with a served model, judged by our verifiers."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanoalign.cli_shared import DataRootOption
+
+if TYPE_CHECKING:
+    from data_recipes.conversation import Conversation, Message
+    from data_recipes.synthetic.config import Generate, LongContext, Rejection, Trajectories, Translation
+    from data_recipes.synthetic.play import Maker
+    from reward.compose import ComposedReward
+
+
+def generate(
+    settings: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="What to make (YAML).")],
+    data_root: DataRootOption = None,
+) -> None:
+    """Make samples with a served model.
+
+    Rejection sampling, tool trajectories, questions across documents, translations. Run it again after a failure: what
+    was answered is not asked again.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from data_recipes.synthetic.make import make
+
+    config = read(settings)
+    console = Console()
+    columns = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=config.generate.samples)
+        report = make(
+            config,
+            makers(config, data_root),
+            lambda now: bar.update(
+                task,
+                completed=now.started_from,
+                description=f"{now.samples:,} samples, {now.requests:,} replies, {now.tokens:,} tokens",
+            ),
+        )
+    console.print(f"{report['samples']:,} samples of {report['started_from']:,} tasks -> {config.out}")
+    console.print(
+        f"{report['requests']:,} replies ({report['asked_now']:,} asked for now), {report['tokens']:,} tokens"
+    )
+    for reason, count in report["not_kept"].items():
+        console.print(f"  {count:>8,} not kept: {reason}")
+
+
+def read(path: Path) -> "Generate":
+    """The settings in a YAML file. Raises ConfigError with all that is wrong, each with its line and nearest key."""
+    from pydantic import ValidationError
+
+    from data_recipes.synthetic.config import Generate
+    from nanoalign.recipe.explain import describe, locate
+    from nanoalign.recipe.load import RecipeError
+    from nanoalign.recipe.source import Problem, dotted, read_yaml
+
+    source, problems = read_yaml(path)
+    try:
+        config = Generate.model_validate(source.data if isinstance(source.data, dict) else {})
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            where, owner = locate(Generate, item["loc"])
+            place = source.place(where[:-1] if item["type"] == "missing" else where)
+            problems.append(Problem(place, dotted(where), describe(item, owner)))
+    if problems:
+        raise RecipeError(problems)
+    return config
+
+
+def makers(config: "Generate", data_root: Path | None) -> "Iterator[Maker]":
+    """One maker a task. Raises ConfigError and DataError for unknown sources, environments and tasks."""
+    made: Any = {
+        "rejection": _rejection,
+        "trajectories": _trajectories,
+        "long_context": _long_context,
+        "translation": _translation,
+    }
+    return made[config.generate.kind](config.generate, data_root)
+
+
+def _rejection(config: "Rejection", data_root: Path | None) -> "Iterator[Maker]":
+    from common.errors import ConfigError
+    from data_recipes.synthetic.rejection import rejection
+    from reward.compose import KINDS
+    from reward.instructions.augment import augment
+
+    for number, task in enumerate(_drawn(config, data_root)):
+        if config.instructions:
+            task = augment(task, Random(f"{config.seed}/{number}/instructions"), most=config.instructions)
+        if task.task is None or task.task["kind"] not in KINDS:
+            kind = task.task["kind"] if task.task else "none"
+            raise ConfigError(f"{task.origin or config.source}: task of kind {kind}; verifiers know {', '.join(KINDS)}")
+        yield rejection(task, config.tries, config.keep, verify, config.seed)
+
+
+def _trajectories(config: "Trajectories", data_root: Path | None) -> "Iterator[Maker]":
+    from data_recipes.conversation import Conversation
+    from data_recipes.synthetic.trajectories import trajectory
+    from rl.environments import environment
+
+    played = environment(config.environment, data_root)
+    licence = "MIT" if config.environment.startswith("workbench") else "Apache-2.0"
+    for task in played.tasks("train")[: config.samples]:
+        known = Conversation(
+            task.prompt, task.tools, "tools", f"trajectories:{config.environment}", licence, id=task.id
+        )
+        yield trajectory(known, partial(played.start, task), config.tries, config.turns, config.seed)
+
+
+def _long_context(config: "LongContext", data_root: Path | None) -> "Iterator[Maker]":
+    from data_recipes.conversation import Conversation
+    from data_recipes.sources import load
+    from data_recipes.synthetic.long_context import across, contexts
+
+    loaded = [load(name, None, "train", data_root, config.seed) for name in config.sources]
+    documents = [document for each in loaded for document in each.conversations]
+    licences = " AND ".join(sorted({document.licence or "unknown" for document in documents}))
+    drawn = contexts(documents, config.samples, config.documents, config.characters, config.seed)
+    for number, chosen in enumerate(drawn):
+        base = Conversation(
+            (), domain="long context", source="long_context", licence=licences, id=f"{config.seed}-{number}"
+        )
+        yield across(base, chosen, config.tries, verify, config.seed)
+
+
+def _translation(config: "Translation", data_root: Path | None) -> "Iterator[Maker]":
+    from data_recipes.synthetic.translation import translation
+
+    for sample in _drawn(config, data_root):
+        yield translation(sample, config.language, config.tries, config.seed)
+
+
+def _drawn(config: "Rejection | Translation", data_root: Path | None) -> "list[Conversation]":
+    """The samples to start from, each once. Raises ConfigError where the source has fewer."""
+    from common.errors import ConfigError
+    from data_recipes.sources import load
+
+    loaded = load(config.source, config.samples, config.split, data_root, config.seed)
+    if loaded.report.epochs > 1:
+        raise ConfigError(f"source {config.source} has only {loaded.report.samples} {config.split} samples")
+    return loaded.conversations
+
+
+def verify(task: "Conversation", answers: "Sequence[Message]") -> list[float]:
+    """Scores of the verifier of the task's kind."""
+    from reward.base import Sample
+
+    return _verifiers().score([Sample(task.messages, answer, task.task or {}) for answer in answers])
+
+
+@lru_cache(maxsize=1)
+def _verifiers() -> "ComposedReward":
+    from reward.compose import make_reward
+
+    return make_reward({"task": 1.0})

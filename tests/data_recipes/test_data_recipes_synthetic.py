@@ -1,0 +1,195 @@
+"""Makers of synthetic samples: what they ask, what they keep, and why they keep nothing else."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_recipes.conversation import Conversation, Message, ToolCall
+from data_recipes.synthetic.long_context import across, contexts
+from data_recipes.synthetic.play import Made, Maker
+from data_recipes.synthetic.served import Ask, Reply
+from data_recipes.synthetic.trajectories import trajectory
+from data_recipes.synthetic.translation import hidden, restored, translation
+from data_recipes.workplace.office import TOOLS, Event, Office
+
+Model = Callable[[Ask], Message | str]
+
+
+def run(maker: Maker, model: Model) -> Made:
+    """Plays one maker alone against a model in this process; text is a fault."""
+    try:
+        asks = next(maker)
+        while True:
+            said = [model(ask) for ask in asks]
+            asks = maker.send([Reply(each) if isinstance(each, Message) else Reply(None, each) for each in said])
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def answer(text: str, *calls: ToolCall) -> Message:
+    return Message("assistant", text, "hm", calls)
+
+
+class Desk:
+    """An episode at the miniature office's desk; solved when the event is gone."""
+
+    def __init__(self) -> None:
+        self.messages = [Message("user", "Cancel yoga.")]
+        self.office = Office({"e10": Event("yoga", "Mon", 8)})
+
+    def step(self, said: Message) -> Sequence[Message]:
+        results = [Message("tool", self.office.call(call.name, call.arguments)) for call in said.tool_calls]
+        self.messages += [said, *results]
+        return results
+
+    def success(self) -> bool:
+        return not self.office.events
+
+
+TASK = Conversation((Message("user", "Cancel yoga."),), TOOLS, "tools", "trajectories:office", "MIT", id="7")
+
+
+def test_a_trajectory_is_kept_at_its_first_success() -> None:
+    def model(ask: Ask) -> Message | str:
+        """Wrong at first, then cut, then lost in look-ups, then right."""
+        turn = sum(message.role == "assistant" for message in ask.messages)
+        if ask.number == 40:
+            return answer("Done.")
+        if ask.number == 41:
+            return "cut at max_tokens"
+        if ask.number == 42 or turn == 0:
+            return answer("", ToolCall("find", {"q": "yoga"}))
+        assert ask.messages[-1].content == ("e10 yoga Mon 8" if turn == 1 else "ok")
+        return answer("", ToolCall("drop", {"id": "e10"})) if turn == 1 else answer("Yoga is off.")
+
+    made = run(trajectory(TASK, Desk, tries=8, turns=4, seed=5), model)
+    assert made.reasons == {"the end state is another one": 1, "cut at max_tokens": 1, "too many turns": 1}
+    [sample] = made.samples
+    assert [m.role for m in sample.messages] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert sample.messages[1].reasoning == "hm" and (sample.tools, sample.licence, sample.id) == (TOOLS, "MIT", "7")
+
+
+def test_a_success_with_an_unknown_tool_is_not_kept() -> None:
+    def model(ask: Ask) -> Message:
+        turn = sum(message.role == "assistant" for message in ask.messages)
+        calls = [ToolCall("dorp", {}), ToolCall("drop", {"id": "e10"})]
+        return answer("", calls[turn]) if turn < 2 else answer("Done.")
+
+    made = run(trajectory(TASK, Desk, tries=2, turns=4), model)
+    assert made.reasons == {"unknown tool": 2} and not made.samples
+
+
+def document(number: int, length: int = 10) -> Conversation:
+    return Conversation((Message("user", f"fact{number} " + "x" * length),), id=str(number))
+
+
+def exact(task: Conversation, answers: Sequence[Message]) -> list[float]:
+    assert task.task and task.task["kind"] == "exact"
+    return [float(each.content.endswith(f"Answer: {task.task['answer']}")) for each in answers]
+
+
+BASE = Conversation((), domain="long context", source="long_context", licence="MIT", id="0")
+
+
+def test_a_question_across_documents_needs_both() -> None:
+    documents = [document(n) for n in range(6)]
+    needs = ["fact0", "fact1"]
+
+    def model(ask: Ask) -> Message | str:
+        text = ask.messages[-1].content
+        if "Reply with JSON" in text:
+            assert "fact0" in text and "fact1" in text and "fact2" not in text
+            return answer('```json\n{"question": "Which?", "answer": "both"}\n```')
+        known = all(fact in text for fact in needs) and ask.number % 3 != 0
+        return answer("Answer: both" if known else "Answer: unknown")
+
+    made = run(across(BASE, documents, 3, exact, seed=1), model)
+    [sample] = made.samples
+    prompt, said = sample.messages
+    assert all(f"fact{n} " in prompt.content for n in range(6)) and "Which?" in prompt.content
+    assert [prompt.content.index(f"fact{n} ") for n in range(6)] != sorted(
+        prompt.content.index(f"fact{n} ") for n in range(6)
+    )
+    assert (said.reasoning, sample.task) == ("hm", {"kind": "exact", "answer": "both"})
+    assert made.reasons == {"another answer": 1}
+    needs = ["fact1"]
+    assert run(across(BASE, documents, 3, exact, seed=1), model).reasons == {"one document is enough": 1}
+    for said_instead in (
+        "no JSON",
+        '{"question": "", "answer": "a"}',
+        json.dumps({"question": "a", "answer": "b" * 101}),
+    ):
+        failed = run(across(BASE, documents, 3, exact), lambda _, text=said_instead: answer(text))  # type: ignore[misc]
+        assert failed.reasons == {"no question with a short answer": 1} and not failed.samples
+    assert run(across(BASE, documents[:1], 3, exact), model).reasons == {"no two documents fit": 1}
+
+
+@given(st.integers(0, 40), st.integers(2, 8), st.integers(0, 500), st.integers(0, 9))
+def test_contexts_fit(count: int, most: int, characters: int, seed: int) -> None:
+    documents = [document(n, 13 * n % 60) for n in range(count)]
+    drawn = list(contexts(documents, 5, most, characters, seed))
+    assert len(drawn) == 5 and drawn == list(contexts(documents, 5, most, characters, seed))
+    for chosen in drawn:
+        assert len(chosen) <= most and len({each.id for each in chosen}) == len(chosen)
+        assert sum(len(each.messages[0].content) for each in chosen) <= characters
+
+
+TEXTS = st.lists(
+    st.sampled_from(
+        ["word", " ", "\n", "$x^2$", "`code`", "```\nblock\n```", "\\boxed{1+\\frac{a}{b}}", "$5 and $6", "<b>", "§"]
+    )
+).map("".join)
+
+
+@given(TEXTS)
+def test_what_is_hidden_comes_back(text: str) -> None:
+    masked, parts = hidden(text)
+    assert restored(masked, parts) == text and all(part not in masked for part in parts)
+    if parts:
+        assert restored(masked.replace("⟦1⟧", "", 1), parts) is None
+        assert restored(masked + "⟦1⟧", parts) is None
+
+
+GERMAN = (
+    "Das ist die Antwort auf die Frage, und sie ist nicht so schwer, wie man mit dem ersten Blick auf sie denkt: {}."
+)
+
+
+def test_a_translation_keeps_formulas_calls_and_results() -> None:
+    call = ToolCall("find", {"q": "yoga"})
+    sample = Conversation(
+        (
+            Message("user", "What is $2+2$, please?"),
+            Message("assistant", "", "I look it up.", (call,)),
+            Message("tool", "four"),
+            Message("assistant", "It is \\boxed{4}.", ""),
+        ),
+        TOOLS, "math", "s", "MIT", "en", "1", {"kind": "math", "answer": "4"},
+    )  # fmt: skip
+
+    def model(ask: Ask) -> Message | str:
+        text = ask.messages[0].content
+        assert "German" in text and "2+2" not in text and "four" not in text
+        if ask.number % 4 == 0 and "It is" in text:
+            return answer(GERMAN.format("fertig"))  # without its mark
+        if ask.number % 4 == 0 and "look" in text:
+            return answer(
+                "This is the answer to the question and it is not as hard as it was before, to be honest with you."
+            )
+        return answer("-----\n" + GERMAN.format("⟦1⟧" if "⟦1⟧" in text else "so") + "\n-----")
+
+    made = run(translation(sample, "de", tries=4, seed=2), model)
+    assert made.reasons == {"a formula or code was lost": 1, "not German": 1}
+    [german] = made.samples
+    assert [m.content for m in german.messages] == [GERMAN.format("$2+2$"), "", "four", GERMAN.format("\\boxed{4}")]
+    assert german.messages[1] == Message("assistant", "", GERMAN.format("so"), (call,))
+    assert (german.language, german.task, german.messages[3].reasoning) == ("de", sample.task, "")
+    assert not run(translation(sample, "de", tries=1, seed=0), model).samples
+
+
+def test_answers_that_hang_on_the_language_are_not_translated() -> None:
+    sample = Conversation((Message("user", "q"), Message("assistant", "a")), task={"kind": "instruction"})
+    made = run(translation(sample, "fr", 2), lambda ask: answer("non"))
+    assert made.reasons == {"tasks of kind instruction are not translated": 1} and not made.samples
