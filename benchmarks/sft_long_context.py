@@ -1,17 +1,22 @@
-"""Packed long-context training steps of an 8-block slice of Nemotron-Nano-12B-v2: transformers, ours, ours with Triton.
+"""Packed long-context training on one GPU: speed, memory and exactness, each measurement in a process of its own.
 
-    python benchmarks/sft_long_context.py [--lengths 2048 4096 ...] [--paths transformers torch triton] [--json FILE]
+    python benchmarks/sft_long_context.py [--only NAME ...] [--json FILE] [--list]
 
-On one CUDA GPU, bf16, gradient checkpointing, random weights, body only unless --vocabulary adds embeddings and the
-tiled loss. Every path runs every length until it is out of memory. MFU counts model FLOPs (recomputation left out,
-attention over documents) against 989 TFLOP/s, an H100's dense bf16 peak. The first step's time shows autotuning.
-transformers' path does not isolate documents: it is timed all the same.
+Shapes are Nemotron Nano v2's with random weights, in bf16 with gradient checkpointing: an 8-block slice of the 12B
+(``M-M-M*M-``, body only, full gradients) and the whole 9B with LoRA on every projection and the tiled loss. Packs hold
+documents of exponential length, 6,500 tokens on average. MFU counts model FLOPs only: 6 a weight and token where the
+weight is trained, 4 where it is frozen, attention over documents, the scan's products; recomputation is left out.
+989 TFLOP/s is an H100's dense bf16 peak. transformers' own path does not isolate documents: it is timed all the same.
 """
 
 import argparse
-import gc
 import json
+import os
+import resource
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -21,30 +26,38 @@ import torch
 import transformers
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
+from models import tuned
+from models.adapters import attach
+from models.config import LoRA
 from models.documents import packed_inputs
 from models.hybrid import install
 from models.isolation import check_isolation
+from models.kernels import verify
 from models.known import KNOWN
-from models.loss import causal_loss
-from models.tiling import tile_mlps
+from models.loss import causal_loss, linear_cross_entropy
+from models.offload import HostOffload
+from models.tiling import tile
 
 PEAK = 989e12
-PATHS = ["transformers", "torch", "triton"]
-NANO = KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2-Base"]
+MEAN = 6500
+SLICE = KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2-Base"] | {"hybrid_override_pattern": "M-M-M*M-", "vocab_size": 1024}
+NANO_9B = KNOWN["nvidia/NVIDIA-Nemotron-Nano-9B-v2"]
+Figures = dict[str, float]
 
 
-def slice_model(vocabulary: int) -> NemotronHForCausalLM:
-    """Eight blocks of the 12B, on the GPU in bf16."""
-    settings = NANO | {"hybrid_override_pattern": "M-M-M*M-", "vocab_size": vocabulary, "chunk_size": 128}
-    del settings["model_type"]
-    config = NemotronHConfig(**settings)
+def build(shape: dict[str, Any]) -> NemotronHForCausalLM:
+    """A model of this shape on the GPU, in bf16, drawn from seed 0."""
+    settings = {key: value for key, value in shape.items() if key != "model_type"} | {"chunk_size": 128}
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = NemotronHForCausalLM(config).to(torch.bfloat16)
-    model.gradient_checkpointing_enable()
+        model = NemotronHForCausalLM(NemotronHConfig(**settings))
+    torch.set_default_dtype(torch.float32)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 
-def lengths_of(total: int, mean: int, seed: int) -> list[int]:
+def lengths_of(total: int, mean: int = MEAN, seed: int = 0) -> list[int]:
     """Document lengths, exponential with this mean, that fill ``total`` tokens exactly."""
     random, cuts = Random(seed), [0]
     while cuts[-1] < total:
@@ -52,94 +65,223 @@ def lengths_of(total: int, mean: int, seed: int) -> list[int]:
     return [end - start for start, end in pairwise(cuts)]
 
 
-def flops(model: NemotronHForCausalLM, lengths: list[int], with_head: bool) -> float:
-    """Model FLOPs of one training step: 6 a weight and token, attention's and the scan's products beside."""
-    config, tokens = model.config, sum(lengths)
-    embeddings = config.vocab_size * config.hidden_size
-    weights = sum(weight.numel() for weight in model.parameters()) - (1 if with_head else 2) * embeddings
+def pack(vocabulary: int, lengths: list[int]) -> dict[str, Any]:
+    ids = torch.randint(0, vocabulary, (1, sum(lengths)), device="cuda")
+    return {"input_ids": ids} | packed_inputs(lengths, device="cuda")
+
+
+def flops(model: torch.nn.Module, config: Any, lengths: list[int], with_head: bool) -> float:
+    """Model FLOPs of one training step."""
+    tokens, embeddings = sum(lengths), config.vocab_size * config.hidden_size
+    body = -(1 if with_head else 2) * embeddings  # weights that multiply: not the embedding table
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    every = sum(weight.numel() for weight in model.parameters())
+    frozen = every - trained
     kinds = config.layers_block_type
     inner = config.num_attention_heads * config.head_dim
     attention = kinds.count("full_attention") * sum(length * (length + 1) / 2 * 4 * inner for length in lengths)
     channels, size = config.mamba_num_heads * config.mamba_head_dim, config.ssm_state_size
     scan = kinds.count("linear_attention") * tokens * (4 * channels * size + config.chunk_size * channels)
-    return 6 * weights * tokens + 3 * (attention + scan)
+    weights = 4 * (frozen + body) + 6 * trained if frozen else 6 * (trained + body)
+    return weights * tokens + 3 * (attention + scan)
 
 
-def step(model: NemotronHForCausalLM, batch: dict[str, Any], with_head: bool) -> None:
-    if with_head:
-        causal_loss(model, batch["input_ids"], **batch).backward()
-    else:
-        model.model(**batch).last_hidden_state.float().square().mean().backward()
-    model.zero_grad(set_to_none=True)
-
-
-def measure(path: str, total: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """First step's and later steps' seconds, tokens per second, MFU and peak memory; raises when out of memory."""
-    torch.manual_seed(0)
-    model = slice_model(arguments.vocabulary or 1024)
-    if path != "transformers":
-        install(model, kernels="triton" if path == "triton" else "torch")
-        tile_mlps(model)
-    lengths = lengths_of(total, arguments.mean, seed=0)
-    batch = {"input_ids": torch.randint(0, model.config.vocab_size, (1, total), device="cuda")}
-    batch |= packed_inputs(lengths, device="cuda")
-    torch.cuda.reset_peak_memory_stats()
+def timed(run: Callable[[], None], steps: int) -> list[float]:
+    """Seconds of each of ``steps`` runs."""
     seconds = []
-    for _ in range(1 + arguments.steps):
+    for _ in range(steps):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        step(model, batch, bool(arguments.vocabulary))
+        run()
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def speed(run: Callable[[], None], work: float, tokens: int, steps: int) -> Figures:
+    """First step's seconds, and speed and memory of the fastest later step."""
+    torch.cuda.reset_peak_memory_stats()
+    seconds = timed(run, 1 + steps)
     best = min(seconds[1:])
     return {
-        "tokens": total,
+        "tokens": tokens,
         "first_step_s": seconds[0],
-        "tokens_per_s": total / best,
-        "mfu": flops(model, lengths, bool(arguments.vocabulary)) / best / PEAK,
+        "step_s": best,
+        "tokens_per_s": tokens / best,
+        "mfu": work / best / PEAK,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
+
+
+def slice_step(path: str, total: int, keep: int = 0, tokens: int = 16384, steps: int = 3) -> Figures:
+    """The slice: ``transformers`` (with ``wheels``: whatever kernels it finds), or ours on ``torch`` or ``triton``."""
+    model = build(SLICE)
+    if path in ("torch", "triton"):
+        install(model, kernels=path)  # type: ignore[arg-type]
+        tile(model, tokens, keep, kernels=path)  # type: ignore[arg-type]
+    lengths = lengths_of(total)
+    batch = pack(SLICE["vocab_size"], lengths)
+    slope = torch.randn(1, total, SLICE["hidden_size"], device="cuda", dtype=torch.bfloat16) / total
+
+    def step() -> None:
+        model.model(**batch).last_hidden_state.backward(slope)
+        for weight in model.parameters():
+            weight.grad = None
+
+    found = speed(step, flops(model, model.config, lengths, False), total, steps)
+    if os.environ.get("PROFILE"):
+        profile(step)
+    return found
+
+
+def profile(step: Callable[[], None]) -> None:
+    """Prints where one step's GPU time goes."""
+    kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        step()
+        torch.cuda.synchronize()
+    rows = [row for row in profiler.key_averages() if row.self_device_time_total > 0 and not row.cpu_time_total]
+    rows = sorted(rows, key=lambda row: -row.self_device_time_total)
+    print(f"profile: {sum(row.self_device_time_total for row in rows) / 1e3:.0f} ms of kernels")
+    for row in rows[:28]:
+        print(f"profile: {row.self_device_time_total / 1e3:8.1f} ms {row.count:6d} x {row.key[:110]}")
+
+
+def nano9b(total: int, host_gb: float, keep: int = 0, tokens: int = 16384, steps: int = 2) -> Figures:
+    """The 9B with LoRA on every projection and the tiled loss over its vocabulary; AdamW steps on the adapters."""
+    base = build(NANO_9B)
+    install(base, kernels="triton")
+    model = attach(base, LoRA(), seed=0)
+    tile(base, tokens, keep, kernels="triton")
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    lengths = lengths_of(total)
+    batch = pack(NANO_9B["vocab_size"], lengths)
+    offload = HostOffload(NANO_9B["hidden_size"], int(host_gb * 1e9))
+    losses = []
+
+    def step() -> None:
+        with offload.forward():
+            loss = causal_loss(base, batch["input_ids"], **batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+
+    found = speed(step, flops(model, base.config, lengths, True), total, steps)
+    if os.environ.get("PROFILE"):
+        profile(step)
+    return found | {"offloaded_gb": offload.parked_bytes / 1e9, "loss": float(losses[-1])}
+
+
+def loss_memory(total: int = 131072, hidden: int = 4480, vocabulary: int = 131072) -> Figures:
+    """What the tiled loss adds to the memory of its input, forward and backward, the head frozen and trained."""
+    figures: Figures = {}
+    for name, trained in (("", False), ("_trained_head", True)):
+        x = torch.randn(total, hidden, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        head = torch.randn(vocabulary, hidden, device="cuda", dtype=torch.bfloat16, requires_grad=trained)
+        figures |= {f"{key}{name}": value for key, value in _loss_memory(x, head).items()}
+    return figures
+
+
+def _loss_memory(x: torch.Tensor, head: torch.Tensor) -> Figures:
+    labels = torch.randint(0, len(head), (len(x),), device="cuda")
+
+    def step() -> None:
+        x.grad = head.grad = None
+        linear_cross_entropy(x, head, labels).backward()
+
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = timed(step, 2)
+    return {
+        "extra_gb": (torch.cuda.max_memory_allocated() - before) / 1e9,
+        "gradient_gb": (x.nbytes + head.nbytes * head.requires_grad) / 1e9,
+        "first_s": seconds[0],
+        "s": seconds[1],
+    }
+
+
+def isolation(dtype: str, kernels: str = "triton") -> Figures:
+    """Packed documents against each alone, through the slice as it is trained."""
+    model = build(SLICE).to(getattr(torch, dtype))
+    install(model, kernels=kernels)  # type: ignore[arg-type]
+    tile(model, 512, kernels=kernels)  # type: ignore[arg-type]
+    random = Random(1)
+    documents = [[random.randrange(1024) for _ in range(length)] for length in (700, 33, 1500, 1, 260, 4000)]
+    torch.backends.cuda.matmul.allow_tf32 = False
+    report = check_isolation(model, documents, gradients=True)
+    print(report)
+    return {
+        "max": report.max_difference,
+        "mean": report.mean_difference,
+        "start": report.start_difference,
+        "gradient": report.gradient_difference or 0.0,
+    }
+
+
+def kernels() -> Figures:
+    """How far each Triton kernel is from torch's functions, and how long the check takes."""
+    start = time.perf_counter()
+    found = verify(torch.device("cuda:0"))
+    return found | {"s": time.perf_counter() - start}
+
+
+def measurements() -> dict[str, tuple[Callable[..., Figures], dict[str, Any]]]:
+    """Every measurement by name, cheap and telling ones first."""
+    found: dict[str, tuple[Callable[..., Figures], dict[str, Any]]] = {"kernels": (kernels, {})}
+    found["slice.triton.131072"] = (slice_step, {"path": "triton", "total": 131072, "keep": 8})
+    found["nano9b_lora.131072"] = (nano9b, {"total": 131072, "host_gb": 40})
+    found["isolation.bfloat16"] = (isolation, {"dtype": "bfloat16"})
+    found["isolation.float32"] = (isolation, {"dtype": "float32", "kernels": "torch"})
+    found["loss"] = (loss_memory, {})
+    for path, totals in {
+        "transformers": [2048, 4096, 8192],
+        "triton": [8192, 16384, 32768, 65536, 262144],
+        "torch": [8192, 16384],
+    }.items():
+        for total in totals:
+            keep = 8 if path == "triton" and total <= 131072 else 0
+            found[f"slice.{path}.{total}"] = (slice_step, {"path": path, "total": total, "keep": keep})
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384, 32768, 65536, 131072])
-    parser.add_argument("--paths", nargs="+", choices=PATHS, default=PATHS)
-    parser.add_argument("--mean", type=int, default=6500, help="mean document length, tokens")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--vocabulary", type=int, default=0, help="add the loss over this vocabulary (131072)")
+    parser.add_argument("--only", nargs="+", default=[], help="names of measurements")
+    parser.add_argument("--set", type=json.loads, default={}, help="other arguments for --only's, as JSON")
+    parser.add_argument("--inside", action="store_true", help="measure in this process")
+    parser.add_argument("--timeout", type=int, default=150, help="seconds for each")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--tuned", type=Path, help="write the autotuned configurations there")
     arguments = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    figures: dict[str, float] = {}
-    for path in arguments.paths:
-        for total in arguments.lengths:
-            try:
-                row = measure(path, total, arguments)
-            except torch.OutOfMemoryError:
-                print(f"{path:13} {total:7d} tokens: out of memory", flush=True)
-                break
-            finally:
-                gc.collect()
-                torch.cuda.empty_cache()
-            figures |= {f"{path}.{total}.{key}": value for key, value in row.items()}
-            print(
-                f"{path:13} {total:7d} tokens  first step {row['first_step_s']:6.1f} s  "
-                f"{row['tokens_per_s']:8.0f} tok/s  MFU {row['mfu']:6.1%}  peak {row['peak_gb']:5.1f} GB",
-                flush=True,
-            )
-    model = slice_model(1024).eval()
-    install(model, kernels="triton" if "triton" in arguments.paths else "torch")
-    random = Random(1)
-    documents = [[random.randrange(1024) for _ in range(length)] for length in (700, 33, 1500, 1, 260)]
-    report = check_isolation(model, documents)
-    print(report)
-    figures |= {"isolation.max_abs_logprob_diff_bf16": report.max_difference}
-    figures |= {"isolation.mean_abs_logprob_diff_bf16": report.mean_difference}
-    if arguments.json:
-        setting = {"torch": torch.__version__, "transformers": transformers.__version__}
-        setting |= {"device": torch.cuda.get_device_name(), "arguments": vars(arguments)}
-        arguments.json.write_text(json.dumps({"setting": setting, "figures": figures}, indent=2, default=str) + "\n")
+    known = measurements()
+    if arguments.inside:
+        transformers.logging.set_verbosity_error()
+        function, settings = known[arguments.only[0]]
+        figures = function(**settings | arguments.set)
+        if arguments.tuned:
+            arguments.tuned.write_text(json.dumps(tuned.found(), indent=1) + "\n")
+        print("FIGURES " + json.dumps(figures))
+        return
+    results: dict[str, float] = {}
+    for name in arguments.only or known:
+        command = [sys.executable, __file__, "--inside", "--only", name, "--set", json.dumps(arguments.set)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout)
+            output = done.stdout + done.stderr
+        except subprocess.TimeoutExpired:
+            output = f"took more than {arguments.timeout} s"
+        lines = [line for line in output.splitlines() if line.startswith("FIGURES ")]
+        found = json.loads(lines[-1].removeprefix("FIGURES ")) if lines else {}
+        results |= {f"{name}.{key}": value for key, value in found.items()}
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
+        print(f"{name:24} {shown or output.strip()[-300:]}", flush=True)
+        if arguments.json:
+            setting = {"torch": torch.__version__, "transformers": transformers.__version__}
+            setting |= {"device": torch.cuda.get_device_name(), "command": " ".join(sys.argv)}
+            arguments.json.write_text(json.dumps({"setting": setting, "figures": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

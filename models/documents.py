@@ -147,7 +147,6 @@ def document_attention(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotary embeddings leave queries and keys in fp32
         query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        key, value = (tensor.repeat_interleave(heads // tensor.shape[1], dim=1) for tensor in (key, value))
         y = _varlen(query, key, value, bounds, length, scaling, sliding_window)
         return y.view(batch, length, heads, -1), None
     rows = []
@@ -184,6 +183,10 @@ def _varlen(
         raise IsolationError("this torch's varlen_attn has no sliding window; use torch 2.12 or newer")
     else:
         more["is_causal"] = True
+    if "enable_gqa" in known:
+        more["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in (key, value))
     if "scale" in known:
         more["scale"] = scale
     elif scale is not None:

@@ -9,7 +9,8 @@ training code and in vLLM. transformers raises it to ``time_step_min`` in traini
 there the two disagree, and smaller steps get no gradient.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ from transformers.models.granitemoehybrid.modeling_granitemoehybrid import Grani
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 
 from models.documents import isolate, unisolate
-from models.kernels import triton_conv, triton_scan, verify
-from models.mamba2 import causal_conv, conv_step, document_runs, ssd_scan, ssd_step
+from models.kernels import TORCH, Kernels, KernelSet, choose
+from models.lowrank import project
+from models.mamba2 import conv_step, document_runs, ssd_step
 
 
 class Mamba2Path:
@@ -45,8 +47,17 @@ class Mamba2Path:
     A_log: Tensor
     D: Tensor
     dt_bias: Tensor
-    scan = staticmethod(ssd_scan)
-    conv = staticmethod(causal_conv)
+    kernels: KernelSet = TORCH
+
+    @property
+    def scan(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """:func:`models.mamba2.ssd_scan`, or a kernel that stands for it."""
+        return self.kernels.scan
+
+    @property
+    def conv(self) -> Callable[..., Tensor]:
+        """:func:`models.mamba2.causal_conv`, or a kernel that stands for it."""
+        return self.kernels.conv
 
     def forward(
         self,
@@ -57,12 +68,7 @@ class Mamba2Path:
         **_: Any,
     ) -> Tensor:
         """(B, T, hidden) to (B, T, hidden); ``attention_mask`` (B, T) marks padding with 0, ``seq_idx`` documents."""
-        projected = self._project(hidden_states)
-        gate, x_BTD, dt = projected.split([self.intermediate_size, self.conv_dim, self.num_heads], dim=-1)
-        dt_BTH = F.softplus(dt.float() + self.dt_bias.float())
-        low, high = self._time_step_limit()
-        if low > 0 or high < float("inf"):
-            dt_BTH = dt_BTH.clamp(low, high)
+        gate, x_BTD, dt_BTH = self._parts(self.project(hidden_states))
         layer = None
         if cache_params is not None and cache_params.has_previous_state(self.layer_idx):
             layer = cache_params.layers[self.layer_idx]
@@ -72,8 +78,33 @@ class Mamba2Path:
             y = self._scan(x_BTD, dt_BTH, cache_params, layer, attention_mask, seq_idx)
         return self.out_proj(self._gate(y.flatten(2), gate).to(hidden_states.dtype))
 
-    def _project(self, hidden_states: Tensor) -> Tensor:
-        return self.in_proj(hidden_states)
+    def stretch(
+        self, projected: Tensor, previous_BKD: Tensor | None, state_BHPN: Tensor | None, document_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What lies between the projections, for a stretch of a longer sequence.
+
+        ``projected`` comes from :meth:`project`. The convolution's inputs before the stretch and the state that enters
+        it belong to ``document_BT``'s document 0; None for both at the start. Returns what goes into ``out_proj`` and
+        the two for the next stretch.
+        """
+        gate, x_BTD, dt_BTH = self._parts(projected)
+        last_BKD = x_BTD[:, -(self.conv_kernel_size - 1) :].clone()
+        x_BTD = self._convolve(x_BTD, previous_BKD, document_BT)
+        y, state_BHPN = self._recur(x_BTD, dt_BTH, state_BHPN, document_BT, None)
+        return self._gate(y.flatten(2), gate).to(projected.dtype), last_BKD, state_BHPN
+
+    def project(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, hidden) to gate, convolution channels and time steps side by side."""
+        return project(self.in_proj, hidden_states)
+
+    def _parts(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate, the convolution's inputs, and time steps in fp32."""
+        gate, x_BTD, dt = projected.split([self.intermediate_size, self.conv_dim, self.num_heads], dim=-1)
+        dt_BTH = F.softplus(dt.float() + self.dt_bias.float())
+        low, high = self._time_step_limit()
+        if low > 0 or high < float("inf"):
+            dt_BTH = dt_BTH.clamp(low, high)
+        return gate, x_BTD, dt_BTH
 
     def _gate(self, y: Tensor, gate: Tensor) -> Tensor:
         return self.norm(y, gate)
@@ -82,15 +113,15 @@ class Mamba2Path:
         return self.time_step_limit
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The convolution's output (..., D) as x (..., H, P), input and output (..., G, N)."""
+        """The convolution's activated output (..., D) as x (..., H, P), input and output (..., G, N)."""
         sizes = [self.intermediate_size, self.n_groups * self.ssm_state_size, self.n_groups * self.ssm_state_size]
-        x, inputs, outputs = F.silu(x).split(sizes, dim=-1)
+        x, inputs, outputs = x.split(sizes, dim=-1)
         by_group = (self.n_groups, self.ssm_state_size)
         return x.unflatten(-1, (self.num_heads, -1)), inputs.unflatten(-1, by_group), outputs.unflatten(-1, by_group)
 
     def _decode(self, x_BD: Tensor, dt_BH: Tensor, layer: Any) -> Tensor:
         x_BD, conv_state = conv_step(x_BD, layer.conv_states[0], self.conv1d.weight.squeeze(1), self.conv1d.bias)
-        x, inputs, outputs = self._split(x_BD)
+        x, inputs, outputs = self._split(F.silu(x_BD))
         A_H = -torch.exp(self.A_log.float())
         y, state = ssd_step(x, dt_BH, A_H, inputs, outputs, layer.recurrent_states[0], self.D)
         if torch.compiler.is_compiling():  # CUDA graphs want the cache's tensors to keep their addresses
@@ -117,19 +148,37 @@ class Mamba2Path:
         state = None if layer is None else layer.recurrent_states[0]
         if cache is not None:
             cache.update_conv_state(x_BTD.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size)
-        x_BTD = self.conv(x_BTD, self.conv1d.weight.squeeze(1), self.conv1d.bias, previous_BKD, document_BT)
-        x, inputs, outputs = self._split(x_BTD)
-        A_H = -torch.exp(self.A_log.float())
-        y, state = self.scan(
-            x, dt_BTH, A_H, inputs, outputs, self.chunk_size, self.D, state, document_BT=document_BT, mask_BT=mask_BT
-        )
+        x_BTD = self._convolve(x_BTD, previous_BKD, document_BT)
+        y, state = self._recur(x_BTD, dt_BTH, state, document_BT, mask_BT)
         if cache is not None:
             cache.update_recurrent_state(state, self.layer_idx)
         return y
 
+    def _convolve(self, x_BTD: Tensor, previous_BKD: Tensor | None, document_BT: Tensor | None) -> Tensor:
+        weight_DK, bias_D = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        return self.conv(x_BTD, weight_DK, bias_D, previous_BKD, document_BT, silu=True)
+
+    def _recur(
+        self,
+        x_BTD: Tensor,
+        dt_BTH: Tensor,
+        state_BHPN: Tensor | None,
+        document_BT: Tensor | None,
+        mask_BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        x, inputs, outputs = self._split(x_BTD)
+        A_H, D_H = -torch.exp(self.A_log.float()), self.D.float()
+        chunk = self.chunk_size
+        return self.scan(x, dt_BTH, A_H, inputs, outputs, chunk, D_H, state_BHPN, document_BT, mask_BT)
+
 
 class NemotronHPath(Mamba2Path, NemotronHMamba2Mixer):
-    """NemotronH: the time step's limit as the model was trained (see the module's docstring)."""
+    """NemotronH: the time step's limit as trained (see the module's docstring), and a norm over groups."""
+
+    def _gate(self, y: Tensor, gate: Tensor) -> Tensor:
+        if self.kernels is TORCH:
+            return self.norm(y, gate)
+        return self.kernels.gated_norm(y, gate, self.norm.weight, self.norm.group_size, self.norm.variance_epsilon)
 
     def _time_step_limit(self) -> tuple[float, float]:
         return self.config.time_step_limit
@@ -146,7 +195,7 @@ class GraniteMoeHybridPath(Mamba2Path, GraniteMoeHybridMambaLayer):
 class FalconH1Path(Mamba2Path, FalconH1Mixer):
     """Falcon H1: multipliers around the input projection, and a norm that is optional."""
 
-    def _project(self, hidden_states: Tensor) -> Tensor:
+    def project(self, hidden_states: Tensor) -> Tensor:
         return self.in_proj(hidden_states * self.ssm_in_multiplier) * self.mup_vector
 
     def _gate(self, y: Tensor, gate: Tensor) -> Tensor:
@@ -157,27 +206,25 @@ PATHS: dict[type[nn.Module], type[nn.Module]] = {path.__bases__[1]: path for pat
 """transformers' mixers and the classes that take their place."""
 
 
-def install(model: PreTrainedModel, kernels: Literal["torch", "triton"] = "torch") -> int:
+def install(model: PreTrainedModel, kernels: Kernels = "torch") -> int:
     """Puts this suite's Mamba-2 path and packed attention into ``model``, in place. Idempotent.
 
-    Parameters, their names and the saved form stay as they are. ``kernels="triton"`` takes the CUDA kernels of
-    :mod:`models.kernels` for training and prefill, once they have been verified. Returns the number of mixers on this
-    path: 0 for a model of attention alone, which still learns to read packs.
+    Parameters, their names and the saved form stay as they are. ``kernels`` chooses those of :mod:`models.kernels` for
+    training and prefill: ``triton`` (CUDA, verified first), ``torch``, or ``auto``, the faster that runs here. Returns
+    the number of mixers on this path: 0 for a model of attention alone, which still learns to read packs.
 
     Raises:
         ConfigError: Triton kernels are asked for and cannot run here.
         IsolationError: they differ from the torch functions, or leak.
     """
-    scan, conv = ssd_scan, causal_conv
-    if kernels == "triton":
-        verify(model.device)
-        scan, conv = triton_scan, triton_conv
     mixers = []
     for module in model.modules():
         module.__class__ = PATHS.get(type(module), type(module))
         if isinstance(module, Mamba2Path):
-            module.scan, module.conv = scan, conv
             mixers.append(module)
+    chosen = choose(kernels, model.device) if mixers or kernels == "triton" else TORCH
+    for mixer in mixers:
+        mixer.kernels = chosen
     isolate(model)
     return len(mixers)
 
@@ -187,6 +234,6 @@ def uninstall(model: PreTrainedModel) -> None:
     originals = {path: mixer for mixer, path in PATHS.items()}
     for module in model.modules():
         if isinstance(module, Mamba2Path):
-            del module.scan, module.conv
+            del module.kernels
         module.__class__ = originals.get(type(module), type(module))
     unisolate(model)

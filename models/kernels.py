@@ -1,13 +1,16 @@
-"""Triton kernels for CUDA behind the functions of :mod:`models.mamba2`: mamba-ssm's scan and fla's convolution.
+"""Triton kernels for CUDA behind the functions of :mod:`models.mamba2`: mamba-ssm's scan and norm, our convolution.
 
-Both come from wheels without compiled CUDA. They are chosen explicitly, ``install(model, kernels="triton")``, and only
-after :func:`verify` has compared them with the torch functions on this device.
+All come from wheels without compiled CUDA. They are used only after :func:`verify` has compared them with the torch
+functions on this device.
 """
 
+import logging
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +19,31 @@ from torch import Tensor
 from common.errors import ConfigError, IsolationError
 from models.mamba2 import causal_conv, ssd_scan
 
+Kernels = Literal["auto", "torch", "triton"]
+log = logging.getLogger(__name__)
 
-def _mamba_scan() -> Callable[..., Any]:
+
+def gated_norm(y: Tensor, gate: Tensor, weight: Tensor, group: int, eps: float) -> Tensor:
+    """``rms_norm(y * silu(gate)) * weight`` over groups of ``group`` channels, in fp32; (..., D) in y's dtype."""
+    gated = y.float() * F.silu(gate.float())
+    normed = F.rms_norm(gated.unflatten(-1, (-1, group)), (group,), eps=eps).flatten(-2)
+    return (normed * weight.float()).to(y.dtype)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """``relu(x) ** 2``."""
+    return F.relu(x).square()
+
+
+def _mamba_ssm() -> Any:
     if "selective_scan_cuda" not in sys.modules:  # mamba_ssm imports its Mamba-1 extension, absent from pure wheels
         sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    from mamba_ssm.ops.triton import layernorm_gated, ssd_combined
 
-    return mamba_chunk_scan_combined
+    from models.tuned import load
+
+    load()
+    return ssd_combined, layernorm_gated
 
 
 def triton_scan(
@@ -42,8 +63,8 @@ def triton_scan(
     batch, length = dt_BTH.shape[:2]
     seq_idx = None if document_BT is None else document_BT.int().expand(batch, length).contiguous()
     dtype = x_BTHP.dtype
-    y, state = _mamba_scan()(
-        x_BTHP.contiguous(), dt_BTH, A_H, input_BTGN.to(dtype).contiguous(), output_BTGN.to(dtype).contiguous(), chunk,
+    y, state = _mamba_ssm()[0].mamba_chunk_scan_combined(
+        x_BTHP, dt_BTH, A_H, input_BTGN.to(dtype), output_BTGN.to(dtype), chunk,
         D=D_H, initial_states=initial_BHPN, seq_idx=seq_idx, return_final_states=True,
     )  # fmt: skip
     return y, state.float()
@@ -55,23 +76,65 @@ def triton_conv(
     bias_D: Tensor | None = None,
     previous_BKD: Tensor | None = None,
     document_BT: Tensor | None = None,
+    silu: bool = False,
 ) -> Tensor:
-    """:func:`models.mamba2.causal_conv` by flash-linear-attention's Triton kernel (without earlier inputs)."""
+    """:func:`models.mamba2.causal_conv` in one pass."""
+    from models.triton_kernels import CausalConv
+
     if previous_BKD is not None:
-        return causal_conv(x_BTD, weight_DK, bias_D, previous_BKD, document_BT)
-    from fla.modules.convolution import causal_conv1d
-
-    if document_BT is None:
-        return causal_conv1d(x_BTD.contiguous(), weight_DK, bias_D)[0]
-    batch, length = x_BTD.shape[:2]
-    runs = document_BT.expand(batch, length)
-    first = F.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True).flatten().nonzero().flatten()
-    bounds = F.pad(first, (0, 1), value=batch * length)
-    return causal_conv1d(x_BTD.reshape(1, batch * length, -1), weight_DK, bias_D, cu_seqlens=bounds)[0].view_as(x_BTD)
+        previous_BKD = previous_BKD.to(x_BTD.dtype)
+    return CausalConv.apply(x_BTD, weight_DK, bias_D, previous_BKD, document_BT, silu)
 
 
+def triton_gated_norm(y: Tensor, gate: Tensor, weight: Tensor, group: int, eps: float) -> Tensor:
+    """:func:`gated_norm` by mamba-ssm's Triton kernel."""
+    norm = _mamba_ssm()[1].rmsnorm_fn
+    return norm(y, weight, None, z=gate.to(y.dtype), eps=eps, group_size=group, norm_before_gate=False)
+
+
+def triton_squared_relu(x: Tensor) -> Tensor:
+    """:func:`squared_relu` in one pass."""
+    from models.triton_kernels import SquaredReLU
+
+    return SquaredReLU.apply(x)
+
+
+@dataclass(frozen=True)
+class KernelSet:
+    """The functions that a Mamba-2 mixer and a tiled block run on."""
+
+    scan: Callable[..., tuple[Tensor, Tensor]]
+    conv: Callable[..., Tensor]
+    gated_norm: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+    squared_relu: Callable[[Tensor], Tensor]
+
+
+TORCH = KernelSet(ssd_scan, causal_conv, gated_norm, squared_relu)
+TRITON = KernelSet(triton_scan, triton_conv, triton_gated_norm, triton_squared_relu)
+
+
+def choose(kernels: Kernels, device: torch.device) -> KernelSet:
+    """The kernels for a device. ``auto`` takes Triton's on CUDA where they can be had and agree with torch's.
+
+    Raises:
+        ConfigError: ``triton`` is asked for and cannot run here.
+        IsolationError: it differs from the torch functions, or leaks.
+    """
+    if kernels == "torch" or (kernels == "auto" and device.type != "cuda"):
+        return TORCH
+    try:
+        verify(device)
+    except (ConfigError, IsolationError) as error:
+        if kernels == "triton":
+            raise
+        log.warning("kernels: auto takes the slower torch functions: %s", error)
+        return TORCH
+    return TRITON
+
+
+@cache
 def verify(device: torch.device, tolerance: float = 0.02) -> dict[str, float]:
-    """Compares both kernels with the torch functions on a small pack: outputs, gradients, and what crosses documents.
+    """Compares the kernels with the torch functions on a small pack: outputs, gradients, and what crosses documents.
 
     Returns the relative differences.
 
@@ -82,45 +145,74 @@ def verify(device: torch.device, tolerance: float = 0.02) -> dict[str, float]:
     if device.type != "cuda":
         raise ConfigError(f"kernels=triton: needs a CUDA device, the model is on {device}")
     try:
-        _mamba_scan()
-        import fla.modules.convolution  # noqa: F401
+        _mamba_ssm()
+        import models.triton_kernels  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"kernels=triton: needs mamba-ssm (its Triton part) and flash-linear-attention: {error}"
-        ) from error
-    length, heads, channels, groups, size, dtype = 300, 4, 64, 2, 64, torch.bfloat16
-    draw = torch.Generator(device).manual_seed(0)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, dtype=dtype, generator=draw)
-
-    x, inputs, outputs = (
-        noise(1, length, heads, channels),
-        noise(1, length, groups, size),
-        noise(1, length, groups, size),
-    )
-    dt, A = F.softplus(noise(1, length, heads).float() - 2), -torch.arange(1.0, heads + 1, device=device)
-    document = (torch.arange(length, device=device) >= 137).long().unsqueeze(0)
-    weight, bias = noise(heads * channels, 4).float(), noise(heads * channels).float()
-
-    def scan(function: Callable[..., tuple[Tensor, Tensor]], value: Tensor) -> Tensor:
-        return function(value, dt, A, inputs, outputs, 128, document_BT=document)[0]
-
-    def conv(function: Callable[..., Tensor], value: Tensor) -> Tensor:
-        return function(value.flatten(2), weight, bias, document_BT=document)
-
+        raise ConfigError(f"kernels=triton: needs mamba-ssm (its Triton part) and triton: {error}") from error
     found = {}
-    for name, run, ours, theirs in (("scan", scan, ssd_scan, triton_scan), ("conv", conv, causal_conv, triton_conv)):
-        results = []
-        for function in (ours, theirs):
-            value = x.clone().requires_grad_()
-            y = run(function, value)
-            (grad,) = torch.autograd.grad(y.float().square().sum(), value)
-            results.append((y.detach().float(), grad.float()))
-        for part, a, b in zip(("output", "gradient"), *results):
+    for name, outputs, inputs, leak in _trials(device):
+        for part, (a, b) in {"output": outputs, "gradient": inputs}.items():
             found[f"{name}.{part}"] = float((a - b).norm() / a.norm())
-        loud = torch.where(document.bool()[..., None, None], x, x * 100)
-        leak = float((run(theirs, loud)[:, 137:].float() - results[1][0][:, 137:]).abs().max())
-        if leak > 0 or max(found[f"{name}.output"], found[f"{name}.gradient"]) > tolerance:
+        wrong = max(found[f"{name}.output"], found[f"{name}.gradient"])
+        if leak > 0 or not wrong <= tolerance:
             raise IsolationError(f"Triton {name}: differs from torch by {found}, and crosses documents by {leak:.2e}")
     return found
+
+
+def _trials(device: torch.device) -> Iterator[tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor], float]]:
+    """For every kernel: its name, outputs and gradients of all inputs (torch's, Triton's), and what crosses documents.
+
+    The scan and the convolution continue an earlier stretch, as tiles do (see :mod:`models.tiling`).
+    """
+    length, start, heads, channels, groups, size, dtype = 300, 137, 4, 80, 2, 128, torch.bfloat16
+    draw = torch.Generator(device).manual_seed(0)
+
+    def noise(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=dtype, generator=draw)
+
+    x = noise(1, length, heads, channels)
+    document = (torch.arange(length, device=device) >= start).long().unsqueeze(0)
+    A = -torch.arange(1.0, heads + 1, device=device)
+    scanned = [x, F.softplus(noise(1, length, heads).float() - 2), noise(1, length, groups, size),
+               noise(1, length, groups, size), noise(heads, dtype=torch.float32),
+               noise(1, heads, channels, size, dtype=torch.float32)]  # fmt: skip
+    convolved = [x.flatten(2), noise(heads * channels, 4), noise(heads * channels), noise(1, 3, heads * channels)]
+    normed = [x.flatten(2), noise(1, length, heads * channels), noise(heads * channels)]
+
+    def scan(function: Any) -> Callable[..., Tensor]:
+        def run(x: Tensor, dt: Tensor, inputs: Tensor, outputs: Tensor, D: Tensor, initial: Tensor) -> Tensor:
+            y, state = function(x, dt, A, inputs, outputs, 128, D, initial, document)
+            return torch.cat([y.float().flatten(), state.flatten()])
+
+        return run
+
+    def conv(function: Any) -> Callable[..., Tensor]:
+        return lambda x, weight, bias, previous: function(x, weight, bias, previous, document, silu=True)
+
+    def norm(function: Any) -> Callable[..., Tensor]:
+        return lambda y, gate, weight: function(y, gate, weight, 2 * channels, 1e-5)
+
+    makers: dict[str, tuple[Callable[[Any], Callable[..., Tensor]], list[Tensor]]] = {
+        "scan": (scan, scanned),
+        "conv": (conv, convolved),
+        "gated_norm": (norm, normed),
+        "squared_relu": (lambda function: function, [x]),
+    }
+    for name, (make, inputs) in makers.items():
+        outputs, grads = [], []
+        for kernels in (TORCH, TRITON):
+            leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+            y = make(getattr(kernels, name))(*leaves)
+            grad = torch.autograd.grad(y.float().square().sum(), leaves)
+            outputs.append(y.detach().float())
+            grads.append(torch.cat([(part / part.norm()).float().flatten() for part in grad]))
+        leak = 0.0
+        if name in ("scan", "conv"):
+            loud = inputs[0].clone()
+            loud[:, :start] *= 100
+            run, width = make(getattr(TRITON, name)), heads * channels
+            first, second = (
+                run(value, *inputs[1:]).flatten()[start * width : length * width] for value in (inputs[0], loud)
+            )
+            leak = float((first.float() - second.float()).abs().max())
+        yield name, (outputs[0], outputs[1]), (grads[0], grads[1]), leak

@@ -9,8 +9,9 @@ Shapes: N tokens, D hidden size, V vocabulary, L tokens of a tile.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from common.errors import ConfigError
@@ -49,22 +50,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_ND[rows] = (slope_LV @ head_VD).to(grad_ND.dtype)
                 if grad_VD is not None:
                     grad_VD += slope_LV.T @ tokens_LD
-        ctx.save_for_backward(grad_ND, None if grad_VD is None else grad_VD.to(weight_VD.dtype))
+        ctx.grads = grad_ND, None if grad_VD is None else grad_VD.to(weight_VD.dtype)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_ND, grad_VD = ctx.saved_tensors
-        return (
-            None if grad_ND is None else grad_ND * scale.to(grad_ND.dtype),
-            None if grad_VD is None else grad_VD * scale.to(grad_VD.dtype),
-            None,
-            None,
-        )
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad_ND, grad_VD), ctx.grads = ctx.grads, None  # scaled in place, so there is no second time
+        for grad in (grad_ND, grad_VD):
+            if grad is not None:
+                grad.mul_(scale.to(grad.dtype))
+        return grad_ND, grad_VD, None, None
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, tile: int = 2048) -> Tensor:
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, tile: int = 1024) -> Tensor:
     """The summed cross entropy of ``hidden @ weight.T`` against ``labels`` (-100 does not count), in fp32.
 
     Equal to ``F.cross_entropy(..., reduction="sum")`` up to rounding; at most ``tile`` tokens' logits exist at a time.
@@ -77,7 +76,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor,
 
 
 def causal_loss(
-    model: PreTrainedModel, labels: Tensor, num_items: Tensor | int | None = None, tile: int = 2048, **inputs: Any
+    model: PreTrainedModel, labels: Tensor, num_items: Tensor | int | None = None, tile: int = 1024, **inputs: Any
 ) -> Tensor:
     """The loss that ``model(labels=labels, **inputs)`` has, without logits: the mean over the next tokens that count.
 
@@ -91,6 +90,6 @@ def causal_loss(
     if scaled or getattr(head, "bias", None) is not None:
         raise ConfigError(f"{model.config.model_type}: its head is not purely linear ({', '.join(scaled) or 'bias'})")
     hidden_BTD = model.base_model(**inputs).last_hidden_state
-    shifted = labels[:, 1:].reshape(-1)
-    total = linear_cross_entropy(hidden_BTD[:, :-1].flatten(0, 1), head.weight, shifted, tile)
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    total = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, shifted, tile)
     return total / ((shifted != IGNORED).sum() if num_items is None else num_items)

@@ -30,11 +30,13 @@ def causal_conv(
     bias_D: Tensor | None = None,
     previous_BKD: Tensor | None = None,
     document_BT: Tensor | None = None,
+    silu: bool = False,
 ) -> Tensor:
     """Depthwise causal convolution: token t sees the last K tokens, itself included, of its own document only.
 
     ``previous_BKD`` holds inputs that came before (the last K - 1 are used; zeros if None); they belong to the first
     token's document. ``document_BT`` comes from :func:`document_runs`. Padding is the caller's: zero its inputs.
+    ``silu`` applies the activation that follows it in every Mamba-2.
     """
     width, length = weight_DK.shape[1], x_BTD.shape[1]
     if width == 1:
@@ -54,7 +56,8 @@ def causal_conv(
             same = documents[:, start : start + length] == document_BT
             earlier = earlier * same.unsqueeze(-1)
         y = torch.addcmul(y, earlier, weight_DK[:, -1 - lag])
-    return y if bias_D is None else y + bias_D.to(y.dtype)
+    y = y if bias_D is None else y + bias_D.to(y.dtype)
+    return F.silu(y) if silu else y
 
 
 def conv_step(

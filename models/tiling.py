@@ -1,13 +1,31 @@
-"""MLPs computed a stretch of tokens at a time: their inner activations (4 times the hidden size) exist for one only."""
+"""Long packs in little memory: MLPs and Mamba-2 blocks a stretch of tokens at a time.
 
+Inside a block of NemotronH the widest tensor is 4 to 5 times the hidden size; at 131,072 tokens a Mamba block's
+projection, states and their gradients would take tens of gigabytes. Here a block runs tile by tile: an MLP's tiles do
+not know of each other; a Mamba block's hand on the convolution's last inputs and the state, so that the result is that
+of one long sequence, documents isolated, and gradients flow back through them.
+
+Each tile is its own activation checkpoint: what stays is the block's input. A checkpointed piece ends in a product (see
+:mod:`models.lowrank`), which recomputation leaves out, so that ``down_proj`` and ``out_proj`` run once. Blocks that
+``keep`` their products save the outputs of ``up_proj`` and ``in_proj`` too, 4 to 5 times the memory of the input, and
+multiply nothing twice.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
-from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMLP
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
+
+from models.hybrid import Mamba2Path
+from models.kernels import TORCH, Kernels, KernelSet, choose
+from models.lowrank import project
+from models.mamba2 import document_runs
 
 
 class TiledMLP:
@@ -24,21 +42,122 @@ class TiledMLP:
         return torch.cat([checkpoint(whole, piece, use_reentrant=False) for piece in pieces], dim=1)
 
 
-class TiledNemotronHMLP(TiledMLP, NemotronHMLP):
-    """NemotronH's squared-ReLU MLP."""
-
-
 class TiledLlamaMLP(TiledMLP, LlamaMLP):
     """Llama's gated MLP."""
 
 
-TILED: dict[type[nn.Module], type[nn.Module]] = {tiled.__bases__[1]: tiled for tiled in TiledMLP.__subclasses__()}
+class FusedRMSNorm(NemotronHRMSNorm):
+    """NemotronH's norm as one kernel, which keeps no fp32 copy; weights are applied before rounding, not after."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
 
 
-def tile_mlps(model: PreTrainedModel, tokens: int = 8192) -> int:
-    """Tiles every known MLP of ``model``, in place; ``tokens`` is a tile's length. Returns how many are tiled."""
+class TiledNemotronHBlock(NemotronHBlock):
+    """A block of NemotronH that checkpoints itself, tile by tile, when gradient checkpointing is on."""
+
+    tile: int
+    keep: bool = False
+    kernels: KernelSet = TORCH
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._tiles(args[0], **kwargs):
+            return nn.Module.__call__(self, *args, **kwargs)  # past transformers' checkpoint around the whole block
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """(B, T, hidden) to (B, T, hidden)."""
+        if not self._tiles(hidden_states, **kwargs):
+            return super().forward(hidden_states, **kwargs)
+        if self.block_type == "mlp":
+            return torch.cat([self._mlp(tile) for tile in hidden_states.split(self.tile, dim=1)], dim=1)
+        return self._mamba(hidden_states, kwargs.get("seq_idx"))
+
+    def _tiles(
+        self,
+        hidden_states: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = False,
+        **_: Any,
+    ) -> bool:
+        if torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training):
+            return False
+        if self.block_type == "linear_attention":  # not padded, not cached, not spread over ranks
+            alone = attention_mask is None and past_key_values is None and not use_cache
+            return alone and isinstance(self.mixer, Mamba2Path) and type(self.mixer)._scan is Mamba2Path._scan
+        return self.block_type == "mlp"
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        def wide(x: Tensor) -> Tensor:
+            return project(self.mixer.up_proj, self.norm(x.to(self.norm.weight.dtype)))
+
+        def narrow(up: Tensor, x: Tensor) -> Tensor:
+            return project(self.mixer.down_proj, self._activate(up), plus=x)
+
+        if self.keep:
+            return _checkpointed(narrow, _checkpointed(wide, x), x)
+        return _checkpointed(lambda x: narrow(wide(x), x), x)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.config.mlp_hidden_act == "relu2" and self.kernels is not TORCH:
+            return self.kernels.squared_relu(x)
+        return self.mixer.act_fn(x)
+
+    def _mamba(self, hidden_states: Tensor, seq_idx: Tensor | None) -> Tensor:
+        mixer = self.mixer
+
+        def wide(x: Tensor) -> Tensor:
+            return mixer.project(self.norm(x.to(self.norm.weight.dtype)))
+
+        def narrow(projected: Tensor, x: Tensor, *carried: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            y, previous, state = mixer.stretch(projected, *carried)
+            return project(mixer.out_proj, y, plus=x), previous, state
+
+        document_BT = None if seq_idx is None else document_runs(seq_idx)
+        previous = state = document = None
+        outputs, start = [], 0
+        for x in hidden_states.split(self.tile, dim=1):
+            if document_BT is not None:
+                document = document_BT[:, start : start + x.shape[1]]
+                if previous is not None:
+                    same = document_BT[:, start - previous.shape[1] : start] == document[:, :1]
+                    previous = torch.where(same.unsqueeze(-1), previous, 0)
+                    state = torch.where(same[:, -1, None, None, None], state, 0)
+                document = document - document[:, :1]
+            carried = (previous, state, document)
+            if self.keep:
+                y, previous, state = _checkpointed(narrow, _checkpointed(wide, x), x, *carried)
+            else:
+                y, previous, state = _checkpointed(lambda x, *carried: narrow(wide(x), x, *carried), x, *carried)
+            outputs.append(y)
+            start += x.shape[1]
+        return torch.cat(outputs, dim=1)
+
+
+def _checkpointed(function: Callable[..., Any], *inputs: Tensor | None) -> Any:
+    return checkpoint(function, *inputs, use_reentrant=False)
+
+
+TILED: dict[type[nn.Module], type[nn.Module]] = {
+    LlamaMLP: TiledLlamaMLP,
+    NemotronHBlock: TiledNemotronHBlock,
+    NemotronHRMSNorm: FusedRMSNorm,
+}
+
+
+def tile(model: PreTrainedModel, tokens: int = 16384, keep: int = 0, kernels: Kernels = "torch") -> int:
+    """Tiles every known block or MLP of ``model``, in place, after :func:`models.hybrid.install`.
+
+    It takes effect without gradients, and with gradient checkpointing. ``tokens`` is a tile's length; the last ``keep``
+    blocks keep their products. Returns how many modules are tiled.
+    """
     for module in model.modules():
         module.__class__ = TILED.get(type(module), type(module))
-        if isinstance(module, TiledMLP):
-            module.tile = tokens
-    return sum(isinstance(module, TiledMLP) for module in model.modules())
+    tiled: list[Any] = [module for module in model.modules() if isinstance(module, TiledMLP | TiledNemotronHBlock)]
+    chosen = choose(kernels, model.device)
+    for place, module in enumerate(tiled):
+        module.tile = tokens
+        if isinstance(module, TiledNemotronHBlock):
+            module.keep, module.kernels = place >= len(tiled) - keep, chosen
+    return len(tiled)

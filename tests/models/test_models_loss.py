@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from models.hybrid import install
 from models.loss import causal_loss, linear_cross_entropy
-from models.tiling import tile_mlps
+from models.tiling import tile
 from tests.models.small import VOCAB, small_model
 
 
@@ -55,7 +55,7 @@ def test_a_models_loss_and_gradients_with_everything_tiled(name: str):
     whole = small_model(name)
     install(whole)
     tiled = copy.deepcopy(whole)
-    assert tile_mlps(tiled, 7) == tile_mlps(tiled, 8) > 0
+    assert tile(tiled, 7) == tile(tiled, 8) > 0
     torch.manual_seed(0)
     ids = torch.randint(3, VOCAB, (2, 30))
     labels = ids.masked_fill(torch.rand(2, 30) < 0.3, -100)
