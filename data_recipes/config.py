@@ -42,5 +42,8 @@ class TruncateReasoning(Section):
     """Share of all samples whose trace is cut."""
     tokens: tuple[int, int] = Field((1000, 2000), strict=False)
     """The cut falls at a uniform random number of tokens in this range; shorter traces are left whole and counted."""
-    at: Literal["token", "sentence", "fraction"] = "token"
-    """token: abruptly; sentence: at the last sentence or line end before; fraction: at a random fraction of it."""
+    at: Literal["token", "sentence", "fraction", "rule"] = "token"
+    """token: abruptly; sentence: at the last sentence or line end before; fraction: at a random fraction of it;
+    rule: where the budget rule would close a budget of so many tokens, at the next line end or after `grace` more."""
+    grace: int = Field(500, ge=0)
+    """at: rule: tokens past the drawn budget in which a line end is awaited."""

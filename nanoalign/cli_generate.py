@@ -45,7 +45,7 @@ def generate(
                 description=f"{now.samples:,} samples, {now.requests:,} replies, {now.tokens:,} tokens",
             ),
         )
-    console.print(f"{report['samples']:,} samples of {report['started_from']:,} tasks -> {config.out}")
+    console.print(f"{report['samples']:,} samples of {report['started_from']:,} tasks -> {config.out}", soft_wrap=True)
     console.print(
         f"{report['requests']:,} replies ({report['asked_now']:,} asked for now), {report['tokens']:,} tokens"
     )

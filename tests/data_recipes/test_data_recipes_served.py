@@ -5,11 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,83 +14,13 @@ import pytest
 
 from common.errors import ConfigError, DataError
 from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.synthetic import served
 from data_recipes.synthetic.config import Served
 from data_recipes.synthetic.play import Made, Maker, play
 from data_recipes.synthetic.rejection import rejection
 from data_recipes.synthetic.served import CAPPED, Ask, EndpointError, ServedModel
 
-Failure = int | str
-"""A status, or "drop" (nothing is answered), "cut" (half a reply) or "garbage" (no JSON)."""
 
-
-class Endpoint:
-    """An OpenAI-compatible server on this machine: what it says and how it fails is a function of the request."""
-
-    def __init__(self) -> None:
-        self.say: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: {"content": f"{body['seed']}"}
-        self.failures: list[Failure] = []
-        """What happens to the next requests, before they succeed."""
-        self.bodies: list[dict[str, Any]] = []
-        """All that were answered."""
-        self.tokens: int | None = 10
-        self.finish = "stop"
-        self.delay_s = 0.0
-        self.most_at_once = self._at_once = 0
-        self._lock = threading.Lock()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                endpoint._answer(self, body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        with self._lock:
-            failure = self.failures.pop(0) if self.failures else None
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-        time.sleep(self.delay_s)
-        reply: dict[str, Any] = {"choices": [{"message": self.say(body), "finish_reason": self.finish}]}
-        if self.tokens is not None:
-            reply["usage"] = {"total_tokens": self.tokens}
-        text = json.dumps(reply).encode()
-        with self._lock:
-            self._at_once -= 1
-            if failure is None:
-                self.bodies.append(body)
-        if failure == "drop":
-            handler.connection.close()
-            return
-        status = failure if isinstance(failure, int) else 200
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(text)))
-        if status == 429:
-            handler.send_header("Retry-After", "0.01")
-        handler.end_headers()
-        handler.wfile.write({"cut": text[: len(text) // 2], "garbage": b"x" * len(text)}.get(str(failure), text))
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setattr(served, "FIRST_PAUSE_S", 0.01)
-    server = Endpoint()
-    yield server
-    server.close()
-
-
-def settings(endpoint: Endpoint, **more: Any) -> Served:
+def settings(endpoint: Any, **more: Any) -> Served:
     usual = {"most_requests": 1000, "most_tokens": 10**9, "max_tokens": 50, "parallel": 4, "retries": 6}
     return Served.model_validate({"url": endpoint.url, "model": "m", **usual, **more})
 
@@ -102,7 +29,7 @@ def question(text: str, number: int = 0) -> Ask:
     return Ask((Message("user", text),), number=number)
 
 
-def test_replies_come_in_order_and_are_paid_for_once(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_replies_come_in_order_and_are_paid_for_once(endpoint: Any, tmp_path: Path) -> None:
     endpoint.delay_s = 0.02
     asks = [question("a", n) for n in range(12)] + [question("a", 3)]
     with ServedModel(settings(endpoint), tmp_path / "replies.jsonl") as model:
@@ -115,14 +42,14 @@ def test_replies_come_in_order_and_are_paid_for_once(endpoint: Endpoint, tmp_pat
     assert len(endpoint.bodies) == 12 and 1 < endpoint.most_at_once <= 4
 
 
-def test_it_outlasts_a_bad_line(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_it_outlasts_a_bad_line(endpoint: Any, tmp_path: Path) -> None:
     endpoint.failures = ["drop", 429, 500, "cut", 503, "garbage"]
     with ServedModel(settings(endpoint, parallel=1), tmp_path / "replies.jsonl") as model:
         [reply] = model.answer([question("a", 7)])
     assert reply.message == Message("assistant", "7", "") and not endpoint.failures and len(endpoint.bodies) == 1
 
 
-def test_it_gives_up_and_keeps_what_was_answered(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_it_gives_up_and_keeps_what_was_answered(endpoint: Any, tmp_path: Path) -> None:
     with ServedModel(settings(endpoint, parallel=1, retries=2), tmp_path / "replies.jsonl") as model:
         model.answer([question("a", 1)])
         endpoint.failures = [500] * 3
@@ -137,7 +64,7 @@ def test_it_gives_up_and_keeps_what_was_answered(endpoint: Endpoint, tmp_path: P
             model.answer([question("a", 3)])
 
 
-def test_a_refused_question_is_an_answer(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_refused_question_is_an_answer(endpoint: Any, tmp_path: Path) -> None:
     endpoint.failures = [400]
     for asked_now in (1, 0):
         with ServedModel(settings(endpoint), tmp_path / "replies.jsonl") as model:
@@ -145,7 +72,7 @@ def test_a_refused_question_is_an_answer(endpoint: Endpoint, tmp_path: Path) -> 
             assert model.asked_now == asked_now
 
 
-def test_the_cap_is_never_passed(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_the_cap_is_never_passed(endpoint: Any, tmp_path: Path) -> None:
     asks = [question("a", n) for n in range(10)]
     with ServedModel(settings(endpoint, most_requests=4), tmp_path / "a.jsonl") as model:
         replies = model.answer(asks)
@@ -160,7 +87,7 @@ def test_the_cap_is_never_passed(endpoint: Endpoint, tmp_path: Path) -> None:
         assert sum(model.answer([ask])[0] != CAPPED for ask in asks) == model.requests <= 2 and model.tokens <= 140
 
 
-def test_what_a_reply_may_be(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_what_a_reply_may_be(endpoint: Any, tmp_path: Path) -> None:
     call = {"type": "function", "id": "1", "function": {"name": "add", "arguments": '{"a": 1}'}}
     cases: list[tuple[dict[str, Any], Any]] = [
         ({"content": " 4 ", "reasoning_content": "hm\n"}, Message("assistant", "4", "hm")),
@@ -182,7 +109,7 @@ def test_what_a_reply_may_be(endpoint: Endpoint, tmp_path: Path) -> None:
         assert model.answer([question("a", 99)])[0].fault == "cut at max_tokens"
 
 
-def test_the_request_is_openais(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_is_openais(endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
     tool = {"name": "add", "description": "Adds", "parameters": {"type": "object", "properties": {}}}
     messages = (
@@ -203,7 +130,7 @@ def test_the_request_is_openais(endpoint: Endpoint, tmp_path: Path, monkeypatch:
     assert "secret" not in (tmp_path / "replies.jsonl").read_text()
 
 
-def test_a_cut_line_is_asked_again_and_a_damaged_one_is_named(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_cut_line_is_asked_again_and_a_damaged_one_is_named(endpoint: Any, tmp_path: Path) -> None:
     path = tmp_path / "replies.jsonl"
     with ServedModel(settings(endpoint, parallel=1), path) as model:
         model.answer([question("a", n) for n in range(3)])
@@ -232,7 +159,7 @@ def counting(depth: int) -> Maker:
     return Made([Conversation((Message("user", said),))], Counter({"end": 1}))
 
 
-def test_makers_come_out_in_order_whatever_is_quick(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_makers_come_out_in_order_whatever_is_quick(endpoint: Any, tmp_path: Path) -> None:
     endpoint.say = lambda body: {"content": "x"}
     depths = [3, 0, 5, 1, 4, 0, 2, 5]
     for at_once in (1, 3, 8):
@@ -241,7 +168,7 @@ def test_makers_come_out_in_order_whatever_is_quick(endpoint: Endpoint, tmp_path
         assert [each.samples[0].messages[0].content for each in made] == [f"{n}{'x' * n}" for n in depths]
 
 
-def test_rejection_keeps_the_right_ones_with_their_reasoning(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_rejection_keeps_the_right_ones_with_their_reasoning(endpoint: Any, tmp_path: Path) -> None:
     said = ["5", "4", "4", "4.", "<think>", "4!"]
     endpoint.say = lambda body: {"content": said[body["seed"] % 6], "reasoning_content": "two and two"}
     task = Conversation(
@@ -280,7 +207,7 @@ print("asked", report["asked_now"])
 """
 
 
-def test_killed_and_resumed_gives_the_same_bytes_under_a_cap(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_killed_and_resumed_gives_the_same_bytes_under_a_cap(endpoint: Any, tmp_path: Path) -> None:
     endpoint.delay_s = 0.02
     endpoint.say = lambda body: {"content": "a" * (len(body["messages"][0]["content"]) + body["seed"])}
 
