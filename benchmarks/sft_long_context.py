@@ -10,6 +10,7 @@ weight is trained, 4 where it is frozen, attention over documents, the scan's pr
 """
 
 import argparse
+import inspect
 import json
 import os
 import resource
@@ -32,7 +33,7 @@ from models.config import LoRA
 from models.documents import packed_inputs
 from models.hybrid import install
 from models.isolation import check_isolation
-from models.kernels import verify
+from models.kernels import mamba_ssm, verify
 from models.known import KNOWN
 from models.loss import causal_loss, linear_cross_entropy
 from models.offload import HostOffload
@@ -114,9 +115,25 @@ def speed(run: Callable[[], None], work: float, tokens: int, steps: int) -> Figu
     }
 
 
+def use_wheels() -> None:
+    """transformers' mixer with mamba-ssm's Triton scan in place of its fallback. It finds none by itself: the wheel's
+    top level imports compiled CUDA, and so does the fused path that it prefers."""
+    from transformers.models.nemotron_h import modeling_nemotron_h as theirs
+
+    scan = mamba_ssm()[0].mamba_chunk_scan_combined
+    known = inspect.signature(scan).parameters
+
+    def chunk_scan(*args: Any, **kwargs: Any) -> Any:
+        return scan(*args, **{key: value for key, value in kwargs.items() if key in known and key != "cu_seqlens"})
+
+    theirs.mamba2_chunk_scan = chunk_scan
+
+
 def slice_step(path: str, total: int, keep: int = 0, tokens: int = 16384, steps: int = 3) -> Figures:
-    """The slice: ``transformers`` (with ``wheels``: whatever kernels it finds), or ours on ``torch`` or ``triton``."""
+    """The slice: ``transformers``, it with ``wheels`` (:func:`use_wheels`), or ours on ``torch`` or ``triton``."""
     model = build(SLICE)
+    if path == "wheels":
+        use_wheels()
     if path in ("torch", "triton"):
         install(model, kernels=path)  # type: ignore[arg-type]
         tile(model, tokens, keep, kernels=path)  # type: ignore[arg-type]
@@ -238,6 +255,7 @@ def measurements() -> dict[str, tuple[Callable[..., Figures], dict[str, Any]]]:
     found["loss"] = (loss_memory, {})
     for path, totals in {
         "transformers": [2048, 4096, 8192],
+        "wheels": [4096, 8192, 16384],
         "triton": [8192, 16384, 32768, 65536, 262144],
         "torch": [8192, 16384],
     }.items():

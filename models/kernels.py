@@ -35,7 +35,12 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def _mamba_ssm() -> Any:
+def mamba_ssm() -> tuple[Any, Any]:
+    """mamba-ssm's modules of the scan and of the gated norm, with the shipped configurations.
+
+    Raises:
+        ImportError: they, or triton, are not there.
+    """
     if "selective_scan_cuda" not in sys.modules:  # mamba_ssm imports its Mamba-1 extension, absent from pure wheels
         sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
     from mamba_ssm.ops.triton import layernorm_gated, ssd_combined
@@ -63,7 +68,7 @@ def triton_scan(
     batch, length = dt_BTH.shape[:2]
     seq_idx = None if document_BT is None else document_BT.int().expand(batch, length).contiguous()
     dtype = x_BTHP.dtype
-    y, state = _mamba_ssm()[0].mamba_chunk_scan_combined(
+    y, state = mamba_ssm()[0].mamba_chunk_scan_combined(
         x_BTHP, dt_BTH, A_H, input_BTGN.to(dtype), output_BTGN.to(dtype), chunk,
         D=D_H, initial_states=initial_BHPN, seq_idx=seq_idx, return_final_states=True,
     )  # fmt: skip
@@ -88,7 +93,7 @@ def triton_conv(
 
 def triton_gated_norm(y: Tensor, gate: Tensor, weight: Tensor, group: int, eps: float) -> Tensor:
     """:func:`gated_norm` by mamba-ssm's Triton kernel."""
-    norm = _mamba_ssm()[1].rmsnorm_fn
+    norm = mamba_ssm()[1].rmsnorm_fn
     return norm(y, weight, None, z=gate.to(y.dtype), eps=eps, group_size=group, norm_before_gate=False)
 
 
@@ -145,7 +150,7 @@ def verify(device: torch.device, tolerance: float = 0.02) -> dict[str, float]:
     if device.type != "cuda":
         raise ConfigError(f"kernels=triton: needs a CUDA device, the model is on {device}")
     try:
-        _mamba_ssm()
+        mamba_ssm()
         import models.triton_kernels  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"kernels=triton: needs mamba-ssm (its Triton part) and triton: {error}") from error

@@ -36,16 +36,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(labels_N), tile):
                 rows = slice(start, start + tile)
-                counted_L1 = (labels_N[rows] != IGNORED).unsqueeze(1)
-                target_L1 = labels_N[rows].unsqueeze(1).masked_fill(~counted_L1, 0)
                 tokens_LD = hidden_ND[rows].to(dtype)
-                logits_LV = (tokens_LD @ head_VD.T).float()
-                norm_L1 = logits_LV.logsumexp(1, keepdim=True)
-                total += ((norm_L1 - logits_LV.gather(1, target_L1)) * counted_L1).sum()
-                if wants_hidden or wants_weight:
-                    slope_LV = logits_LV.sub_(norm_L1).exp_()
-                    slope_LV.scatter_add_(1, target_L1, torch.full_like(norm_L1, -1.0)).mul_(counted_L1)
-                    slope_LV = slope_LV.to(dtype)
+                losses_L, slope_LV = _losses_and_slopes(tokens_LD @ head_VD.T, labels_N[rows])
+                total += losses_L.sum()
                 if grad_ND is not None:
                     grad_ND[rows] = (slope_LV @ head_VD).to(grad_ND.dtype)
                 if grad_VD is not None:
@@ -61,6 +54,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad is not None:
                 grad.mul_(scale.to(grad.dtype))
         return grad_ND, grad_VD, None, None
+
+
+def _losses_and_slopes(logits_LV: Tensor, labels_L: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's cross entropy in fp32, 0 where it does not count, and its gradient, in the logits' dtype."""
+    if logits_LV.is_cuda and logits_LV.dtype in (torch.bfloat16, torch.float16):
+        from models.triton_loss import losses_and_slopes
+
+        return losses_and_slopes(logits_LV, labels_L, IGNORED), logits_LV
+    dtype = logits_LV.dtype
+    counted_L1 = (labels_L != IGNORED).unsqueeze(1)
+    target_L1 = labels_L.unsqueeze(1).masked_fill(~counted_L1, 0)
+    logits_LV = logits_LV.float()
+    norm_L1 = logits_LV.logsumexp(1, keepdim=True)
+    losses_L1 = (norm_L1 - logits_LV.gather(1, target_L1)) * counted_L1
+    slope_LV = logits_LV.sub_(norm_L1).exp_()
+    slope_LV.scatter_add_(1, target_L1, torch.full_like(norm_L1, -1.0)).mul_(counted_L1)
+    return losses_L1.squeeze(1), slope_LV.to(dtype)
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, tile: int = 1024) -> Tensor:
