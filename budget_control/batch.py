@@ -1,9 +1,10 @@
-"""The budget rule over a batch: row by row what :class:`BudgetRule` does, in a handful of numpy operations a token.
+"""The budget rule over a batch: row by row what :class:`BudgetRule` does, in some twenty numpy operations a token.
 
 Shapes: B rows (completions), all arrays over rows are [B].
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,17 @@ from budget_control.rule import BudgetRule, State
 from budget_control.vocabulary import ThinkingTokens
 
 UNLIMITED = np.iinfo(np.int64).max // 4
-"""Stands for a budget of None: never reached, and adding a grace to it does not overflow."""
+"""Stands for a budget of None: never reached."""
+
+
+class _Look(NamedTuple):
+    """What follows from the states. An inference server asks at every token, so it is worked out once."""
+
+    thinking: np.ndarray
+    position: np.ndarray
+    """Index of the close token due next."""
+    due: np.ndarray
+    forced: np.ndarray
 
 
 class BatchBudget:
@@ -24,9 +35,11 @@ class BatchBudget:
         self.line_ended = np.zeros(rows, dtype=bool)
         self.closing = np.zeros(rows, dtype=np.int64)
         self.budget = np.full(rows, UNLIMITED)
-        self.grace = np.zeros(rows, dtype=np.int64)
+        self.latest = np.full(rows, UNLIMITED)
+        """Thinking tokens after which no line end is awaited any more."""
         self._close_ids = np.array(tokens.close_ids, dtype=np.int64)
         self._stop_ids = np.array(sorted(tokens.stop_ids), dtype=np.int64)
+        self._looked: _Look | None = None
 
     @classmethod
     def start(
@@ -45,31 +58,43 @@ class BatchBudget:
         """Lets a completion at ``state`` take over ``row``."""
         self.place[row], self.used[row], self.line_ended[row], self.closing[row] = state
         self.budget[row] = UNLIMITED if rule.budget is None else rule.budget
-        self.grace[row] = rule.grace
+        self.latest[row] = UNLIMITED if rule.budget is None else rule.latest
+        self._looked = None
+
+    def state(self, row: int) -> State:
+        """Where the completion in ``row`` stands."""
+        return State(
+            int(self.place[row]), int(self.used[row]), bool(self.line_ended[row]), int(self.closing[row])
+        )  # fmt: skip
 
     def take(self, rows: Sequence[int] | np.ndarray) -> None:
         """Keeps these rows, in this order: compaction, reordering or repetition of the batch."""
-        for name in ("place", "used", "line_ended", "closing", "budget", "grace"):
+        for name in ("place", "used", "line_ended", "closing", "budget", "latest"):
             setattr(self, name, getattr(self, name)[rows])
+        self._looked = None
+
+    def extend(self, rows: int) -> None:
+        """Adds idle rows at the end."""
+        idle = BatchBudget(self.tokens, rows)
+        for name in ("place", "used", "line_ended", "closing", "budget", "latest"):
+            setattr(self, name, np.concatenate([getattr(self, name), getattr(idle, name)]))
+        self._looked = None
 
     def thinking(self) -> np.ndarray:
         """bool [B]: the completion is thinking."""
-        return self.place >= self.tokens.first_thinking
+        return self._look().thinking
 
     def due(self) -> np.ndarray:
         """int64 [B]: the token of the close that would come next."""
-        return self._close_ids[self._position()]
+        return self._look().due
 
     def forced(self) -> np.ndarray:
         """int64 [B]: the token that must be written next, -1 where the model is free."""
-        late = (self.used >= self.budget) & (
-            (self.budget == 0) | self.line_ended | (self.used >= self.budget + self.grace)
-        )
-        return np.where(self.thinking() & (late | (self.closing > 0)), self.due(), -1)
+        return self._look().forced
 
     def guarded(self) -> np.ndarray:
         """bool [B]: thinking under a budget, where a stop token is answered with the close."""
-        return self.thinking() & (self.budget != UNLIMITED)
+        return self._look().thinking & (self.budget != UNLIMITED)
 
     def force(self, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is written where ``sampled`` (int64 [B]) was drawn, and bool [B]: written by the rule, not drawn.
@@ -80,16 +105,24 @@ class BatchBudget:
         self.advance(written)
         return written, (forced >= 0) | handed_over
 
-    def advance(self, written: np.ndarray, rows: slice | np.ndarray = slice(None)) -> None:
-        """The states after ``written`` (int64, one a row of ``rows``) was written."""
-        forced, position, thinking = self.forced()[rows], self._position()[rows], self.thinking()[rows]
-        columns = np.minimum(written, self.tokens.table.shape[1] - 1)
-        place = self.tokens.table[self.place[rows], columns]
-        self.place[rows] = place
-        self.used[rows] += thinking
-        self.line_ended[rows] = self.tokens.line_ends[columns]
-        going_on = (forced == written) & (place >= self.tokens.first_thinking)
-        self.closing[rows] = np.where(going_on, position + 1, 0)
+    def advance(self, written: np.ndarray, live: np.ndarray | None = None) -> None:
+        """The states after ``written`` (int64 [B]) was written, in all rows or in those where ``live`` (bool [B])."""
+        look, tokens = self._look(), self.tokens
+        columns = np.minimum(written, len(tokens.line_ends) - 1)
+        place = tokens.table[self.place, columns].astype(np.int64)
+        going_on = (look.forced == written) & (place >= tokens.first_thinking)
+        states = (place, self.used + look.thinking, tokens.line_ends[columns], (look.position + 1) * going_on)
+        if live is not None:
+            old = (self.place, self.used, self.line_ended, self.closing)
+            states = tuple(np.where(live, new, kept) for new, kept in zip(states, old))  # type: ignore[assignment]
+        self.place, self.used, self.line_ended, self.closing = states
+        self._looked = None
 
-    def _position(self) -> np.ndarray:
-        return np.where(self.closing > 0, self.closing, self.tokens.close_position[self.place])
+    def _look(self) -> _Look:
+        if self._looked is None:
+            thinking, closing = self.place >= self.tokens.first_thinking, self.closing > 0
+            position = np.where(closing, self.closing, self.tokens.close_position[self.place])
+            due = self._close_ids[position]
+            late = ((self.used >= self.budget) & self.line_ended) | (self.used >= self.latest) | closing
+            self._looked = _Look(thinking, position, due, np.where(thinking & late, due, -1))
+        return self._looked

@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessor
 
 from budget_control.batch import BatchBudget
-from budget_control.logits import force_tokens_, hand_over_stop_
+from budget_control.logits import Edits, edit_, plan_edits
 from budget_control.vocabulary import ThinkingTokens
 from common.errors import ConfigError
 
@@ -24,12 +24,12 @@ class ThinkingBudgetProcessor(LogitsProcessor):
     def __init__(self, tokens: ThinkingTokens, budgets: int | Sequence[int | None] | None, grace: int = 500) -> None:
         self.tokens, self.budgets, self.grace = tokens, budgets, grace
         self._batch: BatchBudget | None = None
-        self._stop_ids = torch.tensor(sorted(tokens.stop_ids), dtype=torch.long)
+        self._stops_1K = np.array([sorted(tokens.stop_ids)], dtype=np.int64)
         self._last_BT: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """``input_ids`` [B, T], ``scores`` [B, V]; returns the scores to sample from."""
-        ids_BT, scores = input_ids.cpu(), scores.clone()
+        ids_BT, scores = input_ids.cpu(), scores.clone(memory_format=torch.contiguous_format)
         if self._batch is None:
             self._batch = BatchBudget.start(self.tokens, ids_BT.tolist(), self._row_budgets(len(ids_BT)), self.grace)
         else:
@@ -37,14 +37,12 @@ class ThinkingBudgetProcessor(LogitsProcessor):
                 raise ConfigError("ThinkingBudgetProcessor serves one generate call, without beam search")
             self._batch.advance(ids_BT[:, -1].numpy())
         self._last_BT = ids_BT
-        forced, guarded, due = self._batch.forced(), self._batch.guarded(), self._batch.due()
-        rows = np.flatnonzero(guarded & (forced < 0))
-        if len(rows) and len(self._stop_ids):
-            stop_RK = self._stop_ids.to(scores.device).expand(len(rows), -1)
-            hand_over_stop_(scores, _tensor(rows, scores), stop_RK, _tensor(due[rows], scores))
-        rows = np.flatnonzero(forced >= 0)
-        if len(rows):
-            force_tokens_(scores, _tensor(rows, scores), _tensor(forced[rows], scores))
+        heirs = np.where(self._batch.guarded(), self._batch.due(), -1)
+        places, sizes = plan_edits(
+            np.arange(len(ids_BT)), self._batch.forced(), heirs, self._stops_1K.repeat(len(ids_BT), axis=0),
+            scores.shape[1],
+        )  # fmt: skip
+        edit_(scores, Edits(*torch.from_numpy(places).to(scores.device).split(sizes)))
         return scores
 
     def _row_budgets(self, rows: int) -> list[int | None]:
@@ -53,7 +51,3 @@ class ThinkingBudgetProcessor(LogitsProcessor):
         if rows % len(self.budgets):
             raise ConfigError(f"{len(self.budgets)} thinking budgets do not fit a batch of {rows} rows")
         return [budget for budget in self.budgets for _ in range(rows // len(self.budgets))]
-
-
-def _tensor(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)

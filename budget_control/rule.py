@@ -69,9 +69,7 @@ class BudgetRule:
         """The token that must be written next, or None where the model is free."""
         if self.budget is None or not self.thinking(state):
             return None
-        late = state.used >= self.budget and (
-            self.budget == 0 or state.line_ended or state.used >= self.budget + self.grace
-        )
+        late = state.used >= self.latest or (state.used >= self.budget and state.line_ended)
         return self.tokens.close_ids[self._close_position(state)] if late or state.closing else None
 
     def written(self, state: State, sampled: int) -> int:
@@ -99,6 +97,13 @@ class BudgetRule:
         for token in token_ids:
             state = self.advance(state, token)
         return state.used
+
+    @property
+    def latest(self) -> float:
+        """Thinking tokens after which no line end is awaited any more; a budget of 0 awaits none."""
+        if self.budget is None:
+            return float("inf")
+        return self.budget + self.grace if self.budget else 0
 
     @property
     def longest_thinking(self) -> float:
