@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.config import Section
+from data_recipes.quality import Flag
 
 
 class SourceUse(Section):
@@ -31,6 +32,12 @@ class Mixture(Section):
     """Leave out samples that say more characters than this, reasoning included."""
     deduplicate: Literal["exact", "near"] | None = None
     """Leave out samples seen before: exact: apart from case and white space; near: sharing most word triples."""
+    quality: dict[Flag, Literal["count", "drop"]] = Field(default={})
+    """Quality flags to look for, each to be counted and shown only, or to leave flagged samples out. What each flag
+    looks at is told in data_recipes/quality.py."""
+    domain_caps: dict[str, Annotated[int, Field(ge=1)]] = Field(default={})
+    """Domain to the most samples of it over all sources. What is drawn beyond is left out: repetitions first, then a
+    random choice."""
     decontaminate: list[str] = Field(default=[])
     """Benchmarks: leave out samples that hold 13 words in a row of a prompt in these sources' test splits."""
 

@@ -9,8 +9,11 @@ from random import Random
 from typing import Any
 
 from common.config import Section
+from data_recipes.caps import over_the_caps
+from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture, SourceUse
 from data_recipes.conversation import Conversation
+from data_recipes.quality import QualityFlags
 from data_recipes.sources import LoadReport, load
 from data_recipes.transforms import (
     Contamination,
@@ -34,6 +37,8 @@ class MixtureReport:
     dropped: Counter[str] = field(default_factory=Counter)
     """By reason; rows that sources left out and bad rows that were skipped are among them."""
     changed: Counter[str] = field(default_factory=Counter)
+    flagged: Counter[str] = field(default_factory=Counter)
+    """Samples by quality flag, of all that passed the filters before it, whether the mixture drops them or not."""
     contamination: list[tuple[str, str]] = field(default_factory=list)
     """Sample and benchmark, for each sample left out since it holds a benchmark's prompt."""
 
@@ -43,6 +48,7 @@ class MixtureReport:
             "samples": self.samples,
             "dropped": dict(self.dropped),
             "changed": dict(self.changed),
+            "flagged": dict(self.flagged),
             "contamination": [list(hit) for hit in self.contamination],
             "sources": {
                 f"{each.source}:{each.split}": {
@@ -72,31 +78,42 @@ def uses(mixture: Mixture) -> dict[str, SourceUse]:
 
 
 def build(
-    mixture: Mixture, data_root: Path | None = None, seed: int = 0, transforms: Sequence[Transform] = ()
+    mixture: Mixture,
+    data_root: Path | None = None,
+    seed: int = 0,
+    transforms: Sequence[Transform] = (),
+    chat: ChatFormat | None = None,
 ) -> Built:
     """The samples of ``mixture``, shuffled; the same for the same arguments.
 
-    Filters work on a source's samples before they are drawn, ``transforms`` on those drawn. Raises ConfigError and
-    DataError as :func:`data_recipes.sources.load` does.
+    Filters work on a source's samples before they are drawn, ``transforms`` on those drawn. A row that says a special
+    token of ``chat`` is a bad row. Raises ConfigError and DataError as :func:`data_recipes.sources.load` does.
     """
-    filters, contamination = make_filters(mixture, data_root)
+    filters, contamination, quality = make_filters(mixture, data_root)
     loaded = [
-        load(name, use.samples, use.split, data_root, seed, mixture.on_bad_row, filters)
+        load(name, use.samples, use.split, data_root, seed, mixture.on_bad_row, filters, chat)
         for name, use in uses(mixture).items()
     ]
     drawn = [conversation for each in loaded for conversation in each.conversations]
+    over = over_the_caps(drawn, mixture.domain_caps, seed)
+    drawn = [conversation for place, conversation in enumerate(drawn) if place not in over]
     Random(f"{seed}/mixture").shuffle(drawn)
     kept, changed, dropped = apply(drawn, transforms, seed)
+    dropped.update(over.values())
     report = MixtureReport([each.report for each in loaded], len(kept), dropped, changed)
     for each in loaded:
         report.dropped.update(each.report.left_out)
         report.dropped.update({f"bad row: {kind}": count for kind, count in each.report.bad.items()})
     report.contamination = contamination.hits if contamination else []
+    report.flagged = quality.counted if quality else Counter()
     return Built(kept, report)
 
 
-def make_filters(mixture: Mixture, data_root: Path | None) -> tuple[list[Filter], Contamination | None]:
-    """The filters that a mixture names, in their order, and the one that looks for benchmarks' prompts."""
+def make_filters(
+    mixture: Mixture, data_root: Path | None
+) -> tuple[list[Filter], Contamination | None, QualityFlags | None]:
+    """The filters that a mixture names, in their order, the one that looks for benchmarks' prompts, and the one that
+    counts quality flags."""
     filters: list[Filter] = []
     optional: list[tuple[Any, Callable[[Any], Filter]]] = [
         (mixture.allow_licences, licences),
@@ -104,6 +121,8 @@ def make_filters(mixture: Mixture, data_root: Path | None) -> tuple[list[Filter]
         (mixture.max_characters, at_most),
     ]
     filters += [make(value) for value, make in optional if value is not None]
+    quality = QualityFlags(mixture.quality) if mixture.quality else None
+    filters += [quality] if quality else []
     contamination = None
     if mixture.decontaminate:
         held_out = partial(load, split="test", data_root=data_root, on_bad_row="skip")
@@ -111,4 +130,4 @@ def make_filters(mixture: Mixture, data_root: Path | None) -> tuple[list[Filter]
         filters.append(contamination)
     if mixture.deduplicate:
         filters.append(ExactDuplicates() if mixture.deduplicate == "exact" else NearDuplicates())
-    return filters, contamination
+    return filters, contamination, quality

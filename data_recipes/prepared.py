@@ -17,7 +17,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -27,6 +26,7 @@ import numpy as np
 
 from common.errors import DataError
 from common.files import fingerprint, sha256_file, whole_file, write_json
+from data_recipes.caps import Drawn, cap, digest
 from data_recipes.card import card
 from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture, SourceUse
@@ -34,7 +34,6 @@ from data_recipes.conversation import Conversation
 from data_recipes.files import BadRow
 from data_recipes.generators import generate, is_generated
 from data_recipes.mixture import MixtureReport, make_filters, uses
-from data_recipes.rows import to_row
 from data_recipes.sources import LoadReport, faults, stream
 from data_recipes.tokenize import Example, ExampleEncoder, rust_tokenizer
 from data_recipes.transforms import Filter, Transform
@@ -47,15 +46,6 @@ VERSION = 1
 """Changes when the same inputs give other bytes."""
 _worker_encoder: ExampleEncoder | None = None
 FACTS = ("source", "domain", "language", "licence", "id")
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """The drawn samples of a source in its order: positions in its stream, digests, and how often each is taken."""
-
-    positions: "np.ndarray[Any, Any]"
-    digests: "np.ndarray[Any, Any]"
-    times: "np.ndarray[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def prepare(
         "tokenizer": fingerprint(tokenizer.to_str()),
         "transforms": list(transforms),
     }
-    filters, contamination = make_filters(mixture, data_root)
+    filters, contamination, quality = make_filters(mixture, data_root)
     report = MixtureReport([])
     shards: list[Path] = []
     steps = list(transforms.values())
@@ -100,24 +90,30 @@ def prepare(
     else:
         work = partial(_write_shard, encoder=ExampleEncoder(chat, tokenizer), transforms=steps)
         working = nullcontext()
+    draws: dict[str, Drawn] = {}
+    for name, use in uses(mixture).items():
+        account = LoadReport(name, use.split)
+        items = _conversations(name, use, data_root, seed, account, chat)
+        draws[name] = _draw(items, use.samples, filters, mixture.domain_caps, f"{seed}/{name}/{use.split}", account)
+        if account.bad_rows and mixture.on_bad_row == "stop":
+            raise DataError(faults(name, account))
+        if not account.samples:
+            raise DataError(f"source {name} has no samples in its {use.split} split ({account.rows} rows read)")
+        account.taken = int(draws[name].times.sum())
+        account.epochs = account.taken / account.samples
+        report.sources.append(account)
+        report.dropped.update(account.left_out)
+        report.dropped.update({f"bad row: {kind}": count for kind, count in account.bad.items()})
+    report.dropped.update(cap(list(draws.values()), mixture.domain_caps, seed))
+    report.flagged = quality.counted if quality else Counter()
     with working as pool:
         for name, use in uses(mixture).items():
-            account = LoadReport(name, use.split)
-            read = partial(_conversations, name, use, data_root, seed)
-            drawn = _draw(read(account), use.samples, filters, f"{seed}/{name}/{use.split}", account)
-            if account.bad_rows and mixture.on_bad_row == "stop":
-                raise DataError(faults(name, account))
-            if not account.samples:
-                raise DataError(f"source {name} has no samples in its {use.split} split ({account.rows} rows read)")
-            account.taken = int(drawn.times.sum())
-            account.epochs = account.taken / account.samples
-            report.sources.append(account)
-            report.dropped.update(account.left_out)
-            report.dropped.update({f"bad row: {kind}": count for kind, count in account.bad.items()})
+            drawn = draws[name].taken()
             paths = _paths(folder, name, use, drawn, [settings, seed])
             shards += paths
             if not all(path.exists() for path in paths):
-                _run(work, _jobs(name, use, drawn, read(LoadReport(name, use.split)), seed, paths), pool, workers)
+                items = _conversations(name, use, data_root, seed, LoadReport(name, use.split), chat)
+                _run(work, _jobs(name, use, drawn, items, seed, paths), pool, workers)
     report.contamination = contamination.hits if contamination else []
     _finish(folder, shards, report, settings, seed)
     return Prepared(folder)
@@ -164,19 +160,25 @@ def read_shard(path: Path) -> "pa.Table":
 
 
 def _conversations(
-    name: str, use: SourceUse, data_root: Path | None, seed: int, report: LoadReport
+    name: str, use: SourceUse, data_root: Path | None, seed: int, report: LoadReport, chat: ChatFormat
 ) -> Iterator[Conversation | BadRow]:
     if is_generated(name):
         report.rows = use.samples
         return iter(generate(name, use.samples, use.split, seed))
-    return stream(name, use.split, data_root, report)
+    return stream(name, use.split, data_root, report, chat)
 
 
 def _draw(
-    items: Iterable[Conversation | BadRow], samples: int, filters: Sequence[Filter], seed: str, report: LoadReport
-) -> _Drawn:
+    items: Iterable[Conversation | BadRow],
+    samples: int,
+    filters: Sequence[Filter],
+    caps: Mapping[str, int],
+    seed: str,
+    report: LoadReport,
+) -> Drawn:
     """The first pass over a source: what passes the filters, and which of it is drawn how often."""
-    keys, digests, positions = array("d"), array("Q"), array("q")
+    keys, digests, positions, capped = array("d"), array("Q"), array("q"), array("h")
+    places = {domain: place for place, domain in enumerate(caps)}
     rng = Random(seed)
     for position, item in enumerate(items):
         if isinstance(item, BadRow):
@@ -187,22 +189,18 @@ def _draw(
         else:
             positions.append(position)
             keys.append(rng.random())
-            digests.append(_digest(item))
+            digests.append(digest(item))
+            capped.append(places.get(item.domain, -1))
     report.samples = len(keys)
     order = np.argsort(np.array(keys), kind="stable")
     whole, rest = divmod(samples, len(keys)) if keys and not is_generated(report.source) else (0, samples)
     times = np.full(len(keys), whole)
     times[order[:rest]] += 1
-    drawn = np.flatnonzero(times)
-    return _Drawn(np.array(positions)[drawn], np.array(digests)[drawn], times[drawn])
-
-
-def _digest(conversation: Conversation) -> int:
-    return int.from_bytes(blake2b(json.dumps(to_row(conversation)).encode(), digest_size=8).digest())
+    return Drawn(np.array(positions), np.array(digests), times, np.array(capped)).taken()
 
 
 def _jobs(
-    name: str, use: SourceUse, drawn: _Drawn, items: Iterable[Conversation | BadRow], seed: int, paths: Sequence[Path]
+    name: str, use: SourceUse, drawn: Drawn, items: Iterable[Conversation | BadRow], seed: int, paths: Sequence[Path]
 ) -> Iterator[_Job]:
     """The second pass over a source: the drawn samples, by shard. Shards that are there already are passed over."""
     place = 0
@@ -214,7 +212,7 @@ def _jobs(
             continue
         path = paths[place // PART]
         if not path.exists():
-            if isinstance(item, BadRow) or _digest(item) != drawn.digests[place]:
+            if isinstance(item, BadRow) or digest(item) != drawn.digests[place]:
                 raise DataError(f"source {name} changed while it was read")
             samples += [(item, f"{seed}/{drawn.digests[place]}/{epoch}") for epoch in range(drawn.times[place])]
         place += 1
@@ -223,7 +221,7 @@ def _jobs(
             samples = []
 
 
-def _paths(folder: Path, name: str, use: SourceUse, drawn: _Drawn, identity: Any) -> list[Path]:
+def _paths(folder: Path, name: str, use: SourceUse, drawn: Drawn, identity: Any) -> list[Path]:
     """A shard's name tells all that decides its bytes."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.rpartition("/")[2].lower()).strip("-")
     paths = []

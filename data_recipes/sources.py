@@ -17,6 +17,8 @@ from typing import Any, Literal
 from common.errors import ConfigError, DataError
 from data_recipes.adapters import ADAPTERS, NotASample
 from data_recipes.catalog import Source, Split, find_files, root_of, source
+from data_recipes.chat.base import ChatFormat
+from data_recipes.chat.render import special_token_in
 from data_recipes.conversation import Conversation
 from data_recipes.files import BadRow, Row, read_rows
 from data_recipes.generators import check_name, generate, in_test, is_generated
@@ -63,11 +65,12 @@ def load(
     seed: int = 0,
     on_bad_row: Literal["stop", "skip"] = "stop",
     filters: Sequence[Filter] = (),
+    chat: ChatFormat | None = None,
 ) -> Loaded:
     """``samples`` conversations of a source (None: all of a finite one), in an order that ``seed`` decides.
 
     What a filter gives a reason for is left out before the sampling, which is without replacement; more samples than
-    there are begin further epochs, each in an order of its own.
+    there are begin further epochs, each in an order of its own. A row that says a special token of ``chat`` is bad.
     Raises ConfigError for an unknown source, and DataError for missing files, or, with ``stop``, for bad rows: one
     error that names every bad row.
     """
@@ -75,7 +78,7 @@ def load(
     if is_generated(name):
         return _generated(name, samples, split, seed, report, filters)
     kept = _Sample(samples, Random(f"{seed}/{name}/{split}"))
-    for item in stream(name, split, data_root, report):
+    for item in stream(name, split, data_root, report, chat):
         if isinstance(item, BadRow):
             report.bad[item.kind] += 1
             report.bad_rows.append(item)
@@ -100,10 +103,14 @@ def load(
 
 
 def stream(
-    name: str, split: Split, data_root: Path | None = None, report: LoadReport | None = None
+    name: str,
+    split: Split,
+    data_root: Path | None = None,
+    report: LoadReport | None = None,
+    chat: ChatFormat | None = None,
 ) -> Iterator[Conversation | BadRow]:
-    """All samples of a finite source's split in file order, one at a time, with bad rows in their place. What is left
-    out is counted in ``report``."""
+    """All samples of a finite source's split in file order, one at a time, with bad rows in their place; one that says
+    a special token of ``chat`` is bad. What is left out is counted in ``report``."""
     report = report or LoadReport(name, split)
     if name.startswith("file:"):
         path, _, adapter = name.removeprefix("file:").partition("#")
@@ -128,8 +135,11 @@ def stream(
                 and isinstance(item, Conversation)
                 and (in_test(item, entry.test_share) != (split == "test"))
             )
-            if not elsewhere:
-                yield item
+            if elsewhere:
+                continue
+            if chat and isinstance(item, Conversation) and (fault := special_token_in(item, chat)):
+                item = BadRow(origin, "special token", fault)
+            yield item
 
 
 def describe(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import DataError
-from data_recipes.chat.base import Span
+from data_recipes.chat.base import ChatFormat, Span
 from data_recipes.conversation import Conversation, Message, ToolCall
 
 SIGNAL = re.compile(r"(?<![\w/<])/(no_)?think(?![\w/>])")
@@ -72,6 +72,19 @@ def read_calls(text: str) -> tuple[ToolCall, ...] | None:
             return None
         calls.append(ToolCall(item["name"], arguments))
     return tuple(calls) or None
+
+
+def special_token_in(conversation: Conversation, chat: ChatFormat) -> str | None:
+    """Where a sample says one of the format's special tokens or stop texts, in words, or None. Such a text would end
+    the turn that it stands in, or begin another."""
+    tokens = {*chat.special_tokens, *chat.stop}
+    for number, message in enumerate(conversation.messages):
+        said = [message.content, message.reasoning or "", *(dumps(call_object(call)) for call in message.tool_calls)]
+        for token in tokens:
+            if any(token in text for text in said):
+                return f"message {number} ({message.role}) holds the special token {token}"
+    listed = dumps(conversation.tools) if conversation.tools else ""
+    return next((f"a tool holds the special token {token}" for token in tokens if token in listed), None)
 
 
 class Format:
@@ -148,10 +161,8 @@ class Format:
         where = conversation.origin or conversation.id or conversation.source or "a conversation"
         if not any(message.role == "assistant" for message in conversation.messages):
             raise DataError(f"{where}: no assistant message to train on")
-        for number, message in enumerate(conversation.messages):
-            for token in self.special_tokens:
-                if token in message.content or (message.reasoning and token in message.reasoning):
-                    raise DataError(f"{where}: message {number} ({message.role}) holds the special token {token}")
+        if fault := special_token_in(conversation, self):
+            raise DataError(f"{where}: {fault}")
 
     def parse(self, completion: str, *, thinking: bool) -> Message:
         """The assistant message in a completion; see :class:`data_recipes.chat.base.ChatFormat`."""

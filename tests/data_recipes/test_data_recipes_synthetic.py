@@ -138,7 +138,19 @@ def test_contexts_fit(count: int, most: int, characters: int, seed: int) -> None
 
 TEXTS = st.lists(
     st.sampled_from(
-        ["word", " ", "\n", "$x^2$", "`code`", "```\nblock\n```", "\\boxed{1+\\frac{a}{b}}", "$5 and $6", "<b>", "§"]
+        [
+            "word",
+            " ",
+            "\n",
+            "$x^2$",
+            "`code`",
+            "```\nblock\n```",
+            "\\boxed{1+\\frac{a}{b}}",
+            "$5 and $6",
+            "<b>",
+            "⟦1⟧",
+            "§",
+        ]
     )
 ).map("".join)
 
@@ -146,7 +158,7 @@ TEXTS = st.lists(
 @given(TEXTS)
 def test_what_is_hidden_comes_back(text: str) -> None:
     masked, parts = hidden(text)
-    assert restored(masked, parts) == text and all(part not in masked for part in parts)
+    assert restored(masked, parts) == text
     if parts:
         assert restored(masked.replace("⟦1⟧", "", 1), parts) is None
         assert restored(masked + "⟦1⟧", parts) is None
