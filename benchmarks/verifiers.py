@@ -19,6 +19,10 @@ from common.files import write_json
 from reward.instructions import CHECKERS, follows
 from reward.mathematics import MathVerifier
 
+GROUP = 8
+"""Answers to one question of mathematics."""
+BATCH = 512
+
 
 def answers(data_root: Path) -> list[str]:
     """Real answers to check: GPT-4's to MT-Bench, and people's from Open Assistant."""
@@ -58,28 +62,44 @@ def instruction_speed(data_root: Path, texts: list[str], repeats: int = 3) -> di
 
 
 def math_speed(calls: int, workers: int) -> dict[str, float]:
-    """Answers a second through math-verify, all needing algebra, and the memory of all processes early and late."""
+    """Answers a second through math-verify, all needing algebra, in groups of ``GROUP`` to a question as GRPO asks (so
+    that a worker's cache of parsed texts serves most of them), and what is held early and late: memory of this process
+    and of its workers, open files, workers, and zombies. A worker is renewed every few thousand answers, so that its
+    memory is a saw-tooth: the highest of the first fifth stands against the highest of the last."""
     verifier, rng, me = MathVerifier(workers), random.Random(0), psutil.Process()
-    memory: list[float] = []
-    started, wrong, batch = time.perf_counter(), 0, 500
-    for _ in range(0, calls, batch):
+    held: list[dict[str, float]] = []
+    started, wrong = time.perf_counter(), 0
+    for _ in range(0, calls, BATCH):
         pairs, expected = [], []
-        for _ in range(batch):
-            a, b, right = rng.randint(2, 99), rng.randint(2, 99), rng.random() < 0.5
-            pairs.append((f"{a}x+{b}", rf"\boxed{{{b} + {a if right else a + 1}x}}"))
-            expected.append(float(right))
+        for _ in range(BATCH // GROUP):
+            a, b = rng.randint(2, 9999), rng.randint(2, 9999)
+            for place in range(GROUP):
+                right = place % 2 == 0
+                pairs.append((f"{a}x+{b}", rf"\boxed{{{b} + {a if right else a + 1}x}}"))
+                expected.append(float(right))
         wrong += sum(got != want for got, want in zip(verifier.scores(pairs), expected, strict=True))
-        memory.append(sum(process.memory_info().rss for process in [me, *me.children()]) / 2**20)
+        children = me.children(recursive=True)
+        held.append(
+            {
+                "rss_mb": me.memory_info().rss / 2**20,
+                "workers_rss_mb": sum(child.memory_info().rss for child in children) / 2**20,
+                "files": me.num_fds(),
+                "processes": len(children),
+                "zombies": sum(child.status() == psutil.STATUS_ZOMBIE for child in children),
+            }
+        )
     seconds = time.perf_counter() - started
-    fifth = max(1, len(memory) // 5)
-    return {
+    fifth = max(1, len(held) // 5)
+    figures = {
         "math_calls": float(calls),
         "math_workers": float(workers),
         "math_wrong": float(wrong),
         "math_calls_per_s": calls / seconds,
-        "math_rss_mb_first_fifth": max(memory[:fifth]),
-        "math_rss_mb_last_fifth": max(memory[-fifth:]),
     }
+    for name in held[0]:
+        figures[f"math_{name}_first_fifth"] = max(row[name] for row in held[:fifth])
+        figures[f"math_{name}_last_fifth"] = max(row[name] for row in held[-fifth:])
+    return figures
 
 
 def main() -> None:
@@ -89,8 +109,10 @@ def main() -> None:
     parser.add_argument("--math-workers", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    load_before = os.getloadavg()[0]
     figures: dict[str, Any] = instruction_speed(options.data_root, answers(options.data_root))
     figures |= math_speed(options.math_calls, options.math_workers)
+    figures |= {"load_before": load_before, "load_after": os.getloadavg()[0], "cpus": os.cpu_count()}
     for name, value in figures.items():
         print(f"{name:36} {value:14,.1f}")
     if options.json:

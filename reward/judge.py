@@ -83,8 +83,13 @@ class JudgeClient:
         request = urllib.request.Request(
             f"{self._config.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
         )
+        begun, body_parts = time.monotonic(), []
         with urllib.request.urlopen(request, timeout=seconds) as response:
-            reply = json.load(response)["choices"][0]["message"]["content"]
+            while part := response.read1(65536):
+                body_parts.append(part)
+                if time.monotonic() - begun > seconds:  # its own timeout starts anew with every part
+                    raise TimeoutError("the reply trickles in")
+        reply = json.loads(b"".join(body_parts))["choices"][0]["message"]["content"]
         scores = _SCORE.findall(reply)
         if not scores:
             raise ValueError(f"no 'Score: N' in the reply {reply[-80:]!r}")

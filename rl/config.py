@@ -6,6 +6,7 @@ from pydantic import Field
 
 from common.config import Section
 from models.config import Training
+from reward.config import Judge
 
 
 class Rollouts(Section):
@@ -91,9 +92,11 @@ class GRPOStage(Section):
     data: str
     """Mixture of prompts."""
     reward: dict[str, float] = Field(min_length=1)
-    """Reward name to weight: task, instruction, math, tools, code, format, length, preference."""
+    """Reward name to weight: task, instruction, math, tools, code, format, length, preference, judge."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
+    judge: Judge | None = None
+    """The endpoint behind `judge`."""
     group_size: int = Field(8, ge=2)
     """Completions a prompt."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"

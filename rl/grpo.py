@@ -71,7 +71,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         from rl.reward_model import load_reward_model
 
         judge = load_reward_model(context.inputs["reward_model"], device)
-    rewards = make_reward(config.reward, reward_model=judge)
+    rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
     rollouts = StepRollouts(config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards)
     trainer = make_trainer(
         model, tokenizer, config, len(prompts), rollouts, context.folder / "checkpoints", context.log, device,

@@ -5,7 +5,7 @@ Each check is a generator of (path, message). They run, and report, even where p
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_recipes.config import Mixture, SourceUse
@@ -102,7 +102,8 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), suite.data, "test", parts)
     yield from _environment(suite.environment, known)
-    yield from _reward(suite.reward, suite.reward_model, known)
+    without_endpoint = replace(known, rewards=[name for name in known.rewards if name != "judge"])
+    yield from _reward(suite.reward, suite.reward_model, without_endpoint)
     if suite.reward_model is not None:
         yield from _model(("reward_model",), suite.reward_model, "reward_model", parts)
 
@@ -155,6 +156,10 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
         yield from _environment(stage.environment, known)
     if isinstance(stage, GRPOStage):
         yield from _reward(stage.reward, stage.reward_model, known)
+        if "judge" in stage.reward and stage.judge is None:
+            yield ("reward", "judge"), "needs `judge:`, the endpoint that it asks"
+        if stage.judge is not None and "judge" not in stage.reward:
+            yield ("judge",), "is asked by the reward `judge` alone, which is not in `reward`"
 
 
 def _values(stage: Any) -> Iterator[Finding]:

@@ -100,7 +100,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
             return str(error)
         return None
 
-    return Known(source_fault, tuple(FORMATS), NAMES, [name for name in COMPONENTS if name != "judge"])
+    return Known(source_fault, tuple(FORMATS), NAMES, COMPONENTS)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:

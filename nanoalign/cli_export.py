@@ -1,0 +1,133 @@
+"""``nanoalign export``: a stage for another trainer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
+
+if TYPE_CHECKING:
+    from data_recipes.config import Mixture
+    from nanoalign.recipe.schema import Recipe
+    from rl.nemo_rl.settings import Export, Target
+    from sft.config import SFTStage
+
+app = typer.Typer(no_args_is_help=True, help="Write a stage down for another trainer.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `export nemo-rl` a command of a group, though it is the only one."""
+
+
+@app.command("nemo-rl")
+def nemo_rl(
+    recipe: RecipeArgument,
+    stage: Annotated[str, typer.Option(help="An sft, dpo or grpo stage.")],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Where to (default: RUNS/NAME/STAGE-nemo-rl).")
+    ] = None,
+    set_: SetOption = None,
+    data_root: DataRootOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """A stage as NeMo-RL v0.6 takes it: config, data, rewards and launch command.
+
+    Settings that NeMo-RL does not have are errors, or stand in the export's README.
+    """
+    from rl.nemo_rl.folder import write
+
+    loaded = load_recipe(recipe, set_, None, data_root)
+    known("stage", stage, loaded.stages)
+    folder = out or root / loaded.name / f"{stage}-nemo-rl"
+    target = _target(loaded, stage, folder, root)
+    export = _export(loaded, stage, target, data_root, root)
+    launch = loaded.launch
+    slurm = {name: getattr(launch, name, None) for name in ("partition", "account", "time")}
+    write(export, target, folder, slurm)
+    print(folder)
+
+
+def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
+    from common.errors import ConfigError
+    from models.loading import describe, local_folder
+    from nanoalign.graph import stage_seed
+    from nanoalign.recipe.schema import SlurmLaunch
+    from rl.nemo_rl.settings import Target
+
+    section: Any = recipe.stages[name]
+    if section.kind not in ("sft", "dpo", "grpo"):
+        raise ConfigError(f"stages.{name}.kind: {section.kind} is nothing that NeMo-RL trains; sft, dpo and grpo are")
+    local = local_folder(recipe.model)
+    model = str(local.resolve() if local is not None else recipe.model)
+    if section.from_ != "base":
+        model = str((root / recipe.name / section.from_ / "model").resolve())
+    launch = recipe.launch
+    nodes, gpus = 1, launch.processes if launch.kind == "local" else 0
+    if isinstance(launch, SlurmLaunch):
+        nodes, gpus = launch.nodes, launch.gpus_per_node
+    elif launch.kind == "ray":
+        gpus = launch.gpus
+    hybrid = describe(recipe.model)["blocks"].get("mamba", 0) > 0
+    return Target(name, model, hybrid, nodes, gpus, stage_seed(recipe, name), folder.resolve())
+
+
+def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | None, root: Path) -> "Export":
+    from data_recipes.chat import chat_format
+    from data_recipes.mixture import build
+    from models.loading import load_tokenizer
+    from rl.nemo_rl.policy import export_grpo
+    from rl.nemo_rl.preference import export_dpo
+    from rl.prompts import prompts_of
+
+    section: Any = recipe.stages[name]
+    if section.kind == "dpo":
+        rounds = sorted((root / recipe.name / name).glob("round-*/pairs.jsonl"), key=lambda path: path.parent.name)
+        pairs = rounds[-1] if rounds else root / recipe.name / name / "round-1" / "pairs.jsonl"
+        return export_dpo(target, section, pairs)
+    chat, tokenizer = chat_format(recipe.chat), load_tokenizer(recipe.model)
+    if section.kind == "sft":
+        return _sft(section, recipe.data[section.data], target, chat, tokenizer, data_root)
+    built = build(recipe.data[section.data], data_root, target.seed)
+    prompts = prompts_of(built.conversations, section.thinking, chat, tokenizer, target.seed)
+    return export_grpo(target, section, prompts, chat, recipe.chat, tokenizer)
+
+
+def _sft(
+    stage: "SFTStage", mixture: "Mixture", target: "Target", chat: Any, tokenizer: Any, data_root: Path | None
+) -> "Export":
+    """The documents of :func:`sft.stage.run`, and its packs where they are concatenated plainly."""
+    from budget_control.transforms import strip_reasoning, truncate_reasoning
+    from data_recipes.mixture import build
+    from data_recipes.tokenize import Example
+    from rl.nemo_rl.supervised import Packing, export_sft
+    from sft.data import hold_out, prepare
+    from sft.packing import pack, singly
+    from sft.stage import HELD_OUT
+
+    teaching = [strip_reasoning(stage.strip_reasoning)]
+    if stage.truncate_reasoning:
+        teaching.append(truncate_reasoning(stage.truncate_reasoning, tokenizer, stage.strip_reasoning))
+    built = build(mixture, data_root, target.seed, teaching)
+    kept, _ = hold_out(built.conversations, HELD_OUT, target.seed)
+    longest, over_long = (
+        (stage.pack.length, stage.pack.over_long) if stage.pack else (stage.max_length, stage.over_long)
+    )
+    documents = prepare(kept, chat, tokenizer, longest, over_long).documents
+    packing, rows = None, singly(documents.lengths)
+    if stage.pack:
+        packs = pack(documents.lengths, stage.pack.length)
+        if stage.pack.isolate:
+            packing = Packing(stage.pack.length, len(packs))
+        else:
+            rows = packs
+
+    def example(members: Any) -> Example:
+        spans = [documents.span(int(member)) for member in members]
+        ids = [token for span in spans for token in documents.ids[span].tolist()]
+        return Example(ids, [int(trained) for span in spans for trained in documents.trained[span]])
+
+    groups = [rows.samples[a:b] for a, b in zip(rows.starts[:-1], rows.starts[1:], strict=True)]
+    lengths = [int(documents.lengths[members].sum()) for members in groups]
+    return export_sft(target, stage.train, map(example, groups), len(groups), max(lengths), packing)
