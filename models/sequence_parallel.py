@@ -104,23 +104,23 @@ class SequenceParallelMamba2(Mamba2Path):
         seq_idx_BT: Tensor | None,
     ) -> Tensor:
         """(B, L, D) and (B, L, H) to (B, L, H, P); ``seq_idx_BT`` is that of the whole pack."""
-        if cache is not None or mask_BT is not None:
-            raise IsolationError("sequence parallelism takes packs, neither padding in attention_mask nor a cache")
+        if cache is not None:
+            raise IsolationError("sequence parallelism knows no cache")
         ranks, rank = self.group.size(), self.group.rank()
         x_BTD = exchange(self._shares(x_BTD), 2, 1, self.group).squeeze(2)
         dt_BTH = exchange(dt_BTH, 2, 1, self.group)
         document_BT = None if seq_idx_BT is None else document_runs(seq_idx_BT)
         weight_DK = self._shares(self.conv1d.weight.squeeze(1).T)[:, rank].T.contiguous()
         bias_D = None if self.conv1d.bias is None else self._shares(self.conv1d.bias)[rank].contiguous()
-        x_BTD = F.silu(self.conv(x_BTD, weight_DK, bias_D, None, document_BT))
+        x_BTD = self.conv(x_BTD, weight_DK, bias_D, None, document_BT, silu=True)
         heads, groups = self.num_heads // ranks, math.lcm(self.n_groups, ranks) // ranks
         sizes = [self.intermediate_size // ranks, groups * self.ssm_state_size, groups * self.ssm_state_size]
         x, inputs, outputs = (
             part.unflatten(-1, (n, -1)) for part, n in zip(x_BTD.split(sizes, -1), [heads, groups, groups])
         )
         mine = slice(rank * heads, (rank + 1) * heads)
-        A_H = -torch.exp(self.A_log[mine].float())
-        y, _ = self.scan(x, dt_BTH, A_H, inputs, outputs, self.chunk_size, self.D[mine], document_BT=document_BT)
+        A_H, D_H = -torch.exp(self.A_log[mine].float()), self.D[mine].float()
+        y, _ = self.scan(x, dt_BTH, A_H, inputs, outputs, self.chunk_size, D_H, document_BT=document_BT)
         return exchange(y, 1, 2, self.group)
 
     def _shares(self, channels: Tensor) -> Tensor:
@@ -163,15 +163,15 @@ class _Stretches:
     def _cut(self, decoder: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         """This rank's stretch of a whole pack, filled up with one more document to a multiple of the ranks."""
         _, kwargs = read_documents(decoder, (), kwargs) or ((), kwargs)
-        mask = kwargs.get("attention_mask")
-        if kwargs.get("past_key_values") is not None or (mask is not None and not bool(mask.all())):
-            raise IsolationError("sequence parallelism takes packs, neither padding in attention_mask nor a cache")
-        inputs = kwargs[name]
+        inputs, mask = kwargs[name], kwargs.get("attention_mask")
         batch, length = inputs.shape[:2]
         more = -length % self.group.size()
         seq_idx, positions = kwargs.get("seq_idx"), kwargs.get("position_ids")
-        if seq_idx is None:
-            seq_idx = torch.zeros(batch, length, dtype=torch.int64, device=inputs.device)
+        if kwargs.get("past_key_values") is not None:
+            raise IsolationError("sequence parallelism knows no cache")
+        if seq_idx is None:  # one document in each row, and its padding
+            real = torch.ones(batch, length, device=inputs.device) if mask is None else mask
+            seq_idx = 1 - real.long()
         if positions is None:
             positions = torch.arange(length, device=inputs.device).expand(batch, -1)
         seq_idx = F.pad(document_runs(seq_idx), (0, more), value=length)
@@ -188,6 +188,11 @@ class _Stretches:
         if self.whole is not None:
             output.last_hidden_state = _GatherSequence.apply(output.last_hidden_state, self.group)[:, : self.whole]
         return output
+
+
+def sequence_group(ranks: int) -> dist.ProcessGroup:
+    """This process's group of ``ranks`` neighbours; every process of the launch calls it at the same point."""
+    return dist.new_subgroups(ranks)[0]
 
 
 def spread(model: PreTrainedModel, group: dist.ProcessGroup) -> None:

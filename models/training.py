@@ -19,6 +19,7 @@ from common.errors import CheckpointError, ConfigError, StageError
 from common.stage import StageLog
 from models.config import Training
 from models.schedules import optimizer_steps, schedule_factor
+from models.speed import prepare
 
 WHOLE = "whole"
 """Name of the empty file that says that a checkpoint folder was written to its end."""
@@ -46,6 +47,7 @@ def training_arguments(
     device: str,
     seed: int,
     cls: type[TrainingArguments] = TrainingArguments,
+    ranks: int = 1,
     **more: Any,
 ) -> TrainingArguments:
     """The arguments of a Hugging Face or TRL trainer.
@@ -55,15 +57,20 @@ def training_arguments(
         samples: sequences in the training set, over all devices.
         device: auto, cpu or cuda.
         cls: TRL's SFTConfig, DPOConfig, GRPOConfig, ...; ``more`` are its own fields, and override those set here.
+        ranks: devices that share each sequence.
 
     Raises:
         ConfigError: the batch does not divide over devices and micro batches, or steps and epochs contradict.
     """
     devices = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = train.micro_batch_size or max(1, train.batch_size // devices)
-    if train.batch_size % (micro * devices):
+    if devices % ranks:
+        raise ConfigError(f"pack.sequence_parallel: {ranks} is no divisor of the {devices} processes of the launch")
+    groups = devices // ranks
+    micro = train.micro_batch_size or max(1, train.batch_size // groups)
+    if train.batch_size % (micro * groups):
+        by = "devices" if ranks == 1 else f"groups of {ranks} devices"
         raise ConfigError(
-            f"train.batch_size: {train.batch_size} is no multiple of {micro} (micro batch) x {devices} (devices)"
+            f"train.batch_size: {train.batch_size} is no multiple of {micro} (micro batch) x {groups} ({by})"
         )
     on_cpu = resolve_device(device) == "cpu"
     settings: dict[str, Any] = {
@@ -73,7 +80,7 @@ def training_arguments(
         "data_seed": seed,
         "max_steps": optimizer_steps(train, samples),
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": train.batch_size // (micro * devices),
+        "gradient_accumulation_steps": train.batch_size // (micro * groups),
         "learning_rate": train.learning_rate,
         "weight_decay": train.weight_decay,
         "adam_beta1": train.betas[0],
@@ -191,6 +198,7 @@ class RecipeTrainer(Trainer):
 
     def __init__(self, *args: Any, train: Training, log: StageLog, phase: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        prepare(self.model, train, self.args.device)
         self.recipe = train
         self.remove_callback(PrinterCallback)
         self.add_callback(WholeCheckpoints())

@@ -26,7 +26,7 @@ def command(recipe: Recipe, name: str, job: Path) -> Command:
     launch = recipe.launch
     parallel = recipe.stages[name].kind in PARALLEL
     module = ["-m", "nanoalign.stage_process", str(job.resolve())]
-    environment = _zero(launch.zero, job) if parallel else {}
+    environment = deepspeed_environment(launch.zero, job) if parallel else {}
     match launch:
         case LocalLaunch():
             argv = [*_python(launch.processes if parallel else 1), *module]
@@ -68,7 +68,7 @@ def _srun(launch: SlurmLaunch, job_name: str, nodes: int) -> list[str]:
     return ["srun", *(f"--{option}={value}" for option, value in options.items() if value is not None)]
 
 
-def _zero(stage: int, job: Path) -> dict[str, str]:
+def deepspeed_environment(stage: int, job: Path) -> dict[str, str]:
     """The environment by which accelerate, inside the trainer, finds its DeepSpeed settings."""
     if stage == 0:
         return {}

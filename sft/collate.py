@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from sft.documents import Documents
 from sft.packing import Packs
@@ -22,15 +23,21 @@ class Collator:
     isolate: bool
     """Documents of a row cannot see each other. False concatenates plainly, and pads under an attention mask."""
     pad_id: int
+    rank: int = 0
+    """This process's place among those that share each row."""
+    ranks: int = 1
+    """Processes that share each row, a stretch of it each."""
 
     def __call__(self, batch: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
-        return collate(self.documents, [self.rows[item["row"]] for item in batch], self.isolate, self.pad_id)
+        rows = [self.rows[item["row"]] for item in batch]
+        whole = collate(self.documents, rows, self.isolate, self.pad_id, self.ranks)
+        return whole if self.ranks == 1 else stretch(whole, self.rank, self.ranks)
 
 
 def collate(
-    documents: Documents, rows: Sequence[Sequence[int] | np.ndarray], isolate: bool, pad_id: int
+    documents: Documents, rows: Sequence[Sequence[int] | np.ndarray], isolate: bool, pad_id: int, multiple: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Batches rows of documents; all tensors are (B, T).
+    """Batches rows of documents; all tensors are (B, T), with T filled up to a multiple.
 
     Returns:
         ``input_ids``; ``labels``, -100 where nothing is trained: off the loss mask, in padding, and on each document's
@@ -40,6 +47,7 @@ def collate(
     """
     spans = [[documents.span(int(document)) for document in row] for row in rows]
     width = max(sum(span.stop - span.start for span in row) for row in spans)
+    width += -width % multiple
     shape = (len(rows), width)
     ids_BT = np.full(shape, pad_id, dtype=np.int64)
     labels_BT = np.full(shape, IGNORE, dtype=np.int64)
@@ -64,3 +72,26 @@ def collate(
     else:
         batch |= {"attention_mask": real_BT}
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def stretch(batch: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
+    """One rank's part of a batch whose T is a multiple of ``ranks``, for :mod:`models.sequence_parallel`.
+
+    Returns (B, T / ranks) ``input_ids``, ``position_ids``, ``shift_labels`` (each token's next, which may lie in the
+    next rank's part) and ``labels`` (the same; trainers look for the name), and the whole (B, T) ``seq_idx``. A row
+    that is concatenated plainly is one document, its padding another.
+    """
+    ids_BT = batch["input_ids"]
+    shift_BT = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+    if "seq_idx" in batch:
+        positions_BT, document_BT = batch["position_ids"], batch["seq_idx"]
+    else:
+        positions_BT, document_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT), 1 - batch["attention_mask"]
+    ids_BL, positions_BL, shift_BL = (whole.chunk(ranks, 1)[rank] for whole in (ids_BT, positions_BT, shift_BT))
+    return {
+        "input_ids": ids_BL,
+        "labels": shift_BL,
+        "shift_labels": shift_BL,
+        "position_ids": positions_BL,
+        "seq_idx": document_BT,
+    }

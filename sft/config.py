@@ -18,6 +18,9 @@ class Pack(Section):
     """Documents in a pack cannot see each other; false reproduces the paper's plain concatenation."""
     over_long: Literal["error", "drop", "split"] = "error"
     """What happens to a sample longer than a pack; split cuts at turn boundaries. Each is counted."""
+    sequence_parallel: int = Field(1, ge=1)
+    """Processes that share each pack, a stretch of it each: a divisor of the launch's processes and the model's heads
+    (attention and Mamba). Each step's packs are dealt out to processes / sequence_parallel groups of neighbours."""
 
 
 class SFTStage(Section):

@@ -1,5 +1,6 @@
 """A supervised fine-tuning stage, top to bottom."""
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
 
     Raises:
         DataError: bad rows, samples that are too long, or a sample without a trained token; before any training.
-        ConfigError: the batch does not divide, or a LoRA target matches nothing.
+        ConfigError: the batch or the processes do not divide, or a LoRA target matches nothing.
         IsolationError: documents of a batch see each other.
     """
     from budget_control.transforms import strip_reasoning, truncate_reasoning
@@ -36,6 +37,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     from data_recipes.mixture import build
     from models.adapters import attach, merge
     from models.loading import load_model, load_tokenizer, save_model
+    from models.sequence_parallel import sequence_group, spread
     from sft.collate import Collator
     from sft.data import hold_out, prepare
     from sft.packing import pack, singly
@@ -57,15 +59,22 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     if not len(data.documents):
         raise DataError(f"data.{config.data}: no sample is left to train on; dropped: {dict(data.dropped)}")
     rows = pack(data.documents.lengths, packing.length) if packing else singly(data.documents.lengths)
-    batches = Collator(data.documents, rows, bool(packing and packing.isolate), tokenizer.pad_token_id)
+    ranks = packing.sequence_parallel if packing else 1
+    rank = int(os.environ.get("RANK", "0")) % ranks
+    batches = Collator(data.documents, rows, bool(packing and packing.isolate), tokenizer.pad_token_id, rank, ranks)
     alone = Collator(unseen, singly(unseen.lengths), False, tokenizer.pad_token_id)
 
     # Model and trainer.
     arguments = sft_arguments(train, context.folder / "checkpoints", batches, context.device, context.seed)
     frozen_in_half = train.lora is not None and train.dtype == "bfloat16"
-    model: Any = load_model(source, "bfloat16" if frozen_in_half else "float32")
-    if train.lora:
-        model = attach(model, train.lora, context.seed)
+
+    def fresh_model(spread_over: int = 1) -> Any:
+        model = load_model(source, "bfloat16" if frozen_in_half else "float32")
+        if spread_over > 1:
+            spread(model, sequence_group(spread_over))
+        return attach(model, train.lora, context.seed) if train.lora else model
+
+    model = fresh_model(ranks)
     trainer = make_trainer(model, tokenizer, arguments, train, batches, alone, context.log)
 
     account = {
@@ -88,12 +97,11 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     trainer.train_or_resume()
     trainer.log_held_out_loss()
 
-    if train.lora:
-        model = merge(model)
-    if train.dtype == "bfloat16":
-        model = model.bfloat16()
+    model = trainer.whole_model(fresh_model)
     if trainer.is_world_process_zero():
-        save_model(model, tokenizer, context.folder / "model")
+        if train.lora:
+            model = merge(model)
+        save_model(model.bfloat16() if train.dtype == "bfloat16" else model, tokenizer, context.folder / "model")
     trainer.accelerator.wait_for_everyone()
     counted = ("documents", "document_tokens", "trained_tokens", "rows", "fill")
     return {

@@ -1,10 +1,13 @@
 """TRL's SFTTrainer on documents that are tokenized, masked and packed already. The one module of the room with trl."""
 
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from peft import PeftModel
 from transformers import (
@@ -15,14 +18,15 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
-from common.errors import ConfigError
 from common.stage import StageLog
 from models.adapters import require_trained
 from models.config import Training
 from models.isolation import full_precision, require_isolation
 from models.training import RecipeTrainer, training_arguments
+from models.zero3 import gather_blocks
 from sft.collate import Collator
 
 HELD_OUT = "held_out_loss"
@@ -48,7 +52,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             IsolationError: packed (or padded) documents differ from themselves alone.
             ConfigError: an adapter gets no gradient.
         """
-        collator = self.data_collator
+        collator = replace(self.data_collator, rank=0, ranks=1)  # whole packs, alike on every rank
         concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # plainly, as asked for
         batch = self._prepare_inputs(collator([{"row": row} for row in telling_rows(collator)]))
         self.model.train()
@@ -59,7 +63,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             if not concatenated:
                 require_isolation(self.model, batch)
             if isinstance(self.model, PeftModel) and not self.is_deepspeed_enabled:
-                require_trained(self.model, batch)
+                require_trained(self.model, {**batch, "use_cache": False, "fused_lm_head": True})
 
     def log_held_out_loss(self) -> None:
         """Logs the loss on the held-out documents, if there are any, each alone."""
@@ -101,6 +105,29 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             found |= {f"{HELD_OUT}_first": unseen[0], f"{HELD_OUT}_last": unseen[-1]}
         return found
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        collator = self.data_collator
+        if collator.ranks == 1:
+            return super()._get_train_sampler(train_dataset)
+        return SharedRows(
+            len(collator.rows), self.args.per_device_train_batch_size, collator.ranks, self.args.data_seed
+        )
+
+    def whole_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
+        """The trained model, its weights whole; None on all processes but the first where ZeRO-3 has split them.
+
+        ``build`` makes the model anew: it takes the gathered weights, in host memory.
+        """
+        if not is_deepspeed_zero3_enabled():
+            return self.model
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        unset_hf_deepspeed_config()  # what is built from here on is whole
+        if not self.is_world_process_zero():
+            return None
+        model = build()
+        model.load_state_dict(state)
+        return model
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: checkpoints are for resuming only."""
 
@@ -124,6 +151,28 @@ class _Bounds(TrainerCallback):
         self.trainer.ended = (time.perf_counter(), state.num_input_tokens_seen)
 
 
+class SharedRows(torch.utils.data.Sampler[int]):
+    """Rows in the order of accelerate's sampler, each micro batch ``ranks`` times over: batches are dealt out to the
+    processes one by one, so that neighbours get the same."""
+
+    def __init__(self, rows: int, micro: int, ranks: int, seed: int) -> None:
+        self.order = SeedableRandomSampler(range(rows), generator=torch.Generator(), data_seed=seed)
+        self.micro, self.ranks = micro, ranks
+
+    def __iter__(self) -> Iterator[int]:
+        rows = list(self.order)
+        rows += [rows[i % len(rows)] for i in range(-len(rows) % self.micro)]  # as accelerate fills up a last batch
+        for start in range(0, len(rows), self.micro):
+            yield from rows[start : start + self.micro] * self.ranks
+
+    def __len__(self) -> int:
+        rows = len(self.order)
+        return (rows + -rows % self.micro) * self.ranks
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+
 def telling_rows(collator: Collator) -> list[int]:
     """The rows in which documents could see each other most easily: the pack with most documents, or the shortest and
     the longest of single documents, where most is padded."""
@@ -138,24 +187,21 @@ def sft_arguments(train: Training, folder: Path, collator: Collator, device: str
     """The trainer's arguments.
 
     Raises:
-        ConfigError: as :func:`models.training.training_arguments`, or ZeRO-3 is asked for.
+        ConfigError: as :func:`models.training.training_arguments`.
     """
-    arguments = training_arguments(
+    return training_arguments(
         train,
         folder,
         len(collator.rows),
         device,
         seed,
         cls=SFTConfig,
+        ranks=collator.ranks,
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        include_num_input_tokens_seen="all" if collator.isolate else "non_padding",
+        include_num_input_tokens_seen="all" if collator.isolate or collator.ranks > 1 else "non_padding",
     )
-    plugin = arguments.deepspeed_plugin
-    if plugin is not None and plugin.zero_stage == 3:
-        raise ConfigError("launch.zero: this stage gathers no parameters that ZeRO-3 has split; use 1 or 2")
-    return arguments
 
 
 def make_trainer(
@@ -168,6 +214,8 @@ def make_trainer(
     log: StageLog,
 ) -> DocumentTrainer:
     """A trainer over all rows of ``collator``, in an order drawn from seed and epoch."""
+    if is_deepspeed_zero3_enabled():
+        gather_blocks(model)
     bounds = _Bounds()
     trainer = DocumentTrainer(
         model=model,

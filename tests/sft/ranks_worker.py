@@ -1,25 +1,41 @@
-"""Runs one SFT stage on 1 and then on 2 gloo ranks of this machine: python ranks_worker.py BASE FOLDER PORT."""
+"""Runs one SFT stage in several ways, on gloo ranks of this machine: python ranks_worker.py BASE FOLDER WAY ..."""
 
+import json
 import os
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
+import deepspeed.ops
 import torch
 
 import sft.trainer  # noqa: F401  (imported once, before the forks)
 from common.stage import StageContext, StageLog
 from data_recipes.config import Mixture
+from nanoalign.launch import deepspeed_environment
 from sft.config import SFTStage
 from sft.stage import run
 
 MIXTURES = {"all": Mixture.model_validate({"sources": {"miniature:math": 100}})}
+WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
+    "one": (1, 0, 1, {}),
+    "data": (2, 0, 1, {}),
+    "sequence": (2, 0, 2, {}),
+    "zero3": (2, 3, 1, {}),
+    "zero3_sequence": (2, 3, 2, {"gradient_checkpointing": True}),
+    "lora": (1, 0, 1, {"lora": {"rank": 4}}),
+    "lora_sequence": (2, 0, 2, {"lora": {"rank": 4}}),
+    "lora_zero3": (2, 3, 1, {"lora": {"rank": 4}}),
+    "mixed": (4, 0, 2, {}),
+}
+"""Processes, ZeRO stage, processes that share a pack, further settings."""
 
 
-def stage(folder: Path, base: Path) -> None:
-    train = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2, "dtype": "float32", "steps": 3}
-    config = SFTStage.model_validate(
-        {"kind": "sft", "from": "base", "data": "all", "pack": {"length": 256}, "train": train}
-    )
+def stage(folder: Path, base: Path, sequence_parallel: int, more: dict[str, Any]) -> None:
+    train = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2, "dtype": "float32", "steps": 3, **more}
+    pack = {"length": 256, "sequence_parallel": sequence_parallel}
+    config = SFTStage.model_validate({"kind": "sft", "from": "base", "data": "all", "pack": pack, "train": train})
     context = StageContext(
         name="first", folder=folder, inputs={"from": base}, chat="nemotron-nano-v2", seed=3, data_root=None,
         device="cpu", log=StageLog(folder),
@@ -27,10 +43,25 @@ def stage(folder: Path, base: Path) -> None:
     run(config, MIXTURES, context)
 
 
+def split_everything(environment: dict[str, str], rank: int) -> dict[str, str]:
+    """ZeRO-3 leaves parameters below a hundred thousand elements whole; here all are."""
+    file = Path(environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"])
+    settings = json.loads(file.read_text())
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    own = file.with_suffix(f".{rank}.json")
+    own.write_text(json.dumps(settings))
+    return environment | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(own)}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    base, folder, port = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    for ranks in (1, 2):
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles collectives for two minutes
+    base, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    for way in sys.argv[3:]:
+        ranks, zero, sequence_parallel, more = WAYS[way]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
         children = []
         for rank in range(ranks):
             pid = os.fork()
@@ -40,13 +71,15 @@ def main() -> None:
                         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                         "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                     }  # fmt: skip
-                stage(folder / str(ranks), base)
+                if zero:
+                    os.environ |= split_everything(deepspeed_environment(zero, folder / f"{way}.json"), rank)
+                stage(folder / way, base, sequence_parallel, more)
                 if ranks > 1:
                     torch.distributed.destroy_process_group()
                 os._exit(0)
             children.append(pid)
         if any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children):
-            sys.exit(1)
+            sys.exit(f"{way} failed")
 
 
 if __name__ == "__main__":
