@@ -12,8 +12,9 @@ from reward.config import Judge
 class Rollouts(Section):
     """How completions are sampled."""
 
-    engine: Literal["hf", "vllm"] = "hf"
-    """hf: batched generation in process (CPU, small models); vllm: colocated vLLM."""
+    engine: Literal["hf", "vllm", "vllm_server"] = "hf"
+    """hf: batched generation in process (CPU, small models); vllm: colocated vLLM; vllm_server: a vLLM server in a
+    process of its own, here or elsewhere."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -29,6 +30,15 @@ class Rollouts(Section):
     sleep: Literal[0, 1, 2] = 0
     """vllm on a GPU: what is given back while the trainer works. 0: nothing; 1: the cache, and the weights wait in the
     host's memory; 2: cache and weights (they come anew with every sync)."""
+    server: str | None = Field(None, pattern=r"^https?://")
+    """vllm_server: its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`); null starts one on this machine."""
+    weights: Literal["folder", "nccl"] = "folder"
+    """vllm_server: how weights get there. folder: through a file system that both see; nccl: from GPU to GPU."""
+    deadline_s: float = Field(1800.0, gt=0)
+    """vllm_server: seconds for one batch of completions, or one sync; a later answer counts as a lost server."""
+    restarts: int = Field(2, ge=0)
+    """vllm and vllm_server: how often in a row a lost engine is started anew (or, at a `server`, asked again) before
+    the stage ends with an error."""
 
 
 class Thinking(Section):

@@ -112,8 +112,9 @@ class _Player:
             )
         if self.vllm is None:
             self.vllm = open_engine(
-                "vllm", self.context.inputs["from"], self.tokenizer, self.chat, batch_size=settings.batch_size,
-                dtype=self.config.train.dtype, gpu_memory=settings.gpu_memory, sleep=settings.sleep,
+                settings.engine, self.context.inputs["from"], self.tokenizer, self.chat,
+                batch_size=settings.batch_size, dtype=self.config.train.dtype, settings=settings,
+                exchange=self.context.folder / "exchange",
                 budgets=any(budget is not None for budget in self.config.thinking.budgets),
             )  # fmt: skip
         self.vllm.load_weights(model.state_dict().items())

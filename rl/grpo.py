@@ -63,7 +63,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         longest = max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens
         engine = open_engine(
             config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-            max_length=longest, gpu_memory=config.rollouts.gpu_memory, sleep=config.rollouts.sleep,
+            max_length=longest, settings=config.rollouts, exchange=context.folder / "exchange",
             budgets=any(prompt.mode.budget is not None for prompt in prompts),
         )  # fmt: skip
     judge = None

@@ -94,7 +94,10 @@ class PolicyTrainer(RecipeTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.correct_engine:
-            batch["old_per_token_logps"] = batch["sampling_per_token_logps"]
+            # Engines report forced tokens as they like (-9999, over HTTP): their ratio could be infinite, and times the
+            # mask's 0 no number.
+            trained = batch["tool_mask"] * batch["completion_mask"] != 0
+            batch["old_per_token_logps"] = batch["sampling_per_token_logps"].masked_fill(~trained, 0.0)
         return batch
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:

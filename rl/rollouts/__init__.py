@@ -1,8 +1,10 @@
 """Rollout engines: the same small protocol in process (hf) and on vLLM."""
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rl.config import Rollouts
 from rl.rollouts.base import Completion, Request, RolloutEngine, Sampling
 
 if TYPE_CHECKING:
@@ -12,7 +14,7 @@ __all__ = ["Completion", "Request", "RolloutEngine", "Sampling", "open_engine"]
 
 
 def open_engine(
-    kind: Literal["hf", "vllm"],
+    kind: Literal["hf", "vllm", "vllm_server"],
     model: Any,
     tokenizer: Any,
     chat: "ChatFormat",
@@ -21,14 +23,14 @@ def open_engine(
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_length: int | None = None,
-    gpu_memory: float = 0.45,
-    sleep: Literal[0, 1, 2] = 0,
+    settings: Rollouts | None = None,
     budgets: bool = True,
+    exchange: Path | None = None,
 ) -> RolloutEngine:
     """Opens a rollout engine.
 
     Args:
-        kind: ``hf`` runs in process; ``vllm`` is a colocated vLLM.
+        kind: ``hf`` runs in process; ``vllm`` is a colocated vLLM; ``vllm_server`` one in another process.
         model: a model folder or spec, or (hf) a live model, which the engine then shares with the caller.
         tokenizer: the model's own; gives the close tag, line ends and stop tokens.
         chat: the chat format whose stop texts end a completion.
@@ -36,9 +38,9 @@ def open_engine(
         device: auto, cpu or cuda; a live model stays where it is.
         dtype: bfloat16 runs a model on a GPU in bfloat16 (a live one under autocast).
         max_length: vllm: tokens of the longest prompt and completion together.
-        gpu_memory: vllm: share of the GPU's memory.
-        sleep: vllm: level of its sleep between rollouts.
+        settings: vllm: memory, sleep, server and restarts of a recipe's section; None is its defaults.
         budgets: vllm: whether requests may have thinking budgets; without, it generates faster.
+        exchange: vllm_server: a folder for weights on their way and for the server's log; by default a temporary one.
 
     Raises:
         ConfigError: a model that the engine cannot serve, or a tokenizer without the format's stop tokens.
@@ -46,15 +48,28 @@ def open_engine(
     from budget_control.vocabulary import ThinkingTokens
 
     thinking = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
-    if kind == "vllm":
+    if kind != "hf":
         from models.loading import resolve
-        from rl.rollouts.vllm import VLLMEngine
+        from rl.rollouts.restarts import RestartingEngine
 
-        tags = (chat.think_open, chat.think_close)
-        return VLLMEngine(
-            resolve(model), thinking, tags, batch_size=batch_size, dtype=dtype, max_length=max_length,
-            gpu_memory=gpu_memory, sleep=sleep, budgets=budgets,
-        )  # fmt: skip
+        folder, tags = resolve(model), (chat.think_open, chat.think_close)
+        settings = settings or Rollouts(engine=kind, max_tokens=1)
+
+        def colocated() -> RolloutEngine:
+            from rl.rollouts.vllm import VLLMEngine
+
+            return VLLMEngine(
+                folder, thinking, tags, batch_size=batch_size, dtype=dtype, max_length=max_length,
+                gpu_memory=settings.gpu_memory, sleep=settings.sleep, budgets=budgets,
+            )  # fmt: skip
+
+        def server() -> RolloutEngine:
+            from rl.rollouts.server import open_server
+
+            place = exchange or Path(tempfile.mkdtemp(prefix="nanoalign-exchange-"))
+            return open_server(folder, thinking, tags, settings, place, dtype, batch_size, max_length)
+
+        return RestartingEngine(colocated if kind == "vllm" else server, settings.restarts)
     import torch
 
     from rl.rollouts.hf import HFEngine

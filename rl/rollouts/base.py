@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from common.errors import NanoalignError
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,6 +45,10 @@ class Completion:
     logprobs: tuple[float, ...]
     forced: tuple[bool, ...]
     finish: Literal["stop", "length", "abort"]
+
+
+class EngineLostError(NanoalignError, RuntimeError):
+    """The engine is gone, failed or does not answer; a new one may do what it was asked."""
 
 
 class RolloutEngine(Protocol):

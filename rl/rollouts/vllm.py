@@ -16,11 +16,10 @@ import torch
 from budget_control.rule import BudgetRule
 from budget_control.vocabulary import ThinkingTokens
 from common.errors import ConfigError
-from rl.rollouts.base import Completion, Request, Sampling
+from rl.rollouts.base import Completion, EngineLostError, Request, Sampling
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as tensors, not as messages
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # takes no logits processors of this kind
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",  # each reload warns of tensors that no checkpoint holds (rotary tables)
 }
@@ -51,6 +50,8 @@ class VLLMEngine:
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        if budgets:  # vLLM's second model runner, faster on GPUs, takes no logits processors of this kind
+            os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         try:
             from vllm import LLM
         except ImportError as error:
@@ -74,6 +75,8 @@ class VLLMEngine:
             )  # fmt: skip
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"rollouts.engine: vLLM cannot serve {folder}: {error}") from error
+        # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
+        self.seeded = not self.on_gpu or self.llm.llm_engine.vllm_config.use_v2_model_runner
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion a request, in order."""
@@ -81,12 +84,17 @@ class VLLMEngine:
             return []
         if not self.budgets and any(request.sampling.thinking_budget is not None for request in requests):
             raise ConfigError("rollout: a thinking budget was asked of an engine that was opened without budgets")
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
         self._wake()
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-            [self._parameters(request.sampling) for request in requests],
-            use_tqdm=False,
-        )
+        try:
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+                [self._parameters(request.sampling) for request in requests],
+                use_tqdm=False,
+            )
+        except (EngineDeadError, EngineGenerateError, RuntimeError, OSError) as error:  # dead, out of memory, CUDA
+            raise EngineLostError(f"vLLM: {type(error).__name__}: {error}") from error
         return [self._completion(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -94,6 +102,8 @@ class VLLMEngine:
         weights = [(name, tensor.detach()) for name, tensor in tensors]
         self._wake("weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if not self.on_gpu:
+            self.llm.apply_model(_repack_head)
         self._wake("kv_cache")
         self.llm.reset_prefix_cache()
 
@@ -142,8 +152,7 @@ class VLLMEngine:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            # On a GPU vLLM draws every seeded row by itself, a kernel a row and token; nothing is bitwise there anyway.
-            seed=None if self.on_gpu else sampling.seed,
+            seed=sampling.seed if self.seeded else None,
             stop_token_ids=sorted(self.thinking.stop_ids),
             logprobs=0,
             detokenize=False,
@@ -158,5 +167,16 @@ class VLLMEngine:
             rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
             forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
         logprobs = tuple(entry[token].logprob for token, entry in zip(token_ids, output.logprobs, strict=True))
-        finishes: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
-        return Completion(token_ids, logprobs, forced, finishes.get(output.finish_reason, "abort"))
+        if output.finish_reason not in ("stop", "length"):
+            raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")
+        return Completion(token_ids, logprobs, forced, output.finish_reason)
+
+
+def _repack_head(model: torch.nn.Module) -> None:
+    """vLLM's CPU build (0.31) computes with a packed copy of the head; a head that is tied to the embedding gets no
+    tensor of its own, and a reload would leave its copy as it was."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)

@@ -121,6 +121,53 @@ def test_losses_and_gradients_equal_the_reference(loss, kind, make_model, tokeni
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=2e-5, msg=name)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_an_engine_says_of_forced_tokens_does_not_matter(loss, make_model, tokenizer, tmp_path):
+    """vLLM's server reports -9999 for a token that was forced against the weights: its ratio is infinite."""
+    gradients = []
+    for reported in (-1.0, -9999.0):
+
+        def collect(rows, step, first, reported=reported):
+            collected = random_collected(rows, step)
+            for logprobs, trained in zip(collected.logprobs, collected.trained, strict=True):
+                logprobs[:] = [p if kept else reported for p, kept in zip(logprobs, trained, strict=True)]
+            return collected
+
+        folder = tmp_path / str(reported)
+        trainer = trainer_for(stage(loss), make_model("llama"), tokenizer, folder, collect, correct_engine=True)
+        batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (0, 1) for _ in range(GROUP)])
+        trainer._compute_loss(trainer.model, batch).backward()
+        gradients.append({name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[1].items():
+        assert torch.isfinite(gradient).all(), name
+        assert torch.equal(gradient, gradients[0][name]), name
+
+
+def test_no_attention_under_a_mask_runs_on_cudnn_nor_masks_a_query_whole(make_model, tokenizer, tmp_path, monkeypatch):
+    """Left padding under cuDNN's kernel gave gradients that were no numbers (docs/results/smollm2_135m.md)."""
+    from models import documents
+    from models.documents import isolate
+
+    seen = []
+    forward = documents.sdpa_attention_forward
+
+    def watched(module, query, key, value, attention_mask, **kwargs):
+        if attention_mask is not None:
+            seen.append((torch.backends.cuda.cudnn_sdp_enabled(), bool(attention_mask.any(-1).all())))
+        return forward(module, query, key, value, attention_mask, **kwargs)
+
+    monkeypatch.setattr(documents, "sdpa_attention_forward", watched)
+    model = make_model("llama")
+    isolate(model)
+    trainer = trainer_for(stage(), model, tokenizer, tmp_path)
+    batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (0, 4) for _ in range(GROUP)])
+    batch["advantages"].fill_(1.0)
+    trainer._compute_loss(model, batch).backward()
+    assert bool((batch["prompt_mask"] == 0).any())
+    assert seen
+    assert set(seen) == {(False, True)}
+
+
 def test_kl_to_the_starting_model(make_model, tokenizer, tmp_path):
     make_model("hybrid", 0).save_pretrained(tmp_path / "start")
     from models.loading import load_model

