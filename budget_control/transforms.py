@@ -5,10 +5,12 @@ give the same result, and every reason is counted.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
+from budget_control.vocabulary import ends_line
 from common.errors import ConfigError
 from data_recipes.config import TruncateReasoning
 from data_recipes.conversation import Conversation, Message
@@ -95,15 +97,28 @@ def _cut(message: Message, section: TruncateReasoning, tokenizer: Any, rng: Rand
     low, high = (1, len(ends)) if section.at == "fraction" else section.tokens
     if len(ends) <= low:
         return message
-    kept = reasoning[: ends[rng.randint(low, min(high, len(ends) - 1)) - 1]]
+    budget = rng.randint(low, min(high, len(ends) - 1))
+    kept = reasoning[: ends[budget - 1]]
     if section.at == "sentence":
         found = [match.end() for match in SENTENCE_END.finditer(kept)]
         if not found:
             return message
         kept = kept[: found[-1]]
+    if section.at == "rule":
+        kept = reasoning[: _closed_by_rule(ends, reasoning, budget, section.grace)]
     if len(kept) >= len(reasoning):
         return message
     return replace(message, reasoning=kept, reasoning_cut=True)
+
+
+def _closed_by_rule(ends: Sequence[int], reasoning: str, budget: int, grace: int) -> int:
+    """How many characters of a trace :class:`budget_control.rule.BudgetRule` lets through, all where the trace is over
+    before the rule closes it; ``ends`` tells where each token ends."""
+    last = min(budget + grace, len(ends))
+    starts = (0, *ends)
+    return next(
+        (ends[n - 1] for n in range(budget, last) if ends_line(reasoning[starts[n - 1] : ends[n - 1]])), ends[last - 1]
+    )
 
 
 def _thinks(conversation: Conversation) -> bool:

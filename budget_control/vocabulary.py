@@ -63,7 +63,7 @@ class ThinkingTokens:
             if place > inside:
                 position[place] = count
         base = np.where(np.arange(len(table)) >= inside, inside, 0)[:, None]
-        ends = [_ends_line(piece) for piece in pieces] + [False]
+        ends = [ends_line(piece) for piece in pieces] + [False]
         return cls(
             pieces, open_text, close_text, tuple(int(token) for token in close_ids), frozenset(stop_ids), inside, table,
             np.array(ends), position, (table == base).all(axis=0),
@@ -150,7 +150,8 @@ def token_texts(tokenizer: Any, anchor: int) -> list[str]:
     return [text[len(prefix) :] for text in texts]
 
 
-def _ends_line(piece: str) -> bool:
+def ends_line(piece: str) -> bool:
+    """The text ends a line: nothing but white space follows its last newline."""
     return "\n" in piece and not piece.rpartition("\n")[2].strip()
 
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
+from budget_control.rule import BudgetRule
 from budget_control.transforms import balance_modes, strip_reasoning, truncate_reasoning
+from budget_control.vocabulary import ThinkingTokens
 from common.errors import ConfigError
 from data_recipes.chat import chat_format
 from data_recipes.config import TruncateReasoning
@@ -79,6 +81,31 @@ def test_a_cut_at_a_fraction_reaches_the_whole_trace() -> None:
         assert cut is not None
         lengths.append(len(cut.messages[2].reasoning or "") / len(TRACE))
     assert min(lengths) < 0.05 and max(lengths) > 0.95 and 0.45 < sum(lengths) / 300 < 0.55
+
+
+@given(st.integers(1, 60), st.integers(0, 12))
+def test_a_cut_by_rule_falls_where_the_rule_closes(budget: int, grace: int) -> None:
+    """Token by token along the trace: the first forced token is the close, and the cut ends before it."""
+    section = TruncateReasoning(share=1.0, tokens=(budget, budget), at="rule", grace=grace)
+    cut, _ = truncate_reasoning(section, TOKENIZER)(sample(), Random(0))
+    assert cut is not None
+    rule = BudgetRule(ThinkingTokens.from_tokenizer(TOKENIZER), budget, grace)
+    state, kept = rule.start(TOKENIZER.encode("<think>", add_special_tokens=False)), []
+    for token in TOKENIZER.encode(TRACE, add_special_tokens=False):
+        if rule.forced(state) is not None:
+            break
+        kept.append(token)
+        state = rule.advance(state, token)
+    assert cut.messages[2].reasoning == TOKENIZER.decode(kept)
+
+
+def test_a_trace_that_ends_before_the_rule_closes_is_left_whole() -> None:
+    section = TruncateReasoning(share=1.0, tokens=(2, 2), at="rule", grace=100)
+    conversation = sample("No line ends here, and it is over soon.")
+    assert truncate_reasoning(section, TOKENIZER)(conversation, Random(0)) == (
+        conversation,
+        "reasoning left whole: no place to cut",
+    )
 
 
 @pytest.mark.parametrize(
