@@ -105,7 +105,7 @@ def run_budget_curve(
     tokenizer = load_tokenizer(folder)
     engine = open_engine(
         rollouts.engine, folder, tokenizer, format_, batch_size=rollouts.batch_size, device=device,
-        dtype="bfloat16" if device == "cuda" else "float32",
+        dtype="bfloat16" if device == "cuda" else "float32", settings=rollouts,
     )  # fmt: skip
     try:
         modes = [*(Mode(True, budget) for budget in limited), Mode(True), Mode(False)]

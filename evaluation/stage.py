@@ -60,7 +60,7 @@ def run(
         tokenizer = load_tokenizer(folder)
         engine = open_engine(
             rollouts.engine, folder, tokenizer, chat, batch_size=rollouts.batch_size, device=device,
-            dtype="bfloat16" if device == "cuda" else "float32",
+            dtype="bfloat16" if device == "cuda" else "float32", settings=rollouts,
         )  # fmt: skip
 
         def measure(name: str, mode: Mode, checkpoint=checkpoint, tokenizer=tokenizer, engine=engine) -> SuiteResult:  # type: ignore[no-untyped-def]
