@@ -38,7 +38,8 @@ def card(index: Mapping[str, Any]) -> str:
         lines += [
             f"| {name} | " + " | ".join(f"{n:,}" for n in counts) + " |" for name, counts in sorted(groups.items())
         ]
-    for title, counts in (("Left out", report["dropped"]), ("Changed", report["changed"])):
+    flagged = report.get("flagged", {})
+    for title, counts in (("Left out", report["dropped"]), ("Changed", report["changed"]), ("Quality flags", flagged)):
         lines += ["", f"## {title}", "", *(f"- {count:,}: {reason}" for reason, count in sorted(counts.items()))]
         lines += [] if counts else ["Nothing."]
     if report["contamination"]:

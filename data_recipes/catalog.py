@@ -43,6 +43,8 @@ class Source(Section):
     rows: dict[Part, int] | None = None
     test_share: float = 0.1
     join: Join | None = None
+    functions: dict[str, str] | None = None
+    """Class to the file of its functions, below the data root: rows with ``involved_classes`` get their functions."""
     replay: Literal["workbench"] | None = None
     """The rows are trajectories: the files' tasks, run in this workplace (data_recipes.workplace.replay)."""
 

@@ -194,13 +194,13 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}:{number}", _without_nulls(row)
+                    yield f"{path}:{number}", without_nulls(row)
     except (pa.ArrowException, OSError, ValueError) as error:
         yield _bad(f"{path}:{number + 1}", "damaged file", str(error).splitlines()[0])
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Arrow gives every struct all keys that any row has, as nulls: those keys are not data (trl#5118)."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -20,7 +20,7 @@ from data_recipes.catalog import Source, Split, find_files, root_of, source
 from data_recipes.chat.base import ChatFormat
 from data_recipes.chat.render import special_token_in
 from data_recipes.conversation import Conversation
-from data_recipes.files import BadRow, Row, read_rows
+from data_recipes.files import BadRow, Row, read_rows, without_nulls
 from data_recipes.generators import check_name, generate, in_test, is_generated
 from data_recipes.rows import RowError, from_row, to_row
 from data_recipes.transforms import Filter
@@ -124,9 +124,13 @@ def stream(
         if entry.replay:
             rows = _replayed_rows(split, data_root)
         else:
-            rows = (row for file in files for row in read_rows(file)) if files else _hub_rows(name, entry, part)
+            rows = (
+                (row for file in files for row in read_rows(file)) if files else _hub_rows(name, entry, part, data_root)
+            )
         if entry.join:
             rows = _joined(rows, entry, data_root)
+        if entry.functions:
+            rows = _with_functions(rows, entry.functions, data_root)
     for origin, raw in rows:
         report.rows += 1
         for item in _adapted(origin, raw, name, entry, report):
@@ -246,6 +250,19 @@ def _joined(rows: Iterable[Row], entry: Source, data_root: Path | None) -> Itera
         yield origin, row
 
 
+def _with_functions(rows: Iterable[Row], files: Mapping[str, str], data_root: Path | None) -> Iterator[Row]:
+    root = root_of(data_root) or Path()
+    known = {name: [function for _, function in read_rows(root / file)] for name, file in files.items()}
+    for origin, row in rows:
+        if isinstance(row, Mapping):
+            classes = row.get("involved_classes") or []
+            unknown = [name for name in classes if name not in known]
+            without = row.get("excluded_function") or []
+            listed = [each for name in classes if name in known for each in known[name] if each["name"] not in without]
+            row = BadRow(origin, "unknown class", f"{unknown[0]!r}") if unknown else {**row, "functions": listed}
+        yield origin, row
+
+
 def _replayed_rows(split: Split, data_root: Path | None) -> Iterator[Row]:
     from data_recipes.workplace.replay import trajectories
 
@@ -253,16 +270,24 @@ def _replayed_rows(split: Split, data_root: Path | None) -> Iterator[Row]:
         yield f"workbench:{conversation.id}", to_row(conversation)
 
 
-def _hub_rows(name: str, entry: Source, part: str) -> Iterator[Row]:
+def _hub_rows(name: str, entry: Source, part: str, data_root: Path | None) -> Iterator[Row]:
+    """Rows streamed from the hub, one at a time. Raises DataError that tells where a mirror would have to lie."""
     import datasets
 
     assert entry.hub and entry.hub_splits
+    split, number = entry.hub_splits[part], 0  # type: ignore[index]
     try:
-        rows = datasets.load_dataset(entry.hub, split=entry.hub_splits[part], streaming=True)  # type: ignore[index]
-    except Exception as error:  # the library's many network errors
-        raise DataError(f"source {name}: not under the data root, and the hub's {entry.hub} failed: {error}") from error
-    for number, row in enumerate(rows):
-        yield f"hub:{entry.hub}/{entry.hub_splits[part]}:{number + 1}", row  # type: ignore[index]
+        for row in datasets.load_dataset(entry.hub, split=split, streaming=True):
+            number += 1
+            yield f"hub:{entry.hub}/{split}:{number}", without_nulls(row)
+    except Exception as error:  # the libraries' many network errors, also in the middle of a stream
+        wanted = entry.files[part]  # type: ignore[index]
+        mirror = ", ".join([wanted] if isinstance(wanted, str) else wanted)
+        raise DataError(
+            f"hub:{entry.hub}/{split}:{number + 1}: source {name} cannot be read from the hub "
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}). Offline, "
+            f"mirror its files as {mirror} under --data-root or NANOALIGN_DATA ({root_of(data_root) or 'not set'})"
+        ) from error
 
 
 def _local_source(name: str, adapter: str) -> Source:

@@ -1,12 +1,14 @@
 """Counts of a set of samples: tokens by domain, source, language and licence, lengths, modes, duplicates."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data_recipes.chat.base import ChatFormat
 from data_recipes.conversation import Conversation
+from data_recipes.mixture import MixtureReport
+from data_recipes.quality import FLAGS, flags
 from data_recipes.tokenize import encode_batch
 from data_recipes.transforms import ExactDuplicates
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BATCH = 1000
+MOST_HITS = 20
+"""Contaminated samples that are listed; the others are counted."""
 QUANTILES = (0, 0.1, 0.5, 0.9, 0.99, 1)
 KEYS: dict[str, Callable[[Conversation], str]] = {
     "domain": lambda conversation: conversation.domain or "unknown",
@@ -46,6 +50,8 @@ class Stats:
     """Samples with reasoning in some answer."""
     with_tools: int = 0
     prompts_only: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
+    """Samples by quality flag, see data_recipes/quality.py."""
     duplicates: int = 0
     """Samples equal to an earlier one, apart from case and white space."""
 
@@ -90,14 +96,16 @@ def stats(conversations: Sequence[Conversation], chat: ChatFormat, tokenizer: An
             result.with_reasoning += any(message.reasoning for message in conversation.messages)
             result.with_tools += bool(conversation.tools)
             result.prompts_only += not examples
+            result.flags.update(flags(conversation))
             result.duplicates += is_duplicate(conversation) is not None
     result.lengths.sort()
     result.by = {key: dict(sorted(groups.items())) for key, groups in result.by.items()}
     return result
 
 
-def tables(figures: Stats) -> "list[RenderableType]":
-    """The figures as rich tables, for a terminal or for ``Console(record=True).export_html()``."""
+def tables(figures: Stats, report: MixtureReport | None = None) -> "list[RenderableType]":
+    """The figures as rich tables, for a terminal or for ``Console(record=True).export_html()``; with what building the
+    mixture did, if ``report`` is given."""
     from rich.table import Table
 
     result: list[RenderableType] = []
@@ -112,20 +120,55 @@ def tables(figures: Stats) -> "list[RenderableType]":
             cells = (count.samples, count.examples, count.tokens, count.trained_tokens)
             table.add_row(name, *(f"{cell:,}" for cell in cells), f"{share:.1%}")
         result.append(table)
-    lengths = Table("tokens of an example", "examples", "", title="lengths", title_justify="left")
+    lengths = Table("tokens of an example", title="lengths", title_justify="left")
+    lengths.add_column("examples", justify="right")
+    lengths.add_column("")
     histogram = figures.histogram()
     for size, number in histogram.items():
         lengths.add_row(
             f"{size // 2 + 1:,}-{size:,}", f"{number:,}", "█" * round(40 * number / max(histogram.values()))
         )
+    lengths.add_section()
     for quantile, length in figures.quantiles().items():
-        lengths.add_row(quantile, f"{length:,} tokens", "")
-    facts = Table("samples", "count", title="kinds", title_justify="left")
-    for label, value in (
-        ("with reasoning", figures.with_reasoning),
-        ("with tools", figures.with_tools),
-        ("prompts without an answer", figures.prompts_only),
-        ("exact duplicates", figures.duplicates),
-    ):
-        facts.add_row(label, f"{value:,}")
-    return [*result, lengths, facts]
+        lengths.add_row({"0%": "shortest", "50%": "median", "100%": "longest"}.get(quantile, quantile), f"{length:,}")
+    kinds = {
+        "with reasoning": figures.with_reasoning,
+        "with tools": figures.with_tools,
+        "prompts without an answer": figures.prompts_only,
+        "exact duplicates": figures.duplicates,
+        **{f"flag: {flag}": figures.flags[flag] for flag in FLAGS},
+    }
+    result += [lengths, _counts("samples", kinds)]
+    return result + (_loading(report) if report else [])
+
+
+def _loading(report: MixtureReport) -> "list[RenderableType]":
+    from rich.table import Table
+
+    sources = Table("source", title="rows", title_justify="left")
+    for column in ("read", "bad", "usable samples", "drawn", "epochs"):
+        sources.add_column(column, justify="right")
+    for each in report.sources:
+        counts = (each.rows, sum(each.bad.values()), each.samples, each.taken)
+        sources.add_row(f"{each.source} ({each.split})", *(f"{count:,}" for count in counts), f"{each.epochs:.2f}")
+    result: list[RenderableType] = [sources]
+    for title, reasons in (("left out", report.dropped), ("changed", report.changed)):
+        result += [_counts(title, dict(reasons.most_common()))] if reasons else []
+    if report.contamination:
+        found = Table("sample", "holds a prompt of", title="benchmarks' prompts found", title_justify="left")
+        for hit in report.contamination[:MOST_HITS]:
+            found.add_row(*hit)
+        if len(report.contamination) > MOST_HITS:
+            found.add_row(f"and {len(report.contamination) - MOST_HITS:,} more", "")
+        result.append(found)
+    return result
+
+
+def _counts(title: str, counts: Mapping[str, int]) -> "RenderableType":
+    from rich.table import Table
+
+    table = Table(title, title=title, title_justify="left", show_header=False)
+    table.add_column("count", justify="right")
+    for label, value in counts.items():
+        table.add_row(label, f"{value:,}")
+    return table

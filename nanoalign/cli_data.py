@@ -1,6 +1,7 @@
 """``nanoalign data``: see what a recipe trains on."""
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,24 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="See what a recipe trains on, and make more of it.")
 app.command()(generate)
 
+WIDTH = 120
+"""Characters of a line in an HTML page, whatever the terminal's."""
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="UTF-8">
+<title>{title}</title>
+<style>
+{stylesheet}
+body {{ color: {foreground}; background-color: {background}; margin: 2em; }}
+pre {{ font-family: Menlo, "DejaVu Sans Mono", Consolas, monospace; font-size: 14px; line-height: 1.2; }}
+</style>
+</head>
+<body>
+<pre><code style="font-family: inherit">{code}</code></pre>
+</body>
+</html>
+"""
 StageOption = Annotated[str | None, typer.Option(help="The SFT stage whose data and teaching to show; else its first.")]
 
 
@@ -45,14 +64,19 @@ def show(
     name = _stage(loaded, stage)
     section, tokenizer, chat = loaded.stages[name], load_tokenizer(loaded.model), chat_format(loaded.chat)
     conversations = _conversations(loaded, name, samples, tokenizer, data_root)
+    console = Console()
     groups: Any = None
     if packs:
         if section.pack is None:
             raise ConfigError(f"stage {name} does not pack its samples")
         lengths = [len(e.input_ids) for each in encode_batch(conversations, chat, tokenizer) for e in each]
-        packed = pack(lengths, section.pack.length)
-        groups = [packed.samples[a:b].tolist() for a, b in zip(packed.starts[:-1], packed.starts[1:], strict=True)]
-    show_samples(conversations, chat, tokenizer, Console(), groups)
+        fitting = [place for place, length in enumerate(lengths) if length <= section.pack.length]
+        packed = pack([lengths[place] for place in fitting], section.pack.length)
+        rows = [packed.samples[a:b].tolist() for a, b in zip(packed.starts[:-1], packed.starts[1:], strict=True)]
+        groups = [[fitting[place] for place in row] for row in rows]
+        if left := len(lengths) - len(fitting):
+            console.print(f"{left} examples are longer than a pack of {section.pack.length} tokens: not shown")
+    show_samples(conversations, chat, tokenizer, console, groups)
 
 
 @app.command()
@@ -78,16 +102,19 @@ def stats(
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = known("mixture", data or next(iter(loaded.data)), loaded.data)
-    built = build(loaded.data[name], data_root, loaded.seed)
-    figures = count(built.conversations, chat_format(loaded.chat), load_tokenizer(loaded.model))
+    chat = chat_format(loaded.chat)
+    built = build(loaded.data[name], data_root, loaded.seed, chat=chat)
+    figures = count(built.conversations, chat, load_tokenizer(loaded.model))
     if as_json:
         print(json.dumps({"mixture": name, **figures.as_dict(), "loading": built.report.as_dict()}, indent=2))
         return
-    console = Console(record=html is not None)
-    for table in tables(figures):
-        console.print(table)
+    console = Console()
+    page = Console(record=True, width=WIDTH, file=StringIO())
+    for table in tables(figures, built.report):
+        console.print(table, "")
+        page.print(table, "")
     if html is not None:
-        html.write_text(console.export_html(), encoding="utf-8")
+        html.write_text(page.export_html(code_format=PAGE.replace("{title}", name)), encoding="utf-8")
 
 
 @app.command()
@@ -121,6 +148,7 @@ def _stage(recipe: "Recipe", stage: str | None) -> str:
 def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, data_root: Path | None) -> Any:
     """About ``samples`` conversations of a stage's mixture, taught as the stage teaches them."""
     from budget_control.transforms import strip_reasoning, truncate_reasoning
+    from data_recipes.chat import chat_format
     from data_recipes.mixture import build
     from nanoalign.graph import stage_seed
 
@@ -129,7 +157,8 @@ def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, da
     if section.truncate_reasoning:
         teaching.append(truncate_reasoning(section.truncate_reasoning, tokenizer, section.strip_reasoning))
     few = smaller(recipe.data[section.data], samples)
-    return build(few, data_root, stage_seed(recipe, name), teaching).conversations[:samples]
+    chat = chat_format(recipe.chat)
+    return build(few, data_root, stage_seed(recipe, name), teaching, chat).conversations[:samples]
 
 
 def smaller(mixture: "Mixture", samples: int) -> "Mixture":

@@ -26,15 +26,30 @@ def bfcl(raw: Raw) -> list[dict[str, Any]]:
 
 
 def bfcl_multi_turn(raw: Raw) -> list[dict[str, Any]]:
-    """BFCL's multi-turn base: the first request; the others, the world and the reference calls are in the task."""
+    """BFCL's multi-turn base: the first request, with the functions of all classes involved. The task holds every
+    request (``turns``), the classes and the world that they start from (``initial_config``), and the reference calls of
+    each turn (``expected``). To play it takes BFCL's own simulators (bfcl-eval); here it is loaded, not scored."""
+    tools = normal_tools(raw["functions"])
+    parameters = {tool["name"]: list(tool["parameters"].get("properties", {})) for tool in tools}
+    expected = [[_reference_call(text, parameters) for text in turn] for turn in raw["answer"]["ground_truth"]]
     task = {
         "kind": "bfcl_multi_turn",
         "turns": raw["question"],
         "initial_config": raw["initial_config"],
         "classes": raw["involved_classes"],
-        "expected": raw["answer"]["ground_truth"],
+        "expected": expected,
     }
-    return [{"id": raw["id"], "messages": list(raw["question"][0]), "task": task}]
+    return [{"id": raw["id"], "messages": list(raw["question"][0]), "tools": tools, "task": task}]
+
+
+def _reference_call(text: str, parameters: dict[str, list[str]]) -> dict[str, Any]:
+    """``sort('a.txt')`` as a name and named arguments."""
+    call = ast.parse(text.strip(), mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in parameters:
+        raise RowError("bad tool call", f"{text[:80]!r} is not a call of a known function")
+    arguments = dict(zip(parameters[call.func.id], map(ast.literal_eval, call.args)))
+    arguments |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    return {"name": call.func.id, "arguments": arguments}
 
 
 def workbench(raw: Raw) -> list[dict[str, Any]]:
