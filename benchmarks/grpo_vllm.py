@@ -15,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -225,15 +226,17 @@ def measure(side: str, task: str, folder: Path, seconds: float, start: float) ->
     started, first, peak = time.monotonic(), None, 0.0
     with (folder / "log.txt").open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        while child.poll() is None:
-            time.sleep(0.5)
-            now, peak = time.monotonic(), max(peak, used_gpu_gb())
-            first = first or (now if rows_of(folder) else None)
-            if (first and now > first + seconds) or (not first and now > started + start):
-                break
-        if child.poll() is None:
-            os.killpg(child.pid, 9)
-            child.wait()
+        try:
+            while child.poll() is None:
+                time.sleep(0.5)
+                now, peak = time.monotonic(), max(peak, used_gpu_gb())
+                first = first or (now if rows_of(folder) else None)
+                if (first and now > first + seconds) or (not first and now > started + start):
+                    break
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
     rows = rows_of(folder)
     if len(rows) < 3:
         tail = (folder / "log.txt").read_text(errors="replace")[-1500:]
@@ -316,6 +319,7 @@ def main() -> None:
         watch_memory(Path(folder))
         (run_ours if side == "ours" else run_trl)(task, Path(folder), options)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through measure(), which ends its child
     shutil.rmtree(options.folder, ignore_errors=True)
     runs: dict[str, dict[str, Any]] = {}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")}
