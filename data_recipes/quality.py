@@ -8,7 +8,7 @@ line of prose (8 words, no list, table or heading) without a closing mark.
 ``empty``: an answer without a letter or a digit, or one that only says none, null, nan, n/a or todo; calls count as an
 answer.
 ``language``: the answers' prose is in another language than the row says (English, German, Spanish, French, Italian
-and Portuguese by their most usual words, others by script; 20 words or 40 letters of a script at least).
+and Portuguese by their most usual words, others by script; 20 words or 30 letters of a script at least).
 ``unclosed thinking``: a thinking tag stands in an answer or a reasoning, where the chat format does not write it.
 ``unprintable``: more than one character in 500 is a control, a private or a replacement character.
 """
@@ -71,7 +71,7 @@ def language_of(text: str) -> str | None:
         counts["ja"] += counts.pop("zh", 0)  # Japanese is written with Chinese characters too
     script, most = counts.most_common(1)[0]
     if script != "latin":
-        return script if most >= 40 else None
+        return script if most >= 30 else None
     words = Counter(_WORD.findall(prose.lower()))
     if words.total() < 20:
         return None

@@ -1,13 +1,16 @@
 """Mixtures, transforms, and what is shown of them."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_recipes.chat import chat_format
 from data_recipes.config import Mixture, SourceUse
 from data_recipes.conversation import Conversation, Message
 from data_recipes.mixture import build
@@ -98,7 +101,9 @@ def test_exact_duplicates_differ_in_case_and_space_only() -> None:
     assert [check(each) for each in samples] == [None, "duplicate", None, None]
 
 
-def test_near_duplicates_are_found_at_a_recall_of_95_percent() -> None:
+@pytest.mark.parametrize(("edits", "recall"), [(1, 1.0), (2, 1.0), (3, 0.95), (4, 0.6)])
+def test_near_duplicates_are_found_at_the_stated_recall(edits: int, recall: float) -> None:
+    """Of 120 words, 1, 2, 3 or 4 are others: a Jaccard similarity of about 0.95, 0.91, 0.86 or 0.82 of word triples."""
     rng = Random(0)
     originals = [sentence(rng, 120) for _ in range(150)]
     check = NearDuplicates(threshold=0.8)
@@ -106,10 +111,10 @@ def test_near_duplicates_are_found_at_a_recall_of_95_percent() -> None:
     edited = []
     for words in originals:
         copy = list(words)
-        for place in rng.sample(range(len(copy)), 3):  # three of 120 words: a Jaccard similarity of about 0.86
+        for place in rng.sample(range(len(copy)), edits):
             copy[place] = "edited"
         edited.append(sample(" ".join(copy)))
-    assert sum(check(each) is not None for each in edited) >= 0.95 * len(edited)
+    assert sum(check(each) is not None for each in edited) >= recall * len(edited)
     assert not any(check(sample(" ".join(sentence(rng, 120)))) for _ in range(100))
 
 
@@ -141,3 +146,53 @@ def test_decontamination_in_a_mixture(tmp_path: Path) -> None:
     report = build(mixture, tmp_path).report
     assert report.dropped == {"holds a prompt of gsm8k": 1} and report.samples == 5
     assert report.contamination == [(f"{tmp_path / 'rows.jsonl'}:6", "gsm8k test.jsonl:1")]
+
+
+def test_quality_flags_in_a_mixture(tmp_path: Path) -> None:
+    texts = ["I'm sorry, but I can't do that.", "Paris.", "</think> Rome.", "Bonn."]
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": t}]} for t in texts]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    wanted: Any = {"refusal": "drop", "unclosed thinking": "count"}
+    report = build(Mixture(sources={f"file:{tmp_path / 'rows.jsonl'}": 3}, quality=wanted)).report
+    assert report.dropped == {"quality: refusal": 1} and report.samples == 3
+    assert report.as_dict()["flagged"] == {"refusal": 1, "unclosed thinking": 1}
+
+
+def test_caps_leave_out_repetitions_first(tmp_path: Path) -> None:
+    one = rows_file(tmp_path / "one.jsonl", 10, domain="math")
+    two = rows_file(tmp_path / "two.jsonl", 10, domain="chat")
+    mixture = Mixture(sources={one: 25, two: 10}, domain_caps={"math": 12, "code": 3, "chat": 4})
+    built = build(mixture, seed=2)
+    assert built.report.dropped == {"domain math is capped": 13, "domain chat is capped": 6}
+    assert built.report.samples == len(built.conversations) == 16
+    kept = Counter(c.id for c in built.conversations if c.domain == "math")
+    assert sorted(kept.values()) == [1] * 8 + [2] * 2
+    assert built.conversations == build(mixture, seed=2).conversations
+    other = [c.id for c in build(mixture, seed=3).conversations if c.domain == "chat"]
+    assert len(other) == 4 and sorted(other) != sorted(c.id for c in built.conversations if c.domain == "chat")
+
+
+@pytest.mark.parametrize("place", ["question", "answer", "reasoning", "call", "tool"])
+def test_special_tokens_in_text_are_bad_rows(place: str, tmp_path: Path) -> None:
+    token = "<SPECIAL_12>"
+    answer: dict[str, Any] = {"role": "assistant", "content": "4", "reasoning_content": "hm"}
+    row: dict[str, Any] = {"messages": [{"role": "user", "content": "2+2?"}, answer], "tools": [{"name": "add"}]}
+    rows = [json.dumps(row)]
+    match place:
+        case "question":
+            row["messages"][0]["content"] += token
+        case "answer":
+            answer["content"] += token
+        case "reasoning":
+            answer["reasoning_content"] += token
+        case "call":
+            answer["tool_calls"] = [{"name": "add", "arguments": {"a": [token]}}]
+        case "tool":
+            row["tools"][0]["description"] = token
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, json.dumps(row)]))
+    name, chat = f"file:{tmp_path / 'rows.jsonl'}", chat_format("nemotron-nano-v2")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: special token: .* <SPECIAL_12>"):
+        build(Mixture(sources={name: 1}), chat=chat)
+    built = build(Mixture(sources={name: 1}, on_bad_row="skip"), chat=chat)
+    assert built.report.dropped == {"bad row: special token": 1} and built.conversations[0].messages[1].content == "4"
+    assert not build(Mixture(sources={name: 2}), chat=chat_format("chatml")).report.dropped

@@ -74,6 +74,26 @@ def test_it_holds_what_the_mixture_holds(tmp_path: Path, gpt2_like: Any) -> None
     assert f"{data.index['tokens']:,} tokens" in card and "| MIT |" in card and "## Left out" in card
 
 
+def test_caps_and_special_tokens_are_those_of_the_mixture(tmp_path: Path, gpt2_like: Any) -> None:
+    one = write(tmp_path / "one.jsonl", 30, domain="math")
+    two = write(tmp_path / "two.jsonl", 30, domain="chat")
+    with (tmp_path / "two.jsonl").open("a") as file:
+        messages = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "y"}]
+        file.write("\n" + json.dumps({"messages": messages}))
+    wanted: Any = {"refusal": "drop", "truncated": "count"}
+    mixture = Mixture(
+        sources={one: 70, two: 40}, domain_caps={"math": 45, "chat": 33}, quality=wanted, on_bad_row="skip"
+    )
+    data = prepare(mixture, CHAT, gpt2_like, tmp_path / "set", seed=3)
+    built = build(mixture, seed=3, chat=CHAT)
+    wanted = [example for each in encode_batch(built.conversations, CHAT, gpt2_like) for example in each]
+    assert examples(tmp_path / "set") == Counter(tuple(example.input_ids) for example in wanted)
+    assert data.index["report"]["dropped"] == built.report.as_dict()["dropped"] == {
+        "bad row: special token": 1, "domain math is capped": 25, "domain chat is capped": 7,
+    }  # fmt: skip
+    assert data.index["report"]["samples"] == len(data) == 45 + 33
+
+
 def test_datasets_reads_the_shards(tmp_path: Path, gpt2_like: Any) -> None:
     from datasets import Dataset
 

@@ -1,5 +1,6 @@
 """What is shown and counted is what is trained."""
 
+from collections import Counter
 from io import StringIO
 from typing import Any
 
@@ -7,7 +8,9 @@ from rich.console import Console
 
 from data_recipes.chat import chat_format
 from data_recipes.conversation import Conversation, Message
+from data_recipes.mixture import MixtureReport
 from data_recipes.show import CONTEXT, TRAINED, coloured, show
+from data_recipes.sources import LoadReport
 from data_recipes.stats import stats, tables
 from data_recipes.tokenize import encode_batch
 
@@ -52,6 +55,14 @@ def test_stats_are_exact(gpt2_like: Any) -> None:
     assert (figures.duplicates, figures.prompts_only, figures.with_reasoning, figures.total.examples) == (1, 1, 2, 4)
     assert sum(figures.histogram().values()) == 4 and figures.quantiles()["100%"] == figures.lengths[-1]
     console = Console(file=StringIO(), width=100, record=True)
-    for table in tables(figures):
+    report = MixtureReport(
+        [LoadReport("here", "train", 9, 7, 8, 1.14, bad=Counter({"bad JSON": 2}))], 8, Counter({"near duplicate": 5}),
+        contamination=[(f"rows.jsonl:{n}", "gsm8k 7") for n in range(30)],
+    )  # fmt: skip
+    for table in tables(figures, report):
         console.print(table)
-    assert f"{figures.total.tokens:,}" in console.export_html()
+    page = console.export_html(clear=False)
+    assert f"{figures.total.tokens:,}" in page
+    for said in ("here (train)", "1.14", "near duplicate", "flag: repetition", "rows.jsonl:19", "and 10 more"):
+        assert said in page
+    assert "rows.jsonl:20" not in page

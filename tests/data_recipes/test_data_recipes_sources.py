@@ -230,6 +230,70 @@ def test_nemotron_post_training_from_a_mirror(tmp_path: Path) -> None:
     assert by_prompt["2+2?"].licence == "cc-by-4.0" and describe("nemotron-v2-math", tmp_path)["found"]
 
 
+def hub_like(folder: Path, count: int) -> None:
+    """A data set as the hub holds it: Parquet files named after their splits."""
+    messages = [
+        [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"<think>\nhm\n</think>\n{n}"}]
+        for n in range(count)
+    ]
+    rows = [{"messages": each, "reasoning": "on", "category": "math", "license": "cc-by-4.0"} for each in messages]
+    (folder / "data").mkdir(parents=True)
+    for part in range(2):
+        table = pa.Table.from_pylist(rows[part::2])
+        pq.write_table(table, folder / "data" / f"math-0000{part}-of-00002.parquet")
+        pq.write_table(table.slice(0, 1), folder / "data" / f"chat-0000{part}-of-00002.parquet")
+
+
+def test_the_hub_is_streamed_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_like(tmp_path / "hub", 400)
+    entry = catalog()["nemotron-v2-math"]
+    monkeypatch.setitem(
+        catalog(), "nemotron-v2-math", entry.model_copy(update={"hub": str(tmp_path / "hub"), "test_share": 0.1})
+    )
+    train, test = (load("nemotron-v2-math", None, split, tmp_path) for split in ("train", "test"))  # type: ignore[arg-type]
+    assert train.report.rows == test.report.rows == 400 and train.report.samples + test.report.samples == 400
+    assert 10 < test.report.samples < 100
+    first = min(train.conversations, key=lambda c: int(c.messages[1].content))
+    assert first.messages[1].reasoning == "hm" and first.licence == "cc-by-4.0" and first.origin.startswith("hub:")
+    assert describe("nemotron-v2-math", tmp_path)["found"] is False
+
+
+def test_a_hub_out_of_reach_names_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no network\nfurther lines")
+
+    def breaks_off(*_: Any, **__: Any) -> Any:
+        yield {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+        raise OSError("connection reset")
+
+    for broken, number, why in (
+        (unreachable, 1, "ConnectionError: no network"),
+        (breaks_off, 2, "OSError: connection reset"),
+    ):
+        monkeypatch.setattr(datasets, "load_dataset", broken)
+        with pytest.raises(DataError) as error:
+            load("nemotron-v2-math", None, "train", tmp_path)
+        said = str(error.value)
+        assert said.startswith(f"hub:nvidia/Nemotron-Post-Training-Dataset-v2/math:{number}: source nemotron-v2-math")
+        assert (
+            why in said
+            and "nvidia/Nemotron-Post-Training-Dataset-v2/data/math-*.parquet" in said
+            and str(tmp_path) in said
+        )
+
+
+@needs_shared
+def test_bfcl_multi_turn_comes_with_its_functions() -> None:
+    for conversation in load("bfcl-multi-turn", None, "train", SHARED).conversations:
+        assert conversation.task and conversation.messages[-1].role == "user"
+        names = {tool["name"]: set(tool["parameters"]["properties"]) for tool in conversation.tools}
+        assert len(conversation.task["turns"]) == len(conversation.task["expected"])
+        for call in (call for turn in conversation.task["expected"] for call in turn):
+            assert set(call["arguments"]) <= names[call["name"]]
+
+
 def test_preference_layouts() -> None:
     helpsteer = {
         "domain": "code",
