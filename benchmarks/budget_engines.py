@@ -14,6 +14,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
     },
+    "135m": {},  # random weights in the model's own shape
     "tiny": {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
              "num_key_value_heads": 1, "head_dim": 32},
 }  # fmt: skip

@@ -46,6 +46,7 @@ class Engine:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if options.in_process else "1",
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "VLLM_CACHE_ROOT": str(folder / f"cache-{variant}"),  # engines that compile at once must not share one
             "VLLM_USE_FLASHINFER_SAMPLER": os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "0"),
         }

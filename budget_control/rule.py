@@ -75,19 +75,25 @@ class BudgetRule:
     def written(self, state: State, sampled: int) -> int:
         """The token that is written where the model drew ``sampled``: the forced one if there is one; the next one of
         the close where a stop token would end the completion inside budgeted thinking; else ``sampled`` itself."""
-        forced = self.forced(state)
-        if forced is not None:
-            return forced
-        if self.budget is not None and self.thinking(state) and sampled in self.tokens.stop_ids:
-            return self.tokens.close_ids[self._close_position(state)]
-        return sampled
+        due = self.forced(state)
+        if due is None and sampled in self.tokens.stop_ids:
+            due = self._close_for_stop(state)
+        return sampled if due is None else due
 
-    def forced_mask(self, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> list[bool]:
-        """Which tokens of a completion written under this rule were forced: for engines that return tokens alone. A
-        close that took a stop token's place looks like the model's own and is not marked."""
+    def forced_mask(
+        self, prompt_ids: Sequence[int], token_ids: Sequence[int], stopped: Sequence[bool] | None = None
+    ) -> list[bool]:
+        """Which tokens of a completion were written by this rule, not drawn: for engines that return tokens alone.
+
+        ``stopped`` tells where a stop token was drawn, or, where logits are edited (budget_control/logits.py), was
+        likelier than the close that stands in its place: nothing in the tokens shows it. None marks no such close.
+        """
         state, mask = self.start(prompt_ids), []
-        for token in token_ids:
-            mask.append(self.forced(state) == token)
+        for token, stop in zip(token_ids, [False] * len(token_ids) if stopped is None else stopped, strict=True):
+            due = self.forced(state)
+            if due is None and stop:
+                due = self._close_for_stop(state)
+            mask.append(due == token)
             state = self.advance(state, token)
         return mask
 
@@ -109,6 +115,12 @@ class BudgetRule:
     def longest_thinking(self) -> float:
         """The most thinking tokens that one stretch of thinking can take, the close included."""
         return float("inf") if self.budget is None else self.budget + self.grace + len(self.tokens.close_ids)
+
+    def _close_for_stop(self, state: State) -> int | None:
+        """The close token that takes a stop token's place, or None where the stop token stands."""
+        if self.budget is None or not self.thinking(state):
+            return None
+        return self.tokens.close_ids[self._close_position(state)]
 
     def _close_position(self, state: State) -> int:
         """Index of the close token due next: a close that the model has begun as the tokenizer would is completed."""

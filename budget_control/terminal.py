@@ -254,14 +254,15 @@ def run_chat(
     Raises:
         ConfigError: a budget that is none, or a server without a tokenizer.
     """
-    from data_recipes.chat import chat_format
-    from models.loading import load_model, load_tokenizer
-    from models.training import resolve_device
-
     check_budget(budget, grace)
     remote = model.startswith(("http://", "https://"))
     if remote and (tokenizer is None or served_name is None):
         raise ConfigError(f"{model} is a server: name its model and give that model's tokenizer")
+
+    from data_recipes.chat import chat_format
+    from models.loading import load_model, load_tokenizer
+    from models.training import resolve_device
+
     format_ = chat_format(chat)
     words = load_tokenizer(tokenizer or model)
     tokens = ThinkingTokens.from_tokenizer(words, format_.think_open, format_.think_close, format_.stop)

@@ -33,7 +33,13 @@ class Message:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning_cut: bool = False
-    """The reasoning was truncated: it is rendered up to its last character, and closed right there."""
+    """The reasoning was truncated: it is rendered up to its last character, and closed right there. Truncated to
+    nothing, it is opened and closed at once, as under a thinking budget of 0."""
+
+    @property
+    def thinks(self) -> bool:
+        """The message is the answer to a prompt that asks for thinking."""
+        return bool(self.reasoning) or self.reasoning_cut
 
 
 @dataclass(frozen=True)

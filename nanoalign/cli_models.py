@@ -130,24 +130,33 @@ def serve(
 
 
 def chat(
-    model: ModelArgument,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a hub id, builtin:NAME, pip:NAME or a server's URL.")
+    ],
     budget: Annotated[
         int | None, typer.Option(min=0, help="Thinking tokens of an answer; without it unlimited.")
     ] = None,
     grace: Annotated[int, typer.Option(min=0, help="Tokens past the budget in which a line end is awaited.")] = 500,
     form: ChatOption = "nemotron-nano-v2",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, thinking included.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, thinking included.")] = 4096,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
+    tokenizer: Annotated[str | None, typer.Option(help="For a server: whose tokenizer its model has.")] = None,
+    served_name: Annotated[str | None, typer.Option(help="For a server: its name for the model.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="NANOALIGN_API_KEY", help="For a server: its key.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Talk to a model in the terminal.
 
-    Thinking is folded and counted against its budget.
+    Thinking is folded and counted against its budget. A server (http://127.0.0.1:8000/v1) needs no plugin: the budget
+    is kept from here.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from nanoalign.chat import Settings, talk
+    from budget_control.terminal import run_chat
 
-    talk(model, form, Settings(budget, grace, max_tokens, temperature), device)
+    run_chat(
+        model, form, budget=budget, grace=grace, max_tokens=max_tokens, temperature=temperature, tokenizer=tokenizer,
+        served_name=served_name, api_key=api_key, device=device,
+    )  # fmt: skip
 
 
 def budget_curve(

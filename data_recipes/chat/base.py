@@ -44,7 +44,7 @@ class ChatFormat(Protocol):
         ...
 
     def completion(self, message: Message) -> list[Span]:
-        """What the assistant writes after ``prompt(..., thinking=bool(message.reasoning))`` to say ``message``, up to
+        """What the assistant writes after ``prompt(..., thinking=message.thinks)`` to say ``message``, up to
         and including the first stop text. All of it is trained, except the forced close of a cut reasoning."""
         ...
 

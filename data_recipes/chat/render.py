@@ -121,17 +121,17 @@ class Format:
     def completion(self, message: Message) -> list[Span]:
         """What the assistant writes; see :class:`data_recipes.chat.base.ChatFormat`."""
         answer = self._answer(message) + self._end()
-        if not message.reasoning:
+        if not message.thinks:
             return [Span(answer, True)]
-        opening = "" if self.prompt_opens_thinking else self.think_open + "\n"
+        reasoning = message.reasoning or ""
+        opening = "" if self.prompt_opens_thinking else self.think_open
+        opening += "\n" if opening and reasoning else ""
         if not message.reasoning_cut:
-            thought = f"{opening}{message.reasoning.strip()}\n{self.think_close}\n\n"
+            thought = f"{opening}{reasoning.strip()}\n{self.think_close}\n\n"
             return [Span(thought + answer, True)]
-        return [
-            Span(opening + message.reasoning.lstrip(), True),
-            Span(self.think_close, False),
-            Span("\n\n" + answer, True),
-        ]
+        begun = opening + reasoning.lstrip()
+        close = [Span(self.think_close, False), Span("\n\n" + answer, True)]
+        return [Span(begun, True), *close] if begun else close
 
     def examples(self, conversation: Conversation) -> list[list[Span]]:
         """Training renders, built from ``prompt`` and ``completion`` alone, so that what is trained is what inference
@@ -144,7 +144,7 @@ class Format:
             if message.role != "assistant":
                 continue
             history = conversation.messages[:index]
-            context = self.prompt(history, conversation.tools, thinking=bool(message.reasoning))
+            context = self.prompt(history, conversation.tools, thinking=message.thinks)
             turn = self._turn(history, conversation.tools, message)
             if examples and context.startswith(text):
                 examples[-1] += [Span(context[len(text) :], False), *turn]

@@ -41,8 +41,10 @@ def test_rule_equals_the_naive_reference(
     tokens: ThinkingTokens, prompt: list[int], drawn: list[int], budget: int | None, grace: int
 ) -> None:
     expected = naive_budget.enforce(PIECES, tokens.close_ids, [0], prompt, iter(drawn), budget, grace)
-    written, forced = drive(BudgetRule(tokens, budget, grace), prompt, drawn)
+    rule = BudgetRule(tokens, budget, grace)
+    written, forced = drive(rule, prompt, drawn)
     assert (written, forced) == expected
+    assert rule.forced_mask(prompt, written, [token in tokens.stop_ids for token in drawn[: len(written)]]) == forced
 
 
 @settings(max_examples=300, deadline=None)

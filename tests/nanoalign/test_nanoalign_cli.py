@@ -1,6 +1,5 @@
 """The command line: quick to answer, clear about what is wrong."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_recipes.config import Mixture, SourceUse
-from nanoalign.chat import HELP, Folded, Settings, command
 from nanoalign.cli import app
 from nanoalign.cli_data import smaller
 from nanoalign.launch import command as launch_command
@@ -103,37 +101,9 @@ def test_a_smaller_mixture_keeps_every_source(sources: dict[str, int], samples: 
     assert sum(few.values()) <= samples + len(sources)
 
 
-def test_chat_commands() -> None:
-    settings = Settings(None, 500, 100, 0.6)
-    assert command("/no_think", settings)[0].thinking is False
-    assert command("/budget 64", settings)[0].budget == 64
-    assert command("/budget none", Settings(64, 500, 100, 0.6))[0].budget is None
-    assert command("/budget -1", settings) == (settings, HELP) and command("/help", settings) == (settings, HELP)
-
-
-def test_chat_folds_thinking_and_streams_the_answer() -> None:
-    import torch
-
-    from budget_control.vocabulary import ThinkingTokens
-    from data_recipes.chat import chat_format
-    from models.loading import load_tokenizer
-
-    chat, tokenizer = chat_format("nemotron-nano-v2"), load_tokenizer("builtin:miniature-base")
-    tokens = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
-
-    def ids(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    out = io.StringIO()
-    shown = Folded(tokens, tokenizer, Settings(64, 0, 100, 0.0), set(tokens.stop_ids), out)
-    shown.put(torch.tensor([ids("<think>\n")]))
-    thought, answer = ids("2+2=4\n</think>"), ids("It is four.")
-    for token in [*thought, *answer, *ids(chat.stop[0])]:
-        shown.put(torch.tensor([token]))
-    shown.end()
-    counted, _, answered = out.getvalue().partition("\n")
-    assert counted.endswith(f"[thinking: {len(thought)} of 64 tokens]") and "2+2" not in out.getvalue()
-    assert answered == "It is four.\n"
+def test_chat_with_a_server_needs_its_model_and_tokenizer() -> None:
+    code, output = call("chat", "http://127.0.0.1:1/v1")
+    assert code == 1 and "name its model and give that model's tokenizer" in output
 
 
 def recipe(launch: str) -> Recipe:
