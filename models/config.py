@@ -54,7 +54,16 @@ class Training(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """bfloat16: autocast with fp32 master weights; float32 on CPU."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute activations in the backward pass; Mamba-2 and MLP blocks then run tile by tile."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """Of Mamba-2 blocks on CUDA: auto takes Triton's where they can be had and, measured, agree with torch's."""
+    tile: int = Field(16384, ge=16)
+    """With gradient_checkpointing: tokens of a tile."""
+    keep_blocks: int = Field(0, ge=0)
+    """With gradient_checkpointing: so many blocks, the last ones, keep their wide products instead of recomputing them;
+    each takes 4 to 5 times the memory of its input."""
+    offload_gb: float = Field(0.0, ge=0)
+    """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimizer steps between resumable checkpoints."""
     lora: LoRA | None = None

@@ -68,7 +68,8 @@ class Mamba2Path:
         **_: Any,
     ) -> Tensor:
         """(B, T, hidden) to (B, T, hidden); ``attention_mask`` (B, T) marks padding with 0, ``seq_idx`` documents."""
-        gate, x_BTD, dt_BTH = self._parts(self.project(hidden_states))
+        gate, x_BTD, dt = self.parts(self.project(hidden_states))
+        dt_BTH = self._steps(dt)
         layer = None
         if cache_params is not None and cache_params.has_previous_state(self.layer_idx):
             layer = cache_params.layers[self.layer_idx]
@@ -76,38 +77,43 @@ class Mamba2Path:
             y = self._decode(x_BTD[:, 0], dt_BTH[:, 0], layer)
         else:
             y = self._scan(x_BTD, dt_BTH, cache_params, layer, attention_mask, seq_idx)
-        return self.out_proj(self._gate(y.flatten(2), gate).to(hidden_states.dtype))
-
-    def stretch(
-        self, projected: Tensor, previous_BKD: Tensor | None, state_BHPN: Tensor | None, document_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What lies between the projections, for a stretch of a longer sequence.
-
-        ``projected`` comes from :meth:`project`. The convolution's inputs before the stretch and the state that enters
-        it belong to ``document_BT``'s document 0; None for both at the start. Returns what goes into ``out_proj`` and
-        the two for the next stretch.
-        """
-        gate, x_BTD, dt_BTH = self._parts(projected)
-        last_BKD = x_BTD[:, -(self.conv_kernel_size - 1) :].clone()
-        x_BTD = self._convolve(x_BTD, previous_BKD, document_BT)
-        y, state_BHPN = self._recur(x_BTD, dt_BTH, state_BHPN, document_BT, None)
-        return self._gate(y.flatten(2), gate).to(projected.dtype), last_BKD, state_BHPN
+        return self.out_proj(self.gate(y.flatten(2), gate).to(hidden_states.dtype))
 
     def project(self, hidden_states: Tensor) -> Tensor:
         """(B, T, hidden) to gate, convolution channels and time steps side by side."""
         return project(self.in_proj, hidden_states)
 
-    def _parts(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gate, the convolution's inputs, and time steps in fp32."""
-        gate, x_BTD, dt = projected.split([self.intermediate_size, self.conv_dim, self.num_heads], dim=-1)
+    def parts(self, projected: Tensor) -> tuple[Tensor, ...]:
+        """Gate, the convolution's channels, and time steps before their bias, of :meth:`project`'s output."""
+        return projected.split([self.intermediate_size, self.conv_dim, self.num_heads], dim=-1)
+
+    def stretch(
+        self,
+        x_BTD: Tensor,
+        dt: Tensor,
+        previous_BKD: Tensor | None,
+        state_BHPN: Tensor | None,
+        document_BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Convolution and scan of a stretch of a longer sequence, from :meth:`parts`.
+
+        The convolution's inputs before the stretch and the state that enters it belong to ``document_BT``'s document 0;
+        None for both at the start. Returns y (B, T, heads x channels), and the two for the next stretch.
+        """
+        last_BKD = x_BTD[:, -(self.conv_kernel_size - 1) :].clone()
+        x_BTD = self._convolve(x_BTD, previous_BKD, document_BT)
+        y, state_BHPN = self._recur(x_BTD, self._steps(dt), state_BHPN, document_BT, None)
+        return y.flatten(2), last_BKD, state_BHPN
+
+    def gate(self, y: Tensor, gate: Tensor) -> Tensor:
+        """What goes into ``out_proj``."""
+        return self.norm(y, gate)
+
+    def _steps(self, dt: Tensor) -> Tensor:
+        """Time steps in fp32."""
         dt_BTH = F.softplus(dt.float() + self.dt_bias.float())
         low, high = self._time_step_limit()
-        if low > 0 or high < float("inf"):
-            dt_BTH = dt_BTH.clamp(low, high)
-        return gate, x_BTD, dt_BTH
-
-    def _gate(self, y: Tensor, gate: Tensor) -> Tensor:
-        return self.norm(y, gate)
+        return dt_BTH.clamp(low, high) if low > 0 or high < float("inf") else dt_BTH
 
     def _time_step_limit(self) -> tuple[float, float]:
         return self.time_step_limit
@@ -175,7 +181,7 @@ class Mamba2Path:
 class NemotronHPath(Mamba2Path, NemotronHMamba2Mixer):
     """NemotronH: the time step's limit as trained (see the module's docstring), and a norm over groups."""
 
-    def _gate(self, y: Tensor, gate: Tensor) -> Tensor:
+    def gate(self, y: Tensor, gate: Tensor) -> Tensor:
         if self.kernels is TORCH:
             return self.norm(y, gate)
         return self.kernels.gated_norm(y, gate, self.norm.weight, self.norm.group_size, self.norm.variance_epsilon)
@@ -198,7 +204,7 @@ class FalconH1Path(Mamba2Path, FalconH1Mixer):
     def project(self, hidden_states: Tensor) -> Tensor:
         return self.in_proj(hidden_states * self.ssm_in_multiplier) * self.mup_vector
 
-    def _gate(self, y: Tensor, gate: Tensor) -> Tensor:
+    def gate(self, y: Tensor, gate: Tensor) -> Tensor:
         return self.norm(y, gate) if self.mamba_rms_norm else y * F.silu(gate)
 
 

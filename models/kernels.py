@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA behind the functions of :mod:`models.mamba2`: mamba-ssm's scan and norm, our convolution.
+"""Triton kernels for CUDA behind the functions of :mod:`models.mamba2`: mamba-ssm's scan and kernels of our own.
 
 All come from wheels without compiled CUDA. They are used only after :func:`verify` has compared them with the torch
 functions on this device.
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from common.errors import ConfigError, IsolationError
 from models.mamba2 import causal_conv, ssd_scan
@@ -35,20 +36,20 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def mamba_ssm() -> tuple[Any, Any]:
-    """mamba-ssm's modules of the scan and of the gated norm, with the shipped configurations.
+def mamba_ssm() -> Any:
+    """mamba-ssm's module of the scan, with the shipped configurations.
 
     Raises:
         ImportError: they, or triton, are not there.
     """
     if "selective_scan_cuda" not in sys.modules:  # mamba_ssm imports its Mamba-1 extension, absent from pure wheels
         sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
-    from mamba_ssm.ops.triton import layernorm_gated, ssd_combined
+    from mamba_ssm.ops.triton import ssd_combined
 
     from models.tuned import load
 
     load()
-    return ssd_combined, layernorm_gated
+    return ssd_combined
 
 
 def triton_scan(
@@ -68,11 +69,51 @@ def triton_scan(
     batch, length = dt_BTH.shape[:2]
     seq_idx = None if document_BT is None else document_BT.int().expand(batch, length).contiguous()
     dtype = x_BTHP.dtype
-    y, state = mamba_ssm()[0].mamba_chunk_scan_combined(
-        x_BTHP, dt_BTH, A_H, input_BTGN.to(dtype), output_BTGN.to(dtype), chunk,
-        D=D_H, initial_states=initial_BHPN, seq_idx=seq_idx, return_final_states=True,
-    )  # fmt: skip
-    return y, state.float()
+    inputs = (x_BTHP, dt_BTH, A_H, input_BTGN.to(dtype), output_BTGN.to(dtype), D_H, initial_BHPN, seq_idx)
+    tokens = _SavedScan.apply(chunk, *inputs)
+    return _Scan.apply(*tokens, chunk, *(None if tensor is None else tensor.detach() for tensor in inputs))
+
+
+class _SavedScan(torch.autograd.Function):
+    """Saves what the scan's backward pass reads, before the scan runs, so that a checkpoint's recomputation ends here.
+
+    Returns two tensors without memory, which stand for the scan's outputs until :class:`_Scan` computes them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, chunk: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.chunk = chunk
+        ctx.save_for_backward(*inputs)
+        x, _, _, entered = inputs[:4]
+        assert x is not None and entered is not None
+        batch, _, heads, channels = x.shape
+        state = x.new_empty((), dtype=torch.float32).expand(batch, heads, channels, entered.shape[-1])
+        return x.new_empty(()).expand(x.shape), state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
+        x, dt, A, entered, read, D, initial, seq_idx = ctx.saved_tensors
+        backward = mamba_ssm()._mamba_chunk_scan_combined_bwd
+        dx, ddt, dA, d_entered, d_read, dD, _, _, d_initial = backward(
+            grad_y, x, dt, A, entered, read, x, ctx.chunk,  # of the output it takes the shape only: there is no gate
+            D=D, initial_states=initial, dfinal_states=grad_state.contiguous(), seq_idx=seq_idx,
+        )  # fmt: skip
+        return None, dx, ddt, dA, d_entered, d_read, dD, d_initial, None
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, state: Tensor, chunk: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, dt, A, entered, read, D, initial, seq_idx = inputs
+        forward = mamba_ssm()._mamba_chunk_scan_combined_fwd
+        out = forward(x, dt, A, entered, read, chunk, D=D, initial_states=initial, seq_idx=seq_idx)
+        return out[0], out[5].float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_y, grad_state, None, *[None] * 8
 
 
 def triton_conv(
@@ -92,9 +133,10 @@ def triton_conv(
 
 
 def triton_gated_norm(y: Tensor, gate: Tensor, weight: Tensor, group: int, eps: float) -> Tensor:
-    """:func:`gated_norm` by mamba-ssm's Triton kernel."""
-    norm = mamba_ssm()[1].rmsnorm_fn
-    return norm(y, weight, None, z=gate.to(y.dtype), eps=eps, group_size=group, norm_before_gate=False)
+    """:func:`gated_norm` in one pass."""
+    from models.triton_kernels import GatedNorm
+
+    return GatedNorm.apply(y, gate, weight, group, eps)
 
 
 def triton_squared_relu(x: Tensor) -> Tensor:
@@ -167,9 +209,10 @@ def verify(device: torch.device, tolerance: float = 0.02) -> dict[str, float]:
 def _trials(device: torch.device) -> Iterator[tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor], float]]:
     """For every kernel: its name, outputs and gradients of all inputs (torch's, Triton's), and what crosses documents.
 
-    The scan and the convolution continue an earlier stretch, as tiles do (see :mod:`models.tiling`).
+    The scan and the convolution continue an earlier stretch, as tiles do (see :mod:`models.tiling`). Lengths divide by
+    16, as tiles' do, so that nothing is compiled for this check alone.
     """
-    length, start, heads, channels, groups, size, dtype = 300, 137, 4, 80, 2, 128, torch.bfloat16
+    length, start, heads, channels, groups, size, dtype = 2048, 937, 32, 80, 2, 128, torch.bfloat16
     draw = torch.Generator(device).manual_seed(0)
 
     def noise(*shape: int, dtype: torch.dtype = dtype) -> Tensor:

@@ -6,11 +6,12 @@ own.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 SLAB = 2**30
 """Bytes pinned at once. torch's own pinned allocator rounds every tensor up to a power of two."""
@@ -23,52 +24,55 @@ LAG = 12
 class HostOffload:
     """Saved tensors whose last dimension is ``hidden`` go to the host, the first ``host_bytes`` of each forward pass.
 
-    Use: ``with offload.forward(): loss = ...``, then ``loss.backward()`` once. The host memory is kept for the next.
+    Use: ``with offload.forward(): loss = ...``, then ``loss.backward()``, then the next forward pass, which takes the
+    same host memory again.
     """
 
     def __init__(self, hidden: int, host_bytes: int, least: int = 2**20) -> None:
         """``least`` is the size in elements under which tensors stay where they are."""
         self.hidden, self.host_bytes, self.least = hidden, host_bytes, least
         self.slabs: list[Tensor] = []
-        self.taken: list[_Parked] = []
+        self.parked: list[_Parked] = []
+        self.parked_bytes = 0
+        self.last: Tensor | None = None
+        """The last tensor parked, held so that no other takes its address."""
         self.stream: torch.cuda.Stream | None = None
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """What is saved for the backward pass inside is offloaded."""
-        self.taken, self.slab, self.used, self.parked_bytes = [], 0, 0, 0
-        self.last: Tensor | None = None  # held, so that no other tensor takes its address
+        self.parked, self.parked_bytes, self.slab, self.used = [], 0, 0, 0
         if self.stream is None and torch.cuda.is_available():
             self.stream = torch.cuda.Stream()
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
-            yield
-        self.last = None
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        finally:
+            self.last = None
 
     def _pack(self, tensor: Tensor) -> Any:
         wanted = tensor.is_cuda and tensor.dim() > 1 and tensor.shape[-1] == self.hidden
         if not wanted or (tensor.is_leaf and tensor.requires_grad) or tensor.numel() < self.least:
             return tensor
-        last, self.last = self.last, tensor
-        if last is not None and self.taken and tensor.data_ptr() == last.data_ptr() and tensor.shape == last.shape:
-            self.taken[-1].uses += 1  # saved by two pieces of one tile
-            return self.taken[-1]
+        last = self.last
+        if last is not None and tensor.data_ptr() == last.data_ptr() and tensor.shape == last.shape:
+            self.parked[-1].uses += 1  # saved by two pieces of one tile
+            return self.parked[-1]
         if self.parked_bytes + tensor.nbytes > self.host_bytes:
             self.last = None
             return tensor
-        self.parked_bytes += tensor.nbytes
-        if len(self.taken) > LAG:
-            self.taken[-LAG].out.synchronize()
-        parked = _Parked(tensor, self._room(tensor), len(self.taken), self.stream)
-        self.taken.append(parked)
-        return parked
+        if len(self.parked) > LAG:
+            self.parked[-LAG].out.synchronize()
+        self.parked.append(_Parked(tensor, self._room(tensor), len(self.parked), self.stream))
+        self.parked_bytes, self.last = self.parked_bytes + tensor.nbytes, tensor
+        return self.parked[-1]
 
     def _room(self, tensor: Tensor) -> Tensor:
         """Pinned memory for a tensor, in the next slab that has room."""
         while self.slab < len(self.slabs) and self.used + tensor.nbytes > self.slabs[self.slab].nbytes:
             self.slab, self.used = self.slab + 1, 0
         if self.slab == len(self.slabs):
-            size = max(SLAB, tensor.nbytes)
-            self.slabs.append(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+            self.slabs.append(torch.empty(max(SLAB, tensor.nbytes), dtype=torch.uint8, pin_memory=True))
         piece = self.slabs[self.slab][self.used : self.used + tensor.nbytes]
         self.used += -(-tensor.nbytes // 256) * 256
         return piece.view(tensor.dtype).view(tensor.shape)
@@ -76,11 +80,13 @@ class HostOffload:
     def _unpack(self, packed: Any) -> Tensor:
         if not isinstance(packed, _Parked):
             return packed
-        earlier = packed.place + LAG
-        if earlier < len(self.taken) and self.taken[earlier].read is not None:
-            self.taken[earlier].read.synchronize()
+        if packed.place >= len(self.parked) or self.parked[packed.place] is not packed:
+            raise RuntimeError("activations of an earlier forward pass were offloaded, and the last one overwrote them")
+        later = self.parked[packed.place + LAG].read if packed.place + LAG < len(self.parked) else None
+        if later is not None:
+            later.synchronize()
         for place in range(packed.place, max(-1, packed.place - AHEAD - 1), -1):
-            self.taken[place].fetch()
+            self.parked[place].fetch()
         return packed.take()
 
 
@@ -117,3 +123,20 @@ class _Parked:
         if not self.uses:
             self.back = None
         return back
+
+
+def offload_activations(model: PreTrainedModel, host_gb: float) -> HostOffload:
+    """Offloads what the checkpointed blocks of ``model`` keep, up to ``host_gb`` gigabytes (10^9 bytes) of pinned host
+    memory, in every forward pass with gradients. The backward pass must come before the next of these."""
+    offload, entered = HostOffload(model.config.hidden_size, int(host_gb * 1e9)), ExitStack()
+
+    def enter(decoder: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled():
+            entered.enter_context(offload.forward())
+
+    def leave(decoder: nn.Module, args: Any, output: Any) -> None:
+        entered.close()
+
+    model.base_model.register_forward_pre_hook(enter)
+    model.base_model.register_forward_hook(leave, always_call=True)
+    return offload

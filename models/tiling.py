@@ -7,8 +7,8 @@ of one long sequence, documents isolated, and gradients flow back through them.
 
 Each tile is its own activation checkpoint: what stays is the block's input. A checkpointed piece ends in a product (see
 :mod:`models.lowrank`), which recomputation leaves out, so that ``down_proj`` and ``out_proj`` run once. Blocks that
-``keep`` their products save the outputs of ``up_proj`` and ``in_proj`` too, 4 to 5 times the memory of the input, and
-multiply nothing twice.
+``keep`` their products save the outputs of ``up_proj``, ``in_proj``, scan and attention too, 4 to 7 times the memory of
+the input, and compute again only what is elementwise, norms and the convolution.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
 
 from models.hybrid import Mamba2Path
-from models.kernels import TORCH, Kernels, KernelSet, choose
+from models.kernels import TORCH, KernelSet
 from models.lowrank import project
 from models.mamba2 import document_runs
 
@@ -61,7 +60,7 @@ class TiledNemotronHBlock(NemotronHBlock):
     kernels: KernelSet = TORCH
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._tiles(args[0], **kwargs):
+        if self.keep or self._tiles(args[0], **kwargs):
             return nn.Module.__call__(self, *args, **kwargs)  # past transformers' checkpoint around the whole block
         return super().__call__(*args, **kwargs)
 
@@ -110,9 +109,13 @@ class TiledNemotronHBlock(NemotronHBlock):
         def wide(x: Tensor) -> Tensor:
             return mixer.project(self.norm(x.to(self.norm.weight.dtype)))
 
-        def narrow(projected: Tensor, x: Tensor, *carried: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            y, previous, state = mixer.stretch(projected, *carried)
-            return project(mixer.out_proj, y, plus=x), previous, state
+        def narrow(y: Tensor, gate: Tensor, x: Tensor) -> Tensor:
+            return project(mixer.out_proj, mixer.gate(y, gate).to(gate.dtype), plus=x)
+
+        def whole(x: Tensor, *carried: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            gate, channels, steps = mixer.parts(wide(x))
+            y, previous, state = mixer.stretch(channels, steps, *carried)
+            return narrow(y, gate, x), previous, state
 
         document_BT = None if seq_idx is None else document_runs(seq_idx)
         previous = state = document = None
@@ -127,10 +130,12 @@ class TiledNemotronHBlock(NemotronHBlock):
                 document = document - document[:, :1]
             carried = (previous, state, document)
             if self.keep:
-                y, previous, state = _checkpointed(narrow, _checkpointed(wide, x), x, *carried)
+                gate, channels, steps = mixer.parts(_checkpointed(wide, x))
+                y, previous, state = _checkpointed(mixer.stretch, channels, steps, *carried)
+                outputs.append(_checkpointed(narrow, y, gate, x))
             else:
-                y, previous, state = _checkpointed(lambda x, *carried: narrow(wide(x), x, *carried), x, *carried)
-            outputs.append(y)
+                y, previous, state = _checkpointed(whole, x, *carried)
+                outputs.append(y)
             start += x.shape[1]
         return torch.cat(outputs, dim=1)
 
@@ -146,18 +151,18 @@ TILED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def tile(model: PreTrainedModel, tokens: int = 16384, keep: int = 0, kernels: Kernels = "torch") -> int:
-    """Tiles every known block or MLP of ``model``, in place, after :func:`models.hybrid.install`.
+def tile(model: nn.Module, tokens: int = 16384, keep: int = 0) -> int:
+    """Tiles every known block or MLP of ``model``, in place, with the kernels of its mixers (:mod:`models.hybrid`).
 
     It takes effect without gradients, and with gradient checkpointing. ``tokens`` is a tile's length; the last ``keep``
     blocks keep their products. Returns how many modules are tiled.
     """
+    kernels = next((module.kernels for module in model.modules() if isinstance(module, Mamba2Path)), TORCH)
     for module in model.modules():
         module.__class__ = TILED.get(type(module), type(module))
     tiled: list[Any] = [module for module in model.modules() if isinstance(module, TiledMLP | TiledNemotronHBlock)]
-    chosen = choose(kernels, model.device)
     for place, module in enumerate(tiled):
         module.tile = tokens
         if isinstance(module, TiledNemotronHBlock):
-            module.keep, module.kernels = place >= len(tiled) - keep, chosen
+            module.keep, module.kernels = place >= len(tiled) - keep, kernels
     return len(tiled)

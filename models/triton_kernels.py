@@ -1,12 +1,14 @@
-"""Triton kernels of our own: the causal convolution with its SiLU and the squared ReLU. Imported on CUDA machines only.
+"""Triton kernels of our own: the causal convolution with its SiLU, the gated norm, the squared ReLU. CUDA only.
 
 Each is one pass over memory in each direction, where eager torch makes three to six. They read strided views (the
 convolution's input is a slice of the input projection) and count offsets in 64 bits: a pack's projection has more than
 2^31 elements.
 
-Shapes: B batch, T tokens, D channels, K convolution width.
+Shapes: B batch, T tokens, D channels, K convolution width, R rows (tokens of a batch), G channels of a norm's group.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: SIM102 (a condition known at compile time, around one that is not)
 from typing import Any
 
 import torch
@@ -15,20 +17,20 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TOKENS, CHANNELS, ELEMENTS = 64, 128, 4096
+TOKENS, CHANNELS, ELEMENTS, ROWS = 32, 128, 4096, 16
 """Sizes of a program's block."""
 
 
 @triton.jit
 def _preactivation(
-    x, weight, bias, previous, document, t, d, t_mask, d_mask, own, batch, stride_b, stride_t, length, channels,
+    x, weight, bias, previous, document, first, t, d, d_mask, own, stride_t, length, channels,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_DOCUMENT: tl.constexpr,
 ):  # fmt: skip
-    """The convolution before SiLU at tokens ``t`` and channels ``d``, in fp32; ``own`` are the tokens' documents."""
+    """The convolution before SiLU at tokens ``first + t``, channels ``d``, in fp32; ``own``: the tokens' documents."""
     total = tl.zeros((t.shape[0], d.shape[0]), dtype=tl.float32)
     for lag in tl.static_range(K):
         value = _input(
-            x, previous, document, t - lag, d, t_mask, d_mask, own, batch, stride_b, stride_t, length, channels,
+            x, previous, document, first, t - lag, d, d_mask, own, stride_t, length, channels,
             K, HAS_PREVIOUS, HAS_DOCUMENT,
         )  # fmt: skip
         factor = tl.load(weight + d * K + (K - 1 - lag), mask=d_mask, other=0.0).to(tl.float32)
@@ -40,20 +42,27 @@ def _preactivation(
 
 @triton.jit
 def _input(
-    x, previous, document, source, d, t_mask, d_mask, own, batch, stride_b, stride_t, length, channels,
+    x, previous, document, first, t, d, d_mask, own, stride_t, length, channels,
     K: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_DOCUMENT: tl.constexpr,
 ):  # fmt: skip
-    """Inputs at tokens ``source`` (negative: what came before), zero where their document is not ``own``."""
-    seen = t_mask & (source >= 0)
-    value = tl.load(x + batch * stride_b + source[:, None] * stride_t + d[None, :],
-                    mask=seen[:, None] & d_mask[None, :], other=0.0).to(tl.float32)  # fmt: skip
-    if HAS_PREVIOUS:
-        row = batch * (K - 1) + K - 1 + source
-        value += tl.load(previous + row[:, None] * channels + d[None, :],
-                         mask=(t_mask & (source < 0))[:, None] & d_mask[None, :], other=0.0).to(tl.float32)  # fmt: skip
+    """Inputs at tokens ``first + t`` (negative: what came before), zero where their document is not ``own``.
+
+    ``x``, ``previous`` and ``document`` point to token ``first``, so that offsets fit in 32 bits."""
+    source = first + t
+    seen = (source >= 0) & (source < length)
     if HAS_DOCUMENT:  # what came before belongs to document 0, the first token's
-        theirs = tl.load(document + batch * length + source, mask=seen, other=0)
-        value = tl.where((theirs == own)[:, None], value, 0.0)
+        seen_here = seen & (tl.load(document + t, mask=seen, other=0) == own)
+    else:
+        seen_here = seen
+    value = tl.load(x + t[:, None] * stride_t + d[None, :], mask=seen_here[:, None] & d_mask[None, :], other=0.0)
+    value = value.to(tl.float32)
+    if HAS_PREVIOUS:
+        if first < K:  # uniform over the program: only the first block looks back before the stretch
+            before = (source < 0) & (source >= 1 - K)
+            if HAS_DOCUMENT:
+                before = before & (own == 0)
+            rows = previous + (K - 1 + source)[:, None] * channels + d[None, :]
+            value += tl.load(rows, mask=before[:, None] & d_mask[None, :], other=0.0).to(tl.float32)
     return value
 
 
@@ -63,20 +72,25 @@ def _conv_forward(
     K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_DOCUMENT: tl.constexpr,
     SILU: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    t = (tl.program_id(1) * BT + tl.arange(0, BT)).to(tl.int64)
-    d = (tl.program_id(0) * BD + tl.arange(0, BD)).to(tl.int64)
+    first = tl.program_id(1) * BT
+    t, d = tl.arange(0, BT), tl.program_id(0) * BD + tl.arange(0, BD)
     batch = tl.program_id(2).to(tl.int64)
-    t_mask, d_mask = t < length, d < channels
+    t_mask, d_mask = first + t < length, d < channels
+    x += batch * stride_b + first.to(tl.int64) * stride_t
+    if HAS_PREVIOUS:
+        previous += batch * (K - 1) * channels
     own = t
     if HAS_DOCUMENT:
-        own = tl.load(document + batch * length + t, mask=t_mask, other=-1)
+        document += batch * length + first
+        own = tl.load(document + t, mask=t_mask, other=-1)
     value = _preactivation(
-        x, weight, bias, previous, document, t, d, t_mask, d_mask, own, batch, stride_b, stride_t, length, channels,
+        x, weight, bias, previous, document, first, t, d, d_mask, own, stride_t, length, channels,
         K, HAS_BIAS, HAS_PREVIOUS, HAS_DOCUMENT,
     )  # fmt: skip
     if SILU:
         value *= tl.sigmoid(value)
-    tl.store(y + (batch * length + t)[:, None] * channels + d[None, :], value, mask=t_mask[:, None] & d_mask[None, :])
+    y += (batch * length + first) * channels
+    tl.store(y + t[:, None] * channels + d[None, :], value, mask=t_mask[:, None] & d_mask[None, :])
 
 
 @triton.jit
@@ -87,28 +101,33 @@ def _conv_slope(
     SILU: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The gradient before SiLU, and this block's part of the weight's and the bias's gradient."""
-    t = (tl.program_id(1) * BT + tl.arange(0, BT)).to(tl.int64)
-    d = (tl.program_id(0) * BD + tl.arange(0, BD)).to(tl.int64)
+    first = tl.program_id(1) * BT
+    t, d = tl.arange(0, BT), tl.program_id(0) * BD + tl.arange(0, BD)
     batch = tl.program_id(2).to(tl.int64)
-    t_mask, d_mask = t < length, d < channels
+    t_mask, d_mask = first + t < length, d < channels
     mask = t_mask[:, None] & d_mask[None, :]
+    x += batch * stride_b + first.to(tl.int64) * stride_t
+    if HAS_PREVIOUS:
+        previous += batch * (K - 1) * channels
     own = t
     if HAS_DOCUMENT:
-        own = tl.load(document + batch * length + t, mask=t_mask, other=-1)
+        document += batch * length + first
+        own = tl.load(document + t, mask=t_mask, other=-1)
     value = _preactivation(
-        x, weight, bias, previous, document, t, d, t_mask, d_mask, own, batch, stride_b, stride_t, length, channels,
+        x, weight, bias, previous, document, first, t, d, d_mask, own, stride_t, length, channels,
         K, HAS_BIAS, HAS_PREVIOUS, HAS_DOCUMENT,
     )  # fmt: skip
-    grad = tl.load(grad_y + batch * grad_stride_b + t[:, None] * grad_stride_t + d[None, :], mask=mask, other=0.0)
-    grad = grad.to(tl.float32)
+    grad_y += batch * grad_stride_b + first.to(tl.int64) * grad_stride_t
+    grad = tl.load(grad_y + t[:, None] * grad_stride_t + d[None, :], mask=mask, other=0.0).to(tl.float32)
     if SILU:
         sigmoid = tl.sigmoid(value)
         grad *= sigmoid * (1 + value * (1 - sigmoid))
-    tl.store(slope + (batch * length + t)[:, None] * channels + d[None, :], grad, mask=mask)
+    slope += (batch * length + first) * channels
+    tl.store(slope + t[:, None] * channels + d[None, :], grad, mask=mask)
     block = (batch * tl.num_programs(1) + tl.program_id(1)) * channels + d
     for lag in tl.static_range(K):
         source = _input(
-            x, previous, document, t - lag, d, t_mask, d_mask, own, batch, stride_b, stride_t, length, channels,
+            x, previous, document, first, t - lag, d, d_mask, own, stride_t, length, channels,
             K, HAS_PREVIOUS, HAS_DOCUMENT,
         )  # fmt: skip
         tl.store(grad_weight + block * K + (K - 1 - lag), tl.sum(grad * source, axis=0), mask=d_mask)
@@ -122,30 +141,32 @@ def _conv_backward(
     K: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_DOCUMENT: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the inputs, of those that came before too (tokens from 1 - K on)."""
-    t = (tl.program_id(1) * BT + tl.arange(0, BT)).to(tl.int64) - (K - 1)
-    d = (tl.program_id(0) * BD + tl.arange(0, BD)).to(tl.int64)
+    first = tl.program_id(1) * BT - (K - 1)
+    t, d = tl.arange(0, BT), tl.program_id(0) * BD + tl.arange(0, BD)
     batch = tl.program_id(2).to(tl.int64)
-    t_mask, d_mask = t < length, d < channels
+    t_mask, d_mask = (first + t < length) & (first + t >= 0), d < channels
+    slope += (batch * length + first) * channels
+    grad_x += (batch * length + first) * channels
     own = t
     if HAS_DOCUMENT:
-        own = tl.load(document + batch * length + t, mask=t_mask & (t >= 0), other=0)
+        document += batch * length + first
+        own = tl.load(document + t, mask=t_mask, other=0)
     total = tl.zeros((BT, BD), dtype=tl.float32)
     for lag in tl.static_range(K):
         later = t + lag
-        inside = (later >= 0) & (later < length)
-        grad = tl.load(slope + (batch * length + later)[:, None] * channels + d[None, :],
-                       mask=inside[:, None] & d_mask[None, :], other=0.0).to(tl.float32)  # fmt: skip
+        inside = (first + later >= 0) & (first + later < length)
         if HAS_DOCUMENT:
-            theirs = tl.load(document + batch * length + later, mask=inside, other=-1)
-            grad = tl.where((theirs == own)[:, None], grad, 0.0)
+            inside = inside & (tl.load(document + later, mask=inside, other=-1) == own)
+        grad = tl.load(
+            slope + later[:, None] * channels + d[None, :], mask=inside[:, None] & d_mask[None, :], other=0.0
+        )
         factor = tl.load(weight + d * K + (K - 1 - lag), mask=d_mask, other=0.0).to(tl.float32)
-        total += grad * factor[None, :]
-    tl.store(grad_x + (batch * length + t)[:, None] * channels + d[None, :], total,
-             mask=(t_mask & (t >= 0))[:, None] & d_mask[None, :])  # fmt: skip
+        total += grad.to(tl.float32) * factor[None, :]
+    tl.store(grad_x + t[:, None] * channels + d[None, :], total, mask=t_mask[:, None] & d_mask[None, :])
     if HAS_PREVIOUS:
-        row = batch * (K - 1) + K - 1 + t
-        tl.store(grad_previous + row[:, None] * channels + d[None, :], total,
-                 mask=(t < 0)[:, None] & d_mask[None, :])  # fmt: skip
+        if first < 0:
+            rows = grad_previous + batch * (K - 1) * channels + (K - 1 + first + t)[:, None] * channels + d[None, :]
+            tl.store(rows, total, mask=(first + t < 0)[:, None] & d_mask[None, :])
 
 
 class CausalConv(torch.autograd.Function):
@@ -209,6 +230,88 @@ class CausalConv(torch.autograd.Function):
             None,
             None,
         )
+
+
+@triton.jit
+def _gated_norm_forward(
+    y, gate, weight, out, stride_y, stride_gate, channels, eps, rows,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.arange(0, BLOCK)
+    mask, column = at < GROUP, tl.program_id(1) * GROUP
+    w = tl.load(weight + column + at, mask=mask, other=0.0).to(tl.float32)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    for row in range(first, min(first + ROWS, rows)):
+        value = tl.load(y + row * stride_y + column + at, mask=mask, other=0.0).to(tl.float32)
+        z = tl.load(gate + row * stride_gate + column + at, mask=mask, other=0.0).to(tl.float32)
+        value *= z * tl.sigmoid(z)
+        scale = tl.rsqrt(tl.sum(value * value, axis=0) / GROUP + eps)
+        tl.store(out + row * channels + column + at, value * scale * w, mask=mask)
+
+
+@triton.jit
+def _gated_norm_backward(
+    y, gate, weight, grad_out, grad_y, grad_gate, grad_weight, stride_y, stride_gate, stride_grad, channels, eps, rows,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a group of some rows, and these rows' part of the weight's."""
+    at = tl.arange(0, BLOCK)
+    mask, column = at < GROUP, tl.program_id(1) * GROUP
+    w = tl.load(weight + column + at, mask=mask, other=0.0).to(tl.float32)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    for row in range(first, min(first + ROWS, rows)):
+        value = tl.load(y + row * stride_y + column + at, mask=mask, other=0.0).to(tl.float32)
+        z = tl.load(gate + row * stride_gate + column + at, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_out + row * stride_grad + column + at, mask=mask, other=0.0).to(tl.float32)
+        sigmoid = tl.sigmoid(z)
+        silu = z * sigmoid
+        gated = value * silu
+        scale = tl.rsqrt(tl.sum(gated * gated, axis=0) / GROUP + eps)
+        normed = gated * scale
+        total += grad * normed
+        grad *= w
+        grad = (grad - normed * (tl.sum(grad * normed, axis=0) / GROUP)) * scale
+        tl.store(grad_y + row * channels + column + at, grad * silu, mask=mask)
+        tl.store(grad_gate + row * channels + column + at, grad * value * sigmoid * (1 + z - silu), mask=mask)
+    tl.store(grad_weight + tl.program_id(0).to(tl.int64) * channels + column + at, total, mask=mask)
+
+
+class GatedNorm(torch.autograd.Function):
+    """``rms_norm(y * silu(gate)) * weight`` over groups of channels."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gate: Tensor, weight_D: Tensor, group: int, eps: float) -> Tensor:
+        y_RD, gate_RD = (_rows(tensor) for tensor in (y, gate))
+        rows, channels = y_RD.shape
+        out_RD = torch.empty(rows, channels, dtype=y.dtype, device=y.device)
+        _gated_norm_forward[(triton.cdiv(rows, ROWS), channels // group)](
+            y_RD, gate_RD, weight_D, out_RD, y_RD.stride(0), gate_RD.stride(0), channels, eps, rows,
+            group, ROWS, triton.next_power_of_2(group),
+        )  # fmt: skip
+        ctx.group, ctx.eps, ctx.shape = group, eps, y.shape
+        ctx.save_for_backward(y_RD, gate_RD, weight_D)
+        return out_RD.view(y.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y_RD, gate_RD, weight_D = ctx.saved_tensors
+        grad_RD, (rows, channels) = _rows(grad), y_RD.shape
+        grad_y, grad_gate = (torch.empty_like(grad_RD, memory_format=torch.contiguous_format) for _ in range(2))
+        blocks = triton.cdiv(rows, ROWS)
+        weights = torch.empty(blocks, channels, dtype=torch.float32, device=grad.device)
+        _gated_norm_backward[(blocks, channels // ctx.group)](
+            y_RD, gate_RD, weight_D, grad_RD, grad_y, grad_gate, weights, y_RD.stride(0), gate_RD.stride(0),
+            grad_RD.stride(0), channels, ctx.eps, rows, ctx.group, ROWS, triton.next_power_of_2(ctx.group),
+        )  # fmt: skip
+        return grad_y.view(ctx.shape), grad_gate.view(ctx.shape), weights.sum(0).to(weight_D.dtype), None, None
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(..., D) as (R, D) with adjacent channels, without a copy where strides allow."""
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
 @triton.jit

@@ -19,4 +19,6 @@ def gather_blocks(model: PreTrainedModel | PeftModel, root: nn.Module | None = N
     names = set(base._no_split_modules or ())
     blocks = {type(module) for module in base.modules() if names & {cls.__name__ for cls in type(module).__mro__}}
     set_z3_leaf_modules(base, list(blocks))
+    if isinstance(model, PeftModel):
+        base.enable_input_require_grads()  # without, the first block's weights are let go before its backward pass
     register_external_parameter(root or base, base.get_output_embeddings().weight)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.kernels import gated_norm
 from models.mamba2 import causal_conv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -15,7 +16,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 pytest.importorskip("triton", reason="Triton is not installed (it comes with torch's CUDA builds)")
 
-from models.triton_kernels import CausalConv, SquaredReLU  # noqa: E402
+from models.triton_kernels import CausalConv, GatedNorm, SquaredReLU  # noqa: E402
 from models.triton_loss import losses_and_slopes  # noqa: E402
 
 
@@ -35,6 +36,21 @@ def test_convolution(batch: int, tokens: int, channels: int, silu: bool, earlier
     for function in (causal_conv, CausalConv.apply):
         y = function(wide[..., 4 : 4 + channels], weight, bias, previous, document, silu)
         results.append((y.detach(), *torch.autograd.grad(y, inputs, slope)))
+    for want, got in zip(*results):
+        assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "groups", "group"), [(1, 1, 7), (37, 3, 40), (16, 2, 128)])
+def test_gated_norm(rows: int, groups: int, group: int):
+    torch.manual_seed(0)
+    channels = groups * group
+    y, wide = torch.randn(1, rows, channels, device=DEVICE), torch.randn(1, rows, channels + 5, device=DEVICE)
+    inputs = [tensor.requires_grad_() for tensor in (y, wide, torch.randn(channels, device=DEVICE))]
+    slope = torch.randn(1, rows, channels, device=DEVICE)
+    results = []
+    for function in (gated_norm, GatedNorm.apply):
+        out = function(y, wide[..., 2 : 2 + channels], inputs[2], group, 1e-5)
+        results.append((out.detach(), *torch.autograd.grad(out, inputs, slope)))
     for want, got in zip(*results):
         assert torch.allclose(got, want, rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,28 @@
+"""What a recipe's `Training` section asks of a model's memory and speed, applied to the model on its device."""
+
+import torch
+from torch import nn
+
+from models.config import Training
+from models.hybrid import Mamba2Path
+from models.kernels import choose
+from models.offload import offload_activations
+from models.tiling import tile
+
+
+def prepare(model: nn.Module, train: Training, device: torch.device) -> None:
+    """Kernels for ``device``, tiles and offloaded activations, in place, before training. Adapters may be on.
+
+    Raises:
+        ConfigError: ``train.kernels`` is triton and it cannot run here.
+        IsolationError: it differs from the torch functions, or leaks.
+    """
+    mixers = [module for module in model.modules() if isinstance(module, Mamba2Path)]
+    if mixers:
+        chosen = choose(train.kernels, device)
+        for mixer in mixers:
+            mixer.kernels = chosen
+    if train.gradient_checkpointing:
+        tile(model, train.tile, train.keep_blocks)
+        if train.offload_gb and device.type == "cuda":
+            offload_activations(model.get_base_model() if hasattr(model, "peft_config") else model, train.offload_gb)
