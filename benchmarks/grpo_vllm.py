@@ -70,7 +70,10 @@ def stage_of(task: str, options: argparse.Namespace) -> GRPOStage:
         dtype="bfloat16" if on_gpu() else "float32",
     )  # fmt: skip
     tokens = options.tokens or TOKENS[task]
-    rollouts = Rollouts(engine="vllm", max_tokens=tokens, batch_size=options.batch, gpu_memory=0.3)
+    rollouts = Rollouts(
+        engine="vllm", max_tokens=tokens, batch_size=options.batch, gpu_memory=0.3,
+        dtype="float16" if on_gpu() else None,
+    )  # fmt: skip
     return GRPOStage.model_validate(
         {
             "kind": "grpo", "from": "base", "data": "prompts", "train": train, "rollouts": rollouts,

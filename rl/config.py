@@ -25,6 +25,9 @@ class Rollouts(Section):
     """Tokens past a thinking budget in which a newline is awaited."""
     batch_size: int = Field(64, ge=1)
     """Sequences generated together."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """vllm and vllm_server: precision of weights and activations; null is that of training. float16 rounds eight times
+    finer than bfloat16, which brings the engine's probabilities near the trainer's; its range ends at 65,504."""
     gpu_memory: float = Field(0.45, gt=0, lt=1)
     """vllm: share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
     sleep: Literal[0, 1, 2] = 0

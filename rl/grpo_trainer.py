@@ -18,6 +18,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import add_fused_lm_head
 
 from common.errors import ConfigError
 from common.stage import StageLog
@@ -74,6 +75,15 @@ class PolicyTrainer(RecipeTrainer, GRPOTrainer):
                 "ignore", message=".*rollout_func.*"
             )  # "experimental": our contract test watches it
             super().__init__(*args, rollout_func=lambda prompts, trainer: trainer.rollout(prompts), **kwargs)
+        if self.args.bf16:
+            # The head in float32, as rl/rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
+            # most of what engine and trainer would differ by. TRL's own switch for it does not know tied NemotronH.
+            heads = [self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model, self.ref_model]
+            for model in heads:
+                if model is not None:
+                    add_fused_lm_head(
+                        model, self.temperature, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy")
+                    )
 
     def rollout(self, prompts: Sequence[str]) -> dict[str, Any]:
         """TRL's ``rollout_func``. ``prompts`` are row numbers, each as often as it has completions on this process."""

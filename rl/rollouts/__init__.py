@@ -36,7 +36,8 @@ def open_engine(
         chat: the chat format whose stop texts end a completion.
         batch_size: rows generated together.
         device: auto, cpu or cuda; a live model stays where it is.
-        dtype: bfloat16 runs a model on a GPU in bfloat16 (a live one under autocast).
+        dtype: bfloat16 runs a model on a GPU in bfloat16 (a live one under autocast); ``settings`` may choose another
+            one for vllm.
         max_length: vllm: tokens of the longest prompt and completion together.
         settings: vllm: memory, sleep, server and restarts of a recipe's section; None is its defaults.
         budgets: vllm: whether requests may have thinking budgets; without, it generates faster.
@@ -59,7 +60,7 @@ def open_engine(
             from rl.rollouts.vllm import VLLMEngine
 
             return VLLMEngine(
-                folder, thinking, tags, batch_size=batch_size, dtype=dtype, max_length=max_length,
+                folder, thinking, tags, batch_size=batch_size, dtype=settings.dtype or dtype, max_length=max_length,
                 gpu_memory=settings.gpu_memory, sleep=settings.sleep, budgets=budgets,
             )  # fmt: skip
 
@@ -67,7 +68,7 @@ def open_engine(
             from rl.rollouts.server import open_server
 
             place = exchange or Path(tempfile.mkdtemp(prefix="nanoalign-exchange-"))
-            return open_server(folder, thinking, tags, settings, place, dtype, batch_size, max_length)
+            return open_server(folder, thinking, tags, settings, place, settings.dtype or dtype, batch_size, max_length)
 
         return RestartingEngine(colocated if kind == "vllm" else server, settings.restarts)
     import torch

@@ -39,7 +39,7 @@ class ServerEngine:
         thinking: ThinkingTokens,
         *,
         exchange: Path,
-        dtype: Literal["float32", "bfloat16"],
+        dtype: Literal["float32", "bfloat16", "float16"],
         parallel: int,
         deadline_s: float,
         weights: Literal["folder", "nccl"] = "folder",
@@ -180,7 +180,7 @@ def open_server(
     tags: tuple[str, str],
     settings: Rollouts,
     exchange: Path,
-    dtype: Literal["float32", "bfloat16"],
+    dtype: Literal["float32", "bfloat16", "float16"],
     batch_size: int,
     max_length: int | None,
 ) -> ServerEngine:

@@ -35,7 +35,7 @@ class VLLMEngine:
         tags: tuple[str, str],
         *,
         batch_size: int,
-        dtype: Literal["float32", "bfloat16"],
+        dtype: Literal["float32", "bfloat16", "float16"],
         max_length: int | None,
         gpu_memory: float,
         sleep: Literal[0, 1, 2],

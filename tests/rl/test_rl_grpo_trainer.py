@@ -168,6 +168,30 @@ def test_no_attention_under_a_mask_runs_on_cudnn_nor_masks_a_query_whole(make_mo
     assert set(seen) == {(False, True)}
 
 
+@pytest.mark.parametrize("kind", ["hybrid", "llama"])
+def test_trainer_and_scorer_compute_the_same_in_half_precision(kind, make_model, thinking, tokenizer, tmp_path):
+    """The probe of fresh weights compares engines with the scorer: it must see what the loss sees, logits unrounded."""
+    from rl.rollouts.hf import HFEngine
+
+    model = make_model(kind)
+    settings = stage(train={"dtype": "bfloat16"})
+    trainer = trainer_for(settings, model, tokenizer, tmp_path)
+    batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (0, 1) for _ in range(GROUP)])
+    collected = random_collected([0] * GROUP + [1] * GROUP, 0)
+    ids, mask = (torch.cat([batch[f"prompt_{of}"], batch[f"completion_{of}"]], dim=1) for of in ("ids", "mask"))
+    logps, _, _ = trainer._get_per_token_logps_and_entropies(model, ids, mask, batch["completion_ids"].shape[1])
+    scorer = HFEngine(model, thinking, autocast=torch.bfloat16)
+    exact = HFEngine(model, thinking)
+    pairs = list(zip(collected.prompt_ids, collected.completion_ids, strict=True))
+    rounding, difference = [], []
+    for place, (prompt, completion) in enumerate(pairs):
+        scored, true = (torch.tensor(e.score([prompt + completion])[0][len(prompt) - 1 :]) for e in (scorer, exact))
+        difference.append((scored - logps[place, : len(completion)].detach()).abs().mean())
+        rounding.append((scored - true).abs().mean())
+    assert torch.stack(difference).mean() < 0.3 * torch.stack(rounding).mean()
+    assert model.lm_head.forward.__name__ == "forward"  # put back
+
+
 def test_kl_to_the_starting_model(make_model, tokenizer, tmp_path):
     make_model("hybrid", 0).save_pretrained(tmp_path / "start")
     from models.loading import load_model
