@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
@@ -106,12 +107,16 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         return found
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
-        collator = self.data_collator
-        if collator.ranks == 1:
-            return super()._get_train_sampler(train_dataset)
-        return SharedRows(
-            len(collator.rows), self.args.per_device_train_batch_size, collator.ranks, self.args.data_seed
-        )
+        collator, arguments = self.data_collator, self.args
+        if collator.ranks > 1:
+            return SharedRows(
+                len(collator.rows), arguments.per_device_train_batch_size, collator.ranks, arguments.data_seed
+            )
+        if collator.rows.sizes.max() == 1:
+            step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+            lengths = collator.documents.lengths[collator.rows.samples]
+            return LongestFirst(lengths, step, arguments.data_seed)
+        return super()._get_train_sampler(train_dataset)
 
     def whole_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
         """The trained model, its weights whole; None on all processes but the first where ZeRO-3 has split them.
@@ -149,6 +154,26 @@ class _Bounds(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.ended = (time.perf_counter(), state.num_input_tokens_seen)
+
+
+class LongestFirst(torch.utils.data.Sampler[int]):
+    """Rows of single documents in the order of accelerate's sampler, those of an optimizer step from long to short: its
+    micro batches pad less, and its gradient is the same."""
+
+    def __init__(self, lengths: np.ndarray, step: int, seed: int) -> None:
+        self.order = SeedableRandomSampler(range(len(lengths)), generator=torch.Generator(), data_seed=seed)
+        self.lengths, self.step = lengths, step
+
+    def __iter__(self) -> Iterator[int]:
+        rows = list(self.order)
+        for start in range(0, len(rows), self.step):
+            yield from sorted(rows[start : start + self.step], key=lambda row: -self.lengths[row])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
 
 
 class SharedRows(torch.utils.data.Sampler[int]):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from data_recipes.config import Mixture
 from models.loading import load_model, save_model
 from sft.config import SFTStage
 from sft.stage import run
+from sft.trainer import LongestFirst
 
 MIXTURES = {"all": Mixture.model_validate({"sources": {"miniature:math": 120, "miniature:chat": 60}})}
 TRAIN = {
@@ -113,8 +115,28 @@ def test_a_leak_stops_the_stage_before_its_first_step(
     assert run(plain, MIXTURES, context(tmp_path / "plain", base))["steps"] == 2
 
 
-def test_a_stage_that_was_killed_ends_with_the_same_model_bitwise(base: Path, tmp_path: Path) -> None:
-    config = stage({"steps": 8, "lora": {"rank": 4, "dropout": 0.2}}, pack={"length": 512})
+def test_rows_of_a_step_come_longest_first_and_stay_in_their_step() -> None:
+    lengths = np.random.default_rng(0).integers(1, 9, 50)
+    sampler = LongestFirst(lengths, 12, seed=5)
+    drawn = list(sampler.order)
+
+    def epoch(number: int) -> list[int]:
+        sampler.set_epoch(number)
+        return list(sampler)
+
+    for start in range(0, 50, 12):
+        step = epoch(0)[start : start + 12]
+        assert sorted(step) == sorted(drawn[start : start + 12])
+        assert [lengths[row] for row in step] == sorted(lengths[step], reverse=True)
+    assert epoch(0) == epoch(0) != epoch(1)
+    assert sorted(epoch(1)) == list(range(50)) and len(sampler) == 50
+
+
+@pytest.mark.parametrize("pack", [{"length": 512}, None])
+def test_a_stage_that_was_killed_ends_with_the_same_model_bitwise(
+    base: Path, tmp_path: Path, pack: dict[str, int] | None
+) -> None:
+    config = stage({"steps": 8, "lora": {"rank": 4, "dropout": 0.2}}, pack=pack)
     whole = context(tmp_path / "whole", base)
     first = run(config, MIXTURES, whole)
     checkpoints = sorted(path.name for path in (whole.folder / "checkpoints").iterdir())
