@@ -76,14 +76,16 @@ def warm(*files: Path) -> None:
                 pass
 
 
-def peak_anonymous_mb(a: Path, b: Path, output: Path) -> float:
-    """The peak of RssAnon during one written merge above what the process held before, sampled every 5 ms. To be called
-    in a fresh process: freed memory that an older one kept would hide the peak."""
+def one_merge(a: Path, b: Path, output: Path) -> tuple[float, float, float]:
+    """MB, seconds and CPU seconds of one merge, written and synced. Memory is the peak of RssAnon above what the
+    process held before, sampled every 5 ms. To be called in a fresh process: freed memory that an older one kept would
+    hide the peak."""
 
     def anonymous() -> float:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("RssAnon:")[2].split()[0]) / 1000
 
+    begun, used = time.perf_counter(), time.process_time()
     pair = reopened(a, b)
     before, peak, ended = anonymous(), [0.0], threading.Event()
 
@@ -96,12 +98,12 @@ def peak_anonymous_mb(a: Path, b: Path, output: Path) -> float:
     write_interpolations(pair, {0.3: output})
     ended.set()
     watcher.join()
-    return max(peak) - before
+    return max(peak) - before, time.perf_counter() - begun, time.process_time() - used
 
 
-def in_fresh_process(a: Path, b: Path, output: Path) -> float:
+def in_fresh_process(a: Path, b: Path, output: Path) -> tuple[float, float, float]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(peak_anonymous_mb, a, b, output).result()
+        return pool.submit(one_merge, a, b, output).result()
 
 
 class Bench:
@@ -214,7 +216,7 @@ def one_gigabyte(bench: Bench, quick: bool) -> dict[str, float]:
         {"cp9": copies(weights[0], 9), "sweep9": lambda folder: merges(reopened(a, b), ALPHAS)(folder)}, *weights
     )
     output = bench.out() / "o"
-    figures["peak_rss_mb"] = in_fresh_process(a, b, output)
+    figures["peak_rss_mb"] = in_fresh_process(a, b, output)[0]
     figures["wrong_share"] = wrong_share(reopened(a, b), output, 0.3)
     bench.out()
     figures |= zero_write(bench, a, b)
@@ -262,19 +264,24 @@ def nemotron(bench: Bench) -> dict[str, float]:
 
 
 def large(bench: Bench, gigabytes: float) -> dict[str, float]:
-    """A pair of ``gigabytes`` in all, one merge with fsync and process start: seconds a gigabyte, memory."""
-    layers = round((gigabytes / 2 * 1e9 / 2 - 98.3e6) / 28.3e6)
-    a, b = bench.folder / "large-a", bench.folder / "large-b"
-    for seed, folder in enumerate((a, b)):
-        write_checkpoint(llama(layers), folder, seed)
-    both = 2 * reopened(a, b).nbytes / 1e9
-    begun = time.perf_counter()
-    peak = in_fresh_process(a, b, bench.out() / "o")
-    taken = time.perf_counter() - begun
-    bench.out()
-    for folder in (a, b):
-        shutil.rmtree(folder)
-    return {"large_pair_gb": both, "large_s": taken, "large_s_per_gb": 2 * taken / both, "large_peak_rss_mb": peak}
+    """One merge of a pair of ``gigabytes`` in all and, before it, one of a quarter of that, each with fsync. Seconds
+    are per gigabyte of output: those of CPU time are equal where the merge scales linearly, those of wall time also
+    tell which pair the page cache could hold."""
+    figures: dict[str, float] = {}
+    for label, size in (("quarter", gigabytes / 4), ("large", gigabytes)):
+        a, b = bench.folder / "large-a", bench.folder / "large-b"
+        for seed, folder in enumerate((a, b)):
+            write_checkpoint(llama(max(1, round((size / 2 * 1e9 / 2 - 98.3e6) / 28.3e6))), folder, seed)
+        output_gb = reopened(a, b).nbytes / 1e9
+        peak, seconds, cpu_seconds = in_fresh_process(a, b, bench.out() / "o")
+        figures |= {
+            f"{label}_pair_gb": 2 * output_gb, f"{label}_s_per_gb": seconds / output_gb,
+            f"{label}_cpu_s_per_gb": cpu_seconds / output_gb, f"{label}_peak_rss_mb": peak,
+        }  # fmt: skip
+        bench.out()
+        for folder in (a, b):
+            shutil.rmtree(folder)
+    return figures | {"large_cpu_scaling": figures["large_cpu_s_per_gb"] / figures["quarter_cpu_s_per_gb"]}
 
 
 def ratios(raw: dict[str, float]) -> dict[str, float]:

@@ -141,11 +141,11 @@ def make_scorer(
     tokenizer: Any,
     rollouts: Rollouts,
     seed: int = 0,
-) -> "Callable[[str, RolloutEngine], Estimate]":
-    """``score(suite name, engine)``: the suite's score with unlimited thinking, as merge sweeps ask for it."""
+) -> "Callable[[str, RolloutEngine, Mode], Estimate]":
+    """``score(suite name, engine, mode)``: the suite's score alone, as merge sweeps ask for it."""
 
-    def score(name: str, engine: "RolloutEngine") -> Estimate:
-        return evaluate(engine, chat, tokenizer, suites[name], Mode(True), rewards[name], rollouts, seed).score
+    def score(name: str, engine: "RolloutEngine", mode: Mode) -> Estimate:
+        return evaluate(engine, chat, tokenizer, suites[name], mode, rewards[name], rollouts, seed).score
 
     return score
 

@@ -13,8 +13,9 @@ from typing import Any
 from common.errors import ConfigError
 from merge.adapter import open_source
 from merge.card import write_card
+from merge.checkpoint import Checkpoint
 from merge.interpolate import Progress, check_alphas, write_interpolations
-from merge.mergekit_bridge import as_linear, merge_with_mergekit, mergekit_config, read_config
+from merge.mergekit_bridge import as_linear, merge_with_mergekit, mergekit_config, read_config, write_config
 from merge.pair import make_pair
 
 
@@ -45,6 +46,18 @@ def parse_alphas(text: str) -> list[float]:
     return values
 
 
+def parse_weights(text: str) -> list[float]:
+    """One weight a model, ``0.5,0.3,0.2``.
+
+    Raises:
+        ConfigError: not numbers.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"weights {text!r}: expected numbers, e.g. 0.5,0.3,0.2") from None
+
+
 def output_folders(output: Path, alphas: Sequence[float]) -> dict[float, Path]:
     """Where each merge goes: ``output`` itself for one alpha, else ``output/alpha-0.3`` and so on.
 
@@ -70,7 +83,8 @@ def merge_command(
 ) -> list[Path]:
     """``nanoalign merge A B``: writes (1 - alpha) * A + alpha * B for every alpha in one pass, with cards.
 
-    A and B are checkpoint folders or LoRA adapters on ``base``. Returns the folders written.
+    A and B are checkpoint folders or LoRA adapters on ``base``. Beside a merge of checkpoints stands the mergekit YAML
+    that asks for the same. Returns the folders written.
 
     Raises:
         CheckpointError: an input is damaged or the two do not fit together.
@@ -81,6 +95,9 @@ def merge_command(
 
     def annotate(alpha: float, folder: Path) -> None:
         write_card(folder, {"A": pair.a, "B": pair.b}, "linear", {"alpha": alpha})
+        if isinstance(pair.a, Checkpoint) and isinstance(pair.b, Checkpoint):
+            same = mergekit_config("linear", [pair.a.folder, pair.b.folder], weights=[1 - alpha, alpha])
+            write_config(same, folder / "mergekit_config.yml")
 
     write_interpolations(pair, folders, threads, progress, annotate)
     return list(folders.values())

@@ -18,6 +18,7 @@ from merge.config import MergeStage
 from merge.interpolate import Progress, write_interpolations
 from merge.pair import Pair, make_pair
 from merge.sweep import sweep
+from rl.modes import Mode
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from rl.rollouts.base import RolloutEngine
 
 Score = Callable[[str, "RolloutEngine"], Estimate]
-"""Measures the named suite on the weights that the engine holds; higher is better."""
+"""Takes the measurement of that name (see :func:`measurements`) on the weights that the engine holds; higher is
+better."""
 
 
 def run(
@@ -55,7 +57,7 @@ def run(
     if unknown:
         raise ConfigError(f"merge: unknown suite {unknown[0]!r}")
     device = resolve_device(context.device)
-    score = make_scorer(
+    measure = make_scorer(
         {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed) for name in names},
         {name: suite_reward(suites[name], context.inputs, device) for name in names},
         chat_format(context.chat),
@@ -63,13 +65,23 @@ def run(
         config.rollouts,
         context.seed,
     )
+    modes = measurements(config)
     settings = {name: suites[name].model_dump() for name in names}
-    return run_sweep(config, score, context, settings)
+    return run_sweep(config, lambda name, engine: measure(modes[name][0], engine, modes[name][1]), context, settings)
 
 
 def suite_names(config: MergeStage) -> list[str]:
     """Every suite that is measured, each once."""
     return list(dict.fromkeys((config.reasoning_suite, config.chat_suite, *config.more_suites)))
+
+
+def measurements(config: MergeStage) -> dict[str, tuple[str, Mode]]:
+    """What is measured at every alpha: each suite with unlimited thinking under its own name, and the reasoning suite
+    under a thinking budget of 64 tokens, say, as ``reasoning@64``."""
+    budgeted = {f"{config.reasoning_suite}@{budget}": budget for budget in config.budgets}
+    return {name: (name, Mode(True)) for name in suite_names(config)} | {
+        name: (config.reasoning_suite, Mode(True, budget)) for name, budget in budgeted.items()
+    }
 
 
 def run_sweep(
@@ -80,9 +92,9 @@ def run_sweep(
     """
     pair = make_pair(open_source(context.inputs["reasoning"]), open_source(context.inputs["chat"]))
     choice = Choice(config.reasoning_suite, config.chat_suite, config.choose, config.weights, config.max_reasoning_loss)
-    suites = suite_names(config)
+    names = list(measurements(config))
     sources = {"A": pair.a.fingerprint(), "B": pair.b.fingerprint()}
-    identity = fingerprint([sources, suites, settings, config.rollouts.model_dump(), context.chat, context.seed])
+    identity = fingerprint([sources, names, settings, config.rollouts.model_dump(), context.chat, context.seed])
     record = context.folder / "sweep.json"
     points = _recorded(record, identity)
     total = len({0.0, 1.0, *config.alphas}) + config.refine
@@ -107,7 +119,7 @@ def run_sweep(
             pair,
             engine,
             config.alphas,
-            lambda alpha: {suite: score(suite, engine) for suite in suites},
+            lambda alpha: {name: score(name, engine) for name in names},
             choice,
             live=live,
             refine=config.refine,
@@ -170,5 +182,8 @@ def _open(config: MergeStage, context: StageContext) -> "tuple[RolloutEngine, Ma
         batch_size=config.rollouts.batch_size,
         device=device,
         dtype="bfloat16" if device == "cuda" else "float32",
+        settings=config.rollouts,
+        budgets=bool(config.budgets),
+        exchange=context.folder / "exchange",
     )
     return engine, engine.model.state_dict() if isinstance(engine, HFEngine) else None

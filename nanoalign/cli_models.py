@@ -23,11 +23,16 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
-    models: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Model folders; two for a linear merge.")],
+    models: Annotated[
+        list[Path] | None, typer.Argument(metavar="[A B ...]", help="Model folders; two for a linear merge.")
+    ] = None,
+    *,
     out: Annotated[
         Path, typer.Option(file_okay=False, help="Where the merged model goes (a folder each, if several).")
     ],
-    alphas: Annotated[str, typer.Option(help="Weights of B: 0.5, 0.2,0.4 or first:last:step.")] = "0.5",
+    alphas: Annotated[
+        str | None, typer.Option(help="Weights of B: 0.5 (the default), 0.2,0.4 or first:last:step.")
+    ] = None,
     base: Annotated[
         Path | None, typer.Option(help="The model that A and B are adapters on, or task vectors from.")
     ] = None,
@@ -36,6 +41,9 @@ def merge(
     density: Annotated[float | None, typer.Option(help="For ties and dare: the share of parameters kept.")] = None,
     t: Annotated[float | None, typer.Option(help="For slerp: the place between the two.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="A mergekit YAML, which says all that the others would.")
+    ] = None,
     evaluate: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Sweep: score every alpha as this recipe's merge stage does.")
     ] = None,
@@ -53,20 +61,41 @@ def merge(
 
     if evaluate is None and set_:
         raise ConfigError("--set changes the recipe of --evaluate, which is not given")
-    if evaluate is not None:
-        figures = _sweep(evaluate, models, merging.parse_alphas(alphas), out, set_, data_root, root)
+    if config is not None:
+        _refuse("with --config", models=models, alphas=alphas, base=base, weights=weights, density=density, t=t,
+                evaluate=evaluate)  # fmt: skip
+        with merging.shown_progress() as progress:
+            print(merging.merge_yaml_command(config, out, seed=seed, progress=progress))
+    elif not models:
+        raise ConfigError("give the folders of the models to merge, or a mergekit YAML as --config")
+    elif evaluate is not None:
+        _refuse("in a sweep", base=base, weights=weights, density=density, t=t)
+        if method != "linear":
+            raise ConfigError(f"a sweep is linear, not {method}")
+        figures = _sweep(evaluate, models, merging.parse_alphas(alphas or "0.5"), out, set_, data_root, root)
         print(json.dumps(figures, indent=2))
     elif method == "linear" and len(models) == 2:
+        _refuse("in a linear merge of two, which has alphas", weights=weights, density=density, t=t)
         with merging.shown_progress() as progress:
             for folder in merging.merge_command(
-                models[0], models[1], out, merging.parse_alphas(alphas), base=base, progress=progress
+                models[0], models[1], out, merging.parse_alphas(alphas or "0.5"), base=base, progress=progress
             ):
                 print(folder)
     else:
-        numbers = [float(part) for part in weights.split(",")] if weights else None
+        _refuse("but in a linear merge of two", alphas=alphas)
+        numbers = None if weights is None else merging.parse_weights(weights)
         print(
             merging.merge_many_command(method, models, out, base=base, weights=numbers, density=density, t=t, seed=seed)
         )
+
+
+def _refuse(where: str, **options: Any) -> None:
+    """Raises ConfigError for an option that was given and would do nothing."""
+    from common.errors import ConfigError
+
+    for name, value in options.items():
+        if value not in (None, []):
+            raise ConfigError(f"{name if name == 'models' else '--' + name} has no meaning {where}")
 
 
 def _sweep(

@@ -130,7 +130,8 @@ class _Sizes:
                 self._grpo(plan, stage)
             case "merge":
                 alphas = len({0.0, 1.0, *stage.alphas}) + stage.refine
-                suites = {stage.reasoning_suite, stage.chat_suite, *stage.more_suites}
+                suites = [*{stage.reasoning_suite, stage.chat_suite, *stage.more_suites}]
+                suites += [stage.reasoning_suite] * len(stage.budgets)
                 self._rollouts(plan, stage, alphas * sum(self._tasks(suite) for suite in suites), sign="~")
             case "evaluate":
                 each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think beside it

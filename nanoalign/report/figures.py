@@ -55,7 +55,7 @@ def method_figures(run: RunData) -> dict[str, Any]:
     for merge in run.of_kind("merge").values():
         result["merge.on_pareto"] = merge.record.figures["merge.on_pareto"]
     for evaluation in run.of_kind("evaluate").values():
-        result |= _thinking(evaluation) | _budgets(run, evaluation) | _instructions(run, evaluation)
+        result |= _thinking(run, evaluation) | _budgets(run, evaluation) | _instructions(run, evaluation)
     return result
 
 
@@ -82,11 +82,11 @@ def pooled(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - low, value + high, n)
 
 
-def _thinking(evaluation: StageData) -> dict[str, Any]:
+def _thinking(run: RunData, evaluation: StageData) -> dict[str, Any]:
     checkpoints = evaluation.result["checkpoints"]
     last = list(checkpoints)[-1]
     result: dict[str, Any] = {"no_think.obedience": evaluation.record.figures[f"{last}.obedience"]}
-    suite = evaluation.record.config.get("stage", evaluation.record.config).get("budget_suite")
+    suite = run.recipe.stages[evaluation.record.name].budget_suite  # type: ignore[union-attr]
     if suite:
         modes = checkpoints[last]["suites"][suite]
         gain = difference(_estimate(modes["on"]["score"]), _estimate(modes["off"]["score"]), 100)

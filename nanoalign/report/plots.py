@@ -128,7 +128,8 @@ def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: st
             yerr=[[second - down], [up - second]],
             fmt="o",
             color=COLOURS[0],
-            ecolor=GRID,
+            ecolor=MUTED,
+            elinewidth=0.8,
             markersize=5,
         )
         axes.annotate(name, (first, second), xytext=(5, 4), textcoords="offset points", color=INK, fontsize=9)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanoalign.report import plots
 from nanoalign.report.read import RunData, StageData
@@ -156,45 +156,61 @@ def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
 
 def _merges(run: RunData) -> Iterator[Section]:
     for name, stage in run.of_kind("merge").items():
-        sweep = stage.result
-        first, second = sweep["reasoning_suite"], sweep["chat_suite"]
-        points = [(point["alpha"], point["scores"][first], point["scores"][second]) for point in sweep["points"]]
-
-        def series(index: int, points: Any = points) -> list[plots.Point]:
-            values = [point[index] for point in points]
-            floor, top = min(v["value"] for v in values), max(v["value"] for v in values)
-            spread = (top - floor) if not (floor >= 0 and top <= 1) else 1.0
-            base = floor if spread != 1.0 else 0.0
-            return [
-                (point[0], *(100 * (value[part] - base) / (spread or 1.0) for part in ("value", "low", "high")))
-                for point, value in zip(points, values)
-            ]
-
+        sweep, config = stage.result, run.recipe.stages[name]
+        alphas = [point["alpha"] for point in sweep["points"]]
+        measured = {
+            suite: [point["scores"][suite] for point in sweep["points"]] for suite in sweep["points"][0]["scores"]
+        }
         curve = plots.intervals(
-            {first: series(1), second: series(2)},
+            {suite: _against(alphas, _shares(scores)) for suite, scores in measured.items()},
             "alpha, the weight of the chat model",
             "score, %",
             marks={"chosen": sweep["chosen"]},
         )
+        axes = sweep["reasoning_suite"], sweep["chat_suite"]
         dots = [
-            (
-                f"{alpha:g}",
-                (alpha, *(one[p] for p in ("value", "low", "high"))),
-                (alpha, *(two[p] for p in ("value", "low", "high"))),
-            )
-            for alpha, one, two in points
-        ]
-        trade = plots.front(dots, f"{sweep['chosen']:g}", first, second)
-        config = run.recipe.stages[name]
+            (f"{one[0]:g}", one, two) for one, two in zip(*(_against(alphas, measured[suite]) for suite in axes))
+        ]  # fmt: skip
+        trade = plots.front(dots, f"{sweep['chosen']:g}", *axes)
+        columns = [_cells(scores) for scores in measured.values()]
+        rows = [[Cell(f"{alpha:g}"), *cells] for alpha, *cells in zip(alphas, *columns)]
+        values = [[score["value"] for score in scores] for scores in zip(*measured.values())]
         note = (
             f"(1 - alpha) · {config.reasoning} + alpha · {config.chat}, every alpha evaluated without writing it; "  # type: ignore[union-attr]
-            f"{sweep['chosen']:g} was chosen ({sweep['choose']}). A judge's score is shown as a share of its range."
+            f"{sweep['chosen']:g} was chosen ({sweep['choose']}). Bands are 95% intervals. A judge's score is drawn "
+            "as a share of its range."
         )
         yield Section(
             "Merge sweep",
             note,
             plots=[Plot("Score against alpha", curve, "merge_curve"), Plot("Trade-off", trade, "merge_front")],
+            tables=[Table("By alpha", ["alpha", *measured], _best(rows, values))],
         )
+
+
+def _judged(scores: Sequence[Mapping[str, float]]) -> bool:
+    """Whether these are no shares of samples, but a judge's scores on a scale of their own."""
+    return not all(0 <= score["value"] <= 1 for score in scores)
+
+
+def _shares(scores: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """In percent; a judge's scores as shares of their range."""
+    values = [score["value"] for score in scores]
+    floor, top = (min(values), max(values)) if _judged(scores) else (0.0, 1.0)
+    return [
+        {part: 100 * (score[part] - floor) / ((top - floor) or 1.0) for part in ("value", "low", "high")}
+        for score in scores
+    ]
+
+
+def _against(xs: Sequence[float], scores: Sequence[Mapping[str, float]]) -> list[plots.Point]:
+    return [(x, score["value"], score["low"], score["high"]) for x, score in zip(xs, scores)]
+
+
+def _cells(scores: Sequence[Mapping[str, float]]) -> list[Cell]:
+    if _judged(scores):
+        return [Cell(f"{s['value']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}, n {s['n']:.0f}") for s in scores]
+    return [Cell(f"{100 * score['value']:.1f}", _interval(score)) for score in scores]
 
 
 CURVES = {

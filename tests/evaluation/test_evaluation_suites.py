@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_result(engine: Any, tokenizer: Any, tasks:
 
 def test_a_scorer_for_merge_sweeps(engine: Any, tokenizer: Any, tasks: Tasks) -> None:
     rewards = {"reasoning": suite_reward(tasks.config, {}, "cpu")}
-    score = make_scorer({"reasoning": tasks}, rewards, CHAT, tokenizer, ROLLOUTS)("reasoning", engine)
+    score = make_scorer({"reasoning": tasks}, rewards, CHAT, tokenizer, ROLLOUTS)("reasoning", engine, Mode(True))
     assert isinstance(score, Estimate) and score.n == 18
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, NemotronHConfig, NemotronHForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from tests.tiny import tiny_hybrid
 
 TOKENIZER = {
     "tokenizer.json": {"version": "1.0", "truncation": None, "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}},
@@ -30,25 +32,6 @@ def llama(tied: bool) -> LlamaForCausalLM:
     )
 
 
-def nemotron_h() -> NemotronHForCausalLM:
-    return NemotronHForCausalLM(
-        NemotronHConfig(
-            vocab_size=96,
-            hidden_size=32,
-            intermediate_size=48,
-            hybrid_override_pattern="M-*-",
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            mamba_num_heads=4,
-            mamba_head_dim=16,
-            n_groups=2,
-            ssm_state_size=16,
-            chunk_size=16,
-        )
-    )
-
-
 def build(kind: str) -> PreTrainedModel:
     """bf16, but for ``mixed``, whose norms and Mamba scalars stay in fp32."""
     torch.manual_seed(0)
@@ -56,7 +39,7 @@ def build(kind: str) -> PreTrainedModel:
         return llama(tied=False)
     if kind == "fp16":
         return llama(tied=False).half()
-    model = nemotron_h() if kind in ("nemotron_h", "mixed") else llama(tied=kind == "tied")
+    model = tiny_hybrid() if kind in ("nemotron_h", "mixed") else llama(tied=kind == "tied")
     model = model.bfloat16()
     if kind == "mixed":
         for name, parameter in model.named_parameters():
@@ -96,6 +79,20 @@ def make_pair_of(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 @pytest.fixture
 def llama_pair(make_pair_of: Callable[..., tuple[Path, Path]]) -> tuple[Path, Path]:
     return make_pair_of("llama")
+
+
+@pytest.fixture
+def miniature_pair(tmp_path: Path) -> tuple[Path, Path]:
+    """The miniature's base, and a noisy copy of it."""
+    base, other = Path(__file__).parents[2] / "recipes/assets/miniature-base", tmp_path / "other"
+    shutil.copytree(base, other)
+    generator = torch.Generator().manual_seed(0)
+    noisy = {
+        name: tensor + (0.2 * tensor.float() * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+        for name, tensor in load_file(base / "model.safetensors").items()
+    }
+    save_file(noisy, other / "model.safetensors", metadata={"format": "pt"})
+    return base, other
 
 
 def read_all(folder: Path) -> dict[str, torch.Tensor]:

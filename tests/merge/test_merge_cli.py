@@ -1,5 +1,6 @@
 """The command's functions: alphas, outputs, cards."""
 
+import json
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -8,12 +9,15 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from common.errors import ConfigError
 from common.stats import proportion
 from merge.card import write_card
 from merge.checkpoint import open_checkpoint
-from merge.cli import merge_command, output_folders, parse_alphas, shown_progress
+from merge.cli import merge_command, merge_yaml_command, output_folders, parse_alphas, shown_progress
+from merge.mergekit_bridge import mergekit_config, write_config
+from nanoalign.cli import app
 
 
 @given(st.integers(0, 100), st.integers(1, 50), st.integers(0, 20))
@@ -57,7 +61,10 @@ def test_one_alpha_goes_to_the_output_and_many_below_it(llama_pair: tuple[Path, 
     assert merge_command(*llama_pair, tmp_path / "one", [0.5]) == [tmp_path / "one"]
     many = merge_command(*llama_pair, tmp_path / "many", [0.25, 0.5])
     assert [path.name for path in many] == ["alpha-0.25", "alpha-0.5"]
-    assert (many[1] / "model.safetensors").read_bytes() == (tmp_path / "one/model.safetensors").read_bytes()
+    merged = (tmp_path / "one/model.safetensors").read_bytes()
+    assert (many[1] / "model.safetensors").read_bytes() == merged
+    again = merge_yaml_command(tmp_path / "one/mergekit_config.yml", tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == merged
 
 
 def test_an_output_that_holds_something_is_never_replaced(llama_pair: tuple[Path, Path], tmp_path: Path):
@@ -72,7 +79,57 @@ def test_an_output_that_holds_something_is_never_replaced(llama_pair: tuple[Path
 def test_the_bar_takes_progress(llama_pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with shown_progress() as progress:
         merge_command(*llama_pair, tmp_path / "o", [0.5], progress=progress)
-    assert "merging" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "merging" in shown and "0:00:00" in shown  # what is done, and the time left
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["merge", *map(str, arguments)])
+    return result.exit_code, result.stdout
+
+
+def test_a_sweep_alone_scores_every_alpha_and_writes_the_best(miniature_pair: tuple[Path, Path], tmp_path: Path):
+    changes = [
+        "stages.merged.chat_suite=instruction", "stages.merged.budgets=[1]", "stages.merged.rollouts.max_tokens=10",
+        "suites.reasoning.samples=2", "suites.instruction.samples=2",
+    ]  # fmt: skip
+    out = tmp_path / "out"
+    status, output = command(
+        *miniature_pair, "--out", out, "--alphas", "0.4:0.6:0.2", "--evaluate", "miniature",
+        *(part for change in changes for part in ("--set", change)),
+    )  # fmt: skip
+    assert status == 0
+    sweep = json.loads((out / "sweep.json").read_text())
+    assert [point["alpha"] for point in sweep["points"]] == [0.0, 0.4, 0.6, 1.0]
+    assert all(point["scores"].keys() == {"reasoning", "instruction", "reasoning@1"} for point in sweep["points"])
+    assert f'"merge.alpha": {sweep["chosen"]}' in output
+    assert "| reasoning@1 |" in (out / "model" / "README.md").read_text()
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"model"}
+
+
+def test_the_command_takes_mergekit_yaml(llama_pair: tuple[Path, Path], tmp_path: Path):
+    write_config(mergekit_config("linear", list(llama_pair), weights=[1.0, 3.0]), tmp_path / "c.yml")
+    assert command("--config", tmp_path / "c.yml", "--out", tmp_path / "o")[0] == 0
+    merge_command(*llama_pair, tmp_path / "due", [0.75])
+    assert (tmp_path / "o/model.safetensors").read_bytes() == (tmp_path / "due/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["a", "b", "--config", "c.yml"],
+        ["--config", "c.yml", "--alphas", "0.5"],
+        ["a", "b", "--density", "0.0"],
+        ["a", "b", "c", "--alphas", "0.5"],
+        ["a", "b", "c", "--weights", "1,x,2"],
+        ["a", "b", "--evaluate", "miniature", "--method", "ties"],
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments: list[str], tmp_path: Path):
+    with pytest.raises(ConfigError):
+        CliRunner().invoke(app, ["merge", *arguments, "--out", str(tmp_path / "o")], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def front_matter(card: Path) -> dict:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from common.errors import CheckpointError, ConfigError
@@ -23,7 +22,6 @@ from merge.stage import run, run_sweep
 from merge.sweep import state_dict_names, sweep
 from rl.config import Rollouts
 
-BASE = Path(__file__).parents[2] / "recipes/assets/miniature-base"
 CHOICE = Choice("reasoning", "chat")
 
 
@@ -118,20 +116,7 @@ def test_stored_names_map_to_live_names(make_pair_of: Callable):
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> tuple[MergeStage, StageContext]:
-    """The miniature base against a noisy copy of itself."""
-    if not (BASE / "model.safetensors").exists():
-        pytest.skip("recipes/assets/miniature-base is not there yet")
-    other = tmp_path / "other"
-    other.mkdir()
-    for path in BASE.iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
-    generator = torch.Generator().manual_seed(0)
-    noisy = {
-        name: tensor + (0.2 * tensor.float() * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
-        for name, tensor in load_file(BASE / "model.safetensors").items()
-    }
-    save_file(noisy, other / "model.safetensors", metadata={"format": "pt"})
+def stage(tmp_path: Path, miniature_pair: tuple[Path, Path]) -> tuple[MergeStage, StageContext]:
     config = MergeStage(
         kind="merge",
         reasoning="x",
@@ -142,7 +127,7 @@ def stage(tmp_path: Path) -> tuple[MergeStage, StageContext]:
         rollouts=Rollouts(max_tokens=4),
     )
     folder = tmp_path / "merged"
-    inputs = {"reasoning": BASE, "chat": other}
+    inputs = dict(zip(("reasoning", "chat"), miniature_pair, strict=True))
     context = StageContext("merged", folder, inputs, "nemotron-nano-v2", 0, None, "cpu", log=StageLog(folder))
     return config, context
 

@@ -2,34 +2,17 @@ import copy
 
 import pytest
 import torch
-from transformers import NemotronHConfig, NemotronHForCausalLM
+from transformers import NemotronHForCausalLM
 
 from common.errors import ConfigError
 from models.adapters import attach, matching_targets, merge, require_trained
 from models.config import LoRA
-from models.hybrid import install
+from tests.tiny import tiny_hybrid
 
 
 @pytest.fixture
 def hybrid() -> NemotronHForCausalLM:
-    torch.manual_seed(0)
-    config = NemotronHConfig(
-        vocab_size=64,
-        hidden_size=32,
-        hybrid_override_pattern="M-*-",
-        intermediate_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        mamba_num_heads=2,
-        mamba_head_dim=32,
-        ssm_state_size=16,
-        n_groups=1,
-        chunk_size=16,
-    )
-    model = NemotronHForCausalLM(config)
-    install(model)
-    return model
+    return tiny_hybrid()
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -12,13 +12,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from transformers import NemotronHConfig, NemotronHForCausalLM
 
 from common.stage import StageLog
 from models.adapters import attach, merge
 from models.config import LoRA, Training
-from models.hybrid import install
 from models.training import RecipeTrainer, training_arguments
+from tests.tiny import tiny_hybrid
 
 
 def kill() -> None:
@@ -37,27 +36,6 @@ class Mortal(RecipeTrainer):
         if self.moment == "save" and self.state.global_step == 6:
             kill()
         super()._save_rng_state(output_dir)
-
-
-def tiny_hybrid() -> NemotronHForCausalLM:
-    torch.manual_seed(0)
-    config = NemotronHConfig(
-        vocab_size=64,
-        hidden_size=32,
-        hybrid_override_pattern="M-*-",
-        intermediate_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        mamba_num_heads=2,
-        mamba_head_dim=32,
-        ssm_state_size=16,
-        n_groups=1,
-        chunk_size=16,
-    )
-    model = NemotronHForCausalLM(config)
-    install(model)
-    return model
 
 
 def rows(count: int) -> list[dict[str, torch.Tensor]]:

@@ -14,6 +14,8 @@ from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.recipe.load import dump, load
 from nanoalign.report import note_rerun, write, write_pictures
 from nanoalign.report.figures import difference, flat, pooled, spearman
+from nanoalign.report.read import read_run
+from nanoalign.report.sections import sections
 
 
 @given(st.permutations(list(range(7))))
@@ -73,11 +75,11 @@ def run_folder(tmp_path):
     folder.mkdir()
     (folder / "recipe.yaml").write_text(dump(recipe))
 
-    def finished(name, kind, inputs, figures, **config):
+    def finished(name, kind, inputs, figures):
         place = folder / name
         place.mkdir()
         write_record(place, StageRecord(
-            name, kind, "finished", "f", {}, {}, inputs, config, 1, {"torch": "2.13"}, time.time(), wall_s=10.0,
+            name, kind, "finished", "f", {}, {}, inputs, {}, 1, {"torch": "2.13"}, time.time(), wall_s=10.0,
             peak_rss_gb=1.5, figures=figures,
         ))  # fmt: skip
         return place
@@ -92,9 +94,7 @@ def run_folder(tmp_path):
     (place / "data.json").write_text(json.dumps({**counts, "by_domain": {"math": 9}, "dropped": {"too long": 2}}))
     before = checkpoint(30, 5, [point(8, 10, 30, 3.0), point(None, 30, 50, 1.0)])
     after = checkpoint(40, 10, [point(0, 5, 50, 1.2), point(8, 15, 49, 1.2), point(None, 40, 50, 1.0)])
-    place = finished(
-        "verdict", "evaluate", {"refine": "refine"}, {"refine.obedience": score(49)}, budget_suite="reasoning"
-    )
+    place = finished("verdict", "evaluate", {"refine": "refine"}, {"refine.obedience": score(49)})
     evaluation = {"tasks": {"reasoning": 50}, "checkpoints": {"tools": before, "refine": after}}
     (place / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -113,6 +113,35 @@ def test_the_method_s_figures(run_folder):
     assert figures["refine.loss_last"] == 0.5
     note_rerun(run_folder, 0.4)
     assert json.loads((run_folder / "report.json").read_text())["figures"]["rerun.wall_s"] == 0.4
+
+
+def test_the_merge_curve_shows_all_that_was_measured(run_folder):
+    place = run_folder / "merged"
+    place.mkdir()
+    measured = {
+        alpha: {
+            "reasoning": score(50 - alpha),
+            "instruction": Estimate(alpha - 2.0, alpha - 2.5, alpha - 1.0, 50).as_dict(),
+            "reasoning@32": score(20 + alpha),
+        }
+        for alpha in range(3)
+    }
+    sweep = {"reasoning_suite": "reasoning", "chat_suite": "instruction", "choose": "pareto", "chosen": 0.5}
+    sweep["points"] = [{"alpha": alpha / 2, "scores": scores} for alpha, scores in measured.items()]
+    (place / "sweep.json").write_text(json.dumps(sweep))
+    figures = {"merge.alpha": 0.5, "merge.on_pareto": 1.0}
+    inputs = {"reasoning": "workplace", "chat": "chat"}
+    write_record(
+        place, StageRecord("merged", "merge", "finished", "f", {}, {}, inputs, {}, 1, {}, time.time(), figures=figures)
+    )
+    (section,) = (each for each in sections(read_run(run_folder)) if each.title == "Merge sweep")
+    (table,) = section.tables
+    assert table.head == ["alpha", "reasoning", "instruction", "reasoning@32"]
+    assert [cell.text for cell in table.rows[1]] == ["0.5", "98.0", "-1.00", "42.0"]
+    assert [cell.small for cell in table.rows[2]][1:3] == ["87–99, n 50", "-0.50 to 1.00, n 50"]
+    assert [row[2].best for row in table.rows] == [False, False, True]
+    for label in ("reasoning@32", "chosen", "alpha, the weight of the chat model"):
+        assert label in section.plots[0].svg
 
 
 def test_the_page_is_self_contained_and_escapes_what_models_write(run_folder):
