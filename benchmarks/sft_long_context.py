@@ -43,6 +43,13 @@ PEAK = 989e12
 MEAN = 6500
 SLICE = KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2-Base"] | {"hybrid_override_pattern": "M-M-M*M-", "vocab_size": 1024}
 NANO_9B = KNOWN["nvidia/NVIDIA-Nemotron-Nano-9B-v2"]
+LENGTHS = {
+    "transformers": [2048, 4096, 8192],
+    "wheels": [4096, 8192, 16384],
+    "triton": [8192, 16384, 32768, 65536, 131072, 262144],
+    "torch": [8192, 16384],
+}
+"""Paths through the slice, and the packs that each tries, in tokens."""
 Figures = dict[str, float]
 
 
@@ -120,7 +127,7 @@ def use_wheels() -> None:
     top level imports compiled CUDA, and so does the fused path that it prefers."""
     from transformers.models.nemotron_h import modeling_nemotron_h as theirs
 
-    scan = mamba_ssm()[0].mamba_chunk_scan_combined
+    scan = mamba_ssm().mamba_chunk_scan_combined
     known = inspect.signature(scan).parameters
 
     def chunk_scan(*args: Any, **kwargs: Any) -> Any:
@@ -136,7 +143,7 @@ def slice_step(path: str, total: int, keep: int = 0, tokens: int = 16384, steps:
         use_wheels()
     if path in ("torch", "triton"):
         install(model, kernels=path)  # type: ignore[arg-type]
-        tile(model, tokens, keep, kernels=path)  # type: ignore[arg-type]
+        tile(model, tokens, keep)
     lengths = lengths_of(total)
     batch = pack(SLICE["vocab_size"], lengths)
     slope = torch.randn(1, total, SLICE["hidden_size"], device="cuda", dtype=torch.bfloat16) / total
@@ -170,7 +177,7 @@ def nano9b(total: int, host_gb: float, keep: int = 0, tokens: int = 16384, steps
     base = build(NANO_9B)
     install(base, kernels="triton")
     model = attach(base, LoRA(), seed=0)
-    tile(base, tokens, keep, kernels="triton")
+    tile(base, tokens, keep)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     lengths = lengths_of(total)
@@ -224,7 +231,7 @@ def isolation(dtype: str, kernels: str = "triton") -> Figures:
     """Packed documents against each alone, through the slice as it is trained."""
     model = build(SLICE).to(getattr(torch, dtype))
     install(model, kernels=kernels)  # type: ignore[arg-type]
-    tile(model, 512, kernels=kernels)  # type: ignore[arg-type]
+    tile(model, 512)
     random = Random(1)
     documents = [[random.randrange(1024) for _ in range(length)] for length in (700, 33, 1500, 1, 260, 4000)]
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -247,21 +254,40 @@ def kernels() -> Figures:
 
 def measurements() -> dict[str, tuple[Callable[..., Figures], dict[str, Any]]]:
     """Every measurement by name, cheap and telling ones first."""
-    found: dict[str, tuple[Callable[..., Figures], dict[str, Any]]] = {"kernels": (kernels, {})}
-    found["slice.triton.131072"] = (slice_step, {"path": "triton", "total": 131072, "keep": 8})
-    found["nano9b_lora.131072"] = (nano9b, {"total": 131072, "host_gb": 40})
-    found["isolation.bfloat16"] = (isolation, {"dtype": "bfloat16"})
-    found["isolation.float32"] = (isolation, {"dtype": "float32", "kernels": "torch"})
-    found["loss"] = (loss_memory, {})
-    for path, totals in {
-        "transformers": [2048, 4096, 8192],
-        "wheels": [4096, 8192, 16384],
-        "triton": [8192, 16384, 32768, 65536, 262144],
-        "torch": [8192, 16384],
-    }.items():
+    found: dict[str, tuple[Callable[..., Figures], dict[str, Any]]] = {
+        "kernels": (kernels, {}),
+        "slice.triton.131072": (slice_step, {"path": "triton", "total": 131072, "keep": 8}),
+        "nano9b_lora.131072": (nano9b, {"total": 131072, "host_gb": 66, "keep": 6}),
+        "isolation.bfloat16": (isolation, {"dtype": "bfloat16"}),
+        "isolation.float32": (isolation, {"dtype": "float32", "kernels": "torch"}),
+        "loss": (loss_memory, {}),
+    }
+    for path, totals in LENGTHS.items():
         for total in totals:
             keep = 8 if path == "triton" and total <= 131072 else 0
-            found[f"slice.{path}.{total}"] = (slice_step, {"path": path, "total": total, "keep": keep})
+            found.setdefault(f"slice.{path}.{total}", (slice_step, {"path": path, "total": total, "keep": keep}))
+    return found
+
+
+def summary(results: Figures) -> Figures:
+    """The figures that the results page is checked against, of those measured."""
+    found: Figures = {}
+    for short, name, keys in (
+        ("slice_131k", "slice.triton.131072", ("mfu", "tokens_per_s", "peak_gb")),
+        ("nano9b_lora_131k", "nano9b_lora.131072", ("mfu", "tokens_per_s", "peak_gb", "offloaded_gb")),
+        ("loss_131k", "loss", ("extra_gb",)),
+    ):
+        found |= {f"{short}.{key}": results[f"{name}.{key}"] for key in keys if f"{name}.{key}" in results}
+    for short, dtype in (("bf16", "bfloat16"), ("fp32", "float32")):
+        for kind in ("max", "mean"):
+            if f"isolation.{dtype}.{kind}" in results:
+                found[f"isolation.{kind}_abs_logprob_diff_{short}"] = results[f"isolation.{dtype}.{kind}"]
+    for path in ("transformers", "wheels"):  # each at the longest pack that it held
+        longest = [results[key] for total in LENGTHS[path] if (key := f"slice.{path}.{total}.tokens_per_s") in results]
+        if longest and "slice_131k.tokens_per_s" in found:
+            found[f"slice.ratio_vs_{path}"] = found["slice_131k.tokens_per_s"] / longest[-1]
+    if "slice.triton.131072.first_step_s" in results:
+        found["first_step_s"] = results["slice.triton.131072.first_step_s"]
     return found
 
 
@@ -271,7 +297,7 @@ def main() -> None:
     parser.add_argument("--set", type=json.loads, default={}, help="other arguments for --only's, as JSON")
     parser.add_argument("--inside", action="store_true", help="measure in this process")
     parser.add_argument("--timeout", type=int, default=150, help="seconds for each")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="figures, added to those that the file has")
     parser.add_argument("--tuned", type=Path, help="write the autotuned configurations there")
     arguments = parser.parse_args()
     known = measurements()
@@ -283,7 +309,9 @@ def main() -> None:
             arguments.tuned.write_text(json.dumps(tuned.found(), indent=1) + "\n")
         print("FIGURES " + json.dumps(figures))
         return
-    results: dict[str, float] = {}
+    results: dict[str, Any] = {}
+    if arguments.json and arguments.json.is_file():
+        results = json.loads(arguments.json.read_text())["measured"]
     for name in arguments.only or known:
         command = [sys.executable, __file__, "--inside", "--only", name, "--set", json.dumps(arguments.set)]
         try:
@@ -292,14 +320,18 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             output = f"took more than {arguments.timeout} s"
         lines = [line for line in output.splitlines() if line.startswith("FIGURES ")]
-        found = json.loads(lines[-1].removeprefix("FIGURES ")) if lines else {}
-        results |= {f"{name}.{key}": value for key, value in found.items()}
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
-        print(f"{name:24} {shown or output.strip()[-300:]}", flush=True)
+        figures = json.loads(lines[-1].removeprefix("FIGURES ")) if lines else {}
+        results |= {f"{name}.{key}": value for key, value in figures.items()}
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        why = "out of memory" if "OutOfMemoryError" in output else output.strip()[-300:]
+        print(f"{name:24} {shown or why}", flush=True)
         if arguments.json:
             setting = {"torch": torch.__version__, "transformers": transformers.__version__}
             setting |= {"device": torch.cuda.get_device_name(), "command": " ".join(sys.argv)}
-            arguments.json.write_text(json.dumps({"setting": setting, "figures": results}, indent=2) + "\n")
+            content = {"setting": setting, "figures": summary(results), "measured": results}
+            arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    for key, value in summary(results).items():
+        print(f"{key:40} {value:.6g}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class HostOffload:
             self.last = None
 
     def _pack(self, tensor: Tensor) -> Any:
-        wanted = tensor.is_cuda and tensor.dim() > 1 and tensor.shape[-1] == self.hidden
+        wanted = tensor.is_cuda and tensor.dim() == 3 and tensor.shape[-1] == self.hidden  # (B, T, hidden), no weight
         if not wanted or (tensor.is_leaf and tensor.requires_grad) or tensor.numel() < self.least:
             return tensor
         last = self.last
