@@ -89,7 +89,7 @@ def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | Non
     chat, tokenizer = chat_format(recipe.chat), load_tokenizer(recipe.model)
     if section.kind == "sft":
         return _sft(section, recipe.data[section.data], target, chat, tokenizer, data_root)
-    built = build(recipe.data[section.data], data_root, target.seed)
+    built = build(recipe.data[section.data], data_root, target.seed, chat=chat)
     prompts = prompts_of(built.conversations, section.thinking, chat, tokenizer, target.seed)
     return export_grpo(target, section, prompts, chat, recipe.chat, tokenizer)
 
@@ -109,7 +109,7 @@ def _sft(
     teaching = [strip_reasoning(stage.strip_reasoning)]
     if stage.truncate_reasoning:
         teaching.append(truncate_reasoning(stage.truncate_reasoning, tokenizer, stage.strip_reasoning))
-    built = build(mixture, data_root, target.seed, teaching)
+    built = build(mixture, data_root, target.seed, teaching, chat)
     kept, _ = hold_out(built.conversations, HELD_OUT, target.seed)
     longest, over_long = (
         (stage.pack.length, stage.pack.over_long) if stage.pack else (stage.max_length, stage.over_long)

@@ -49,7 +49,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     tokenizer = load_tokenizer(context.inputs["from"])
     device = resolve_device(context.device)
     model: Any = load_model(context.inputs["from"], device=device)
-    built = build(mixtures[config.data], context.data_root, context.seed)
+    built = build(mixtures[config.data], context.data_root, context.seed, chat=chat)
     prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
     shares_weights = config.rollouts.engine == "hf"
     if config.train.lora is not None:

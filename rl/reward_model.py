@@ -41,7 +41,7 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
     device = resolve_device(context.device)
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
-    built = build(mixtures[config.data], context.data_root, context.seed)
+    built = build(mixtures[config.data], context.data_root, context.seed, chat=chat)
     train, held_out = split_pairs(built.conversations, chat, tokenizer)
     model = load_scorer(context.inputs["from"], tokenizer.pad_token_id, device, fresh_head=True)
     model.config.chat_format = context.chat

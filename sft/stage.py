@@ -51,7 +51,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     teaching = [strip_reasoning(config.strip_reasoning)]
     if config.truncate_reasoning:
         teaching.append(truncate_reasoning(config.truncate_reasoning, tokenizer, config.strip_reasoning))
-    built = build(mixtures[config.data], context.data_root, context.seed, teaching)
+    built = build(mixtures[config.data], context.data_root, context.seed, teaching, chat)
     kept, held_out = hold_out(built.conversations, HELD_OUT, context.seed)
     longest, over_long = (packing.length, packing.over_long) if packing else (config.max_length, config.over_long)
     data = prepare(kept, chat, tokenizer, longest, over_long)

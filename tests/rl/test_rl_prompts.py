@@ -1,0 +1,57 @@
+"""Prompts for RL are the mixture's samples: filtered, drawn and shuffled as for any other stage."""
+
+import json
+
+import pytest
+
+from common.stage import StageContext, StageLog
+from data_recipes.config import Mixture
+from data_recipes.mixture import build
+from models.config import Training
+from rl import grpo
+from rl.config import GRPOStage, Rollouts
+
+
+class Seen(Exception):
+    """What the stage made prompts of."""
+
+
+def test_grpo_asks_what_the_mixture_holds(small_base, tmp_path, monkeypatch):
+    texts = [
+        *(f"say {n}" for n in range(12)), "say 3", "say " + "x" * 100, "say <SPECIAL_11>",
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen",
+    ]  # fmt: skip
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "gsm8k").mkdir()
+    benchmark = {"question": texts[-1], "answer": "a\n#### 1"}
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps(benchmark))
+    mixture = Mixture(
+        sources={f"file:{tmp_path / 'rows.jsonl'}": 12},
+        on_bad_row="skip",
+        max_characters=90,
+        deduplicate="exact",
+        decontaminate=["gsm8k"],
+    )
+
+    def seen(conversations, *_):
+        raise Seen([each.messages[0].content for each in conversations])
+
+    monkeypatch.setattr(grpo, "prompts_of", seen)
+    settings = GRPOStage(
+        **{"kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0}, "group_size": 4},
+        rollouts=Rollouts(max_tokens=4, grace=2, batch_size=16),
+        train=Training(learning_rate=1e-3, batch_size=16, steps=1),
+    )
+    folder = tmp_path / "run"
+    context = StageContext(
+        "instruct", folder, {"from": small_base}, "nemotron-nano-v2", 5, tmp_path, "cpu", log=StageLog(folder)
+    )
+    with pytest.raises(Seen) as stop:
+        grpo.run(settings, {"m": mixture}, context)
+    asked = stop.value.args[0]
+    assert sorted(asked) == sorted(texts[:12]) and asked != texts[:12]
+    built = build(mixture, tmp_path, 5)
+    assert asked == [
+        each.messages[0].content for each in built.conversations if "SPECIAL" not in each.messages[0].content
+    ]
