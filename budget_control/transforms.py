@@ -38,15 +38,17 @@ def truncate_reasoning(section: TruncateReasoning, tokenizer: Any, stripped: flo
     2,000 tokens). The cut is recorded with ``Message.reasoning_cut``.
 
     Every assistant turn is cut at a place of its own, counted in tokens of ``tokenizer``. A trace no longer than the
-    range's lower end, or (at: sentence) without a sentence's end before its place, is left whole. ``stripped`` is the
-    share of samples that :func:`strip_reasoning` took before: the section's share is one of all samples.
+    range's lower end, or (at: sentence) without a sentence's end before its place, is left whole. A cut at 0 leaves a
+    thinking that is opened and closed at once, as a budget of 0 does; without thinking (``/no_think``) is another mode.
+    ``stripped`` is the share of samples that :func:`strip_reasoning` took before: the section's share is one of all
+    samples.
 
     Raises:
-        ConfigError: the token range is empty or starts below 1, or the shares exceed 1 together.
+        ConfigError: the token range is empty or starts below 0, or the shares exceed 1 together.
     """
     low, high = section.tokens
-    if not 1 <= low <= high:
-        raise ConfigError(f"truncate_reasoning.tokens: expected 1 <= low <= high, got {low} and {high}")
+    if not 0 <= low <= high:
+        raise ConfigError(f"truncate_reasoning.tokens: expected 0 <= low <= high, got {low} and {high}")
     if section.share + stripped > 1:
         raise ConfigError(f"strip_reasoning {stripped} and truncate_reasoning.share {section.share} exceed 1 together")
     share = section.share / (1 - stripped) if stripped < 1 else 0.0
@@ -76,7 +78,7 @@ def balance_modes(off: float = 0.5) -> Transform:
         told = [message for message in conversation.messages if message.role in ("system", "user")]
         if not told or any("/think" in message.content or "/no_think" in message.content for message in told):
             return conversation, None
-        think = rng.random() >= off and all(m.reasoning for m in conversation.messages if m.role == "assistant")
+        think = rng.random() >= off and all(m.thinks for m in conversation.messages if m.role == "assistant")
         place = conversation.messages.index(rng.choice([told[0], next((m for m in told if m.role == "user"), told[0])]))
         signal = "/think" if think else "/no_think"
         messages = list(conversation.messages)
@@ -98,6 +100,8 @@ def _cut(message: Message, section: TruncateReasoning, tokenizer: Any, rng: Rand
     if len(ends) <= low:
         return message
     budget = rng.randint(low, min(high, len(ends) - 1))
+    if budget == 0:
+        return replace(message, reasoning="", reasoning_cut=True)
     kept = reasoning[: ends[budget - 1]]
     if section.at == "sentence":
         found = [match.end() for match in SENTENCE_END.finditer(kept)]
@@ -122,7 +126,7 @@ def _closed_by_rule(ends: Sequence[int], reasoning: str, budget: int, grace: int
 
 
 def _thinks(conversation: Conversation) -> bool:
-    return any(message.role == "assistant" and message.reasoning for message in conversation.messages)
+    return any(message.thinks for message in conversation.messages)
 
 
 def _without_reasoning(conversation: Conversation) -> Conversation:

@@ -62,6 +62,35 @@ def test_an_abrupt_cut_falls_in_the_range_and_is_rendered_to_its_last_character(
     assert rendered.endswith(f"{cut.messages[4].reasoning}</think>\n\nIt is 42.\n<SPECIAL_12>")
 
 
+@pytest.mark.parametrize(("form", "opened"), [("nemotron-nano-v2", ""), ("qwen3", "<think>")])
+def test_a_cut_to_nothing_teaches_what_a_budget_of_zero_writes(form: str, opened: str) -> None:
+    """In the thinking mode, opened and closed at once: the close is the rule's, all after it the model's."""
+    cut, _ = truncate_reasoning(TruncateReasoning(share=1.0, tokens=(0, 0)), TOKENIZER)(sample(), Random(0))
+    assert cut is not None and (cut.messages[2].reasoning, cut.messages[2].reasoning_cut) == ("", True)
+    chat = chat_format(form)
+    [spans] = chat.examples(cut)
+    prompt = chat.prompt(cut.messages[:2], thinking=True)
+    assert spans[0].text == prompt != chat.prompt(cut.messages[:2], thinking=False)
+    rest = [(span.text, span.trained) for span in spans[1:]]
+    assert rest == [
+        *([(opened, True)] if opened else []),
+        ("</think>", False),
+        ("\n\nIt is 42." + rest[-1][0][11:], True),
+    ]
+    rule = BudgetRule(ThinkingTokens.from_tokenizer(TOKENIZER), 0)
+    state, written = rule.start(TOKENIZER.encode(prompt + opened)), []
+    while (due := rule.forced(state)) is not None:
+        written.append(due)
+        state = rule.advance(state, due)
+    assert TOKENIZER.decode(written) == "</think>"
+
+
+def test_a_stripped_sample_is_stripped_even_where_its_trace_was_cut_to_nothing() -> None:
+    cut = Conversation((Message("user", "What?"), Message("assistant", "42.", "", reasoning_cut=True)))
+    stripped, reason = strip_reasoning(1.0)(cut, Random(0))
+    assert reason == "reasoning stripped" and stripped is not None and not stripped.messages[1].thinks
+
+
 def test_a_cut_at_a_sentence_ends_a_sentence_or_a_line() -> None:
     section = TruncateReasoning(share=1.0, tokens=(30, 200), at="sentence")
     endings: Counter[str] = Counter()

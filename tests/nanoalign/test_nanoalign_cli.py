@@ -14,7 +14,7 @@ from nanoalign.cli import app
 from nanoalign.cli_data import smaller
 from nanoalign.launch import command as launch_command
 from nanoalign.recipe.load import load
-from nanoalign.recipe.schema import Recipe
+from nanoalign.recipe.schema import Launch, Recipe
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -103,11 +103,12 @@ def test_a_smaller_mixture_keeps_every_source(sources: dict[str, int], samples: 
 
 def test_chat_with_a_server_needs_its_model_and_tokenizer() -> None:
     code, output = call("chat", "http://127.0.0.1:1/v1")
-    assert code == 1 and "name its model and give that model's tokenizer" in output
+    assert code == 2 and "name its model and give that model's tokenizer" in output
 
 
 def recipe(launch: str) -> Recipe:
-    return load("miniature", [f"launch={launch}"])
+    adapter: TypeAdapter[Launch] = TypeAdapter(Launch)
+    return load("miniature").model_copy(update={"launch": adapter.validate_python(yaml.safe_load(launch))})
 
 
 def test_launch_here(tmp_path: Path) -> None:
