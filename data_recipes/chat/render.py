@@ -77,14 +77,16 @@ def read_calls(text: str) -> tuple[ToolCall, ...] | None:
 def special_token_in(conversation: Conversation, chat: ChatFormat) -> str | None:
     """Where a sample says one of the format's special tokens or stop texts, in words, or None. Such a text would end
     the turn that it stands in, or begin another."""
-    tokens = {*chat.special_tokens, *chat.stop}
     for number, message in enumerate(conversation.messages):
-        said = [message.content, message.reasoning or "", *(dumps(call_object(call)) for call in message.tool_calls)]
-        for token in tokens:
-            if any(token in text for text in said):
+        text = f"{message.content}\n{message.reasoning}" if message.reasoning else message.content
+        if message.tool_calls:
+            text += dumps([call_object(call) for call in message.tool_calls])
+        for token in (*chat.special_tokens, *chat.stop):
+            if token in text:
                 return f"message {number} ({message.role}) holds the special token {token}"
     listed = dumps(conversation.tools) if conversation.tools else ""
-    return next((f"a tool holds the special token {token}" for token in tokens if token in listed), None)
+    found = [token for token in (*chat.special_tokens, *chat.stop) if token in listed]
+    return f"a tool holds the special token {found[0]}" if found else None
 
 
 class Format:
