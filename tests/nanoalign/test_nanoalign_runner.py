@@ -56,6 +56,7 @@ if any("nanoalign.stage_process" in argument for argument in sys.orig_argv):
         if told != "forget":
             (context.folder / "model").mkdir(exist_ok=True)
             (context.folder / "model" / "seed").write_text(str(context.seed))
+            (context.folder / "model" / "mmaps").write_text(os.environ.get("MALLOC_MMAP_MAX_", "not said"))
         return {"went_on_from": first, "loss": float("nan")}
 
     nanoalign.stages.run_stage = run_stage
@@ -126,6 +127,18 @@ def test_runs_in_order_once(run: Run, tmp_path: Path, output: StringIO) -> None:
     before = (tmp_path / "runs/tiny/left/stage.json").stat().st_mtime_ns
     assert run() == []
     assert (tmp_path / "runs/tiny/left/stage.json").stat().st_mtime_ns == before
+
+
+def test_the_allocator_is_set_on_a_cpu_alone_and_what_the_user_says_holds(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for device, own in (("auto", None), ("cpu", None), ("cpu", "7")):
+        if own:
+            monkeypatch.setenv("MALLOC_MMAP_MAX_", own)
+        run(f"device={device}", force=["start"], until=["start"])
+        said.append((tmp_path / "runs/tiny/start/model/mmaps").read_text())
+    assert said == ["not said", "0", "7"]
 
 
 def test_a_changed_stage_and_those_after_it_run_again(run: Run, tmp_path: Path, output: StringIO) -> None:
