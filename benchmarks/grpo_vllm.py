@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--trl-seconds", type=float, default=60.0)
     parser.add_argument("--start", type=float, default=150.0, help="seconds that a run may take to its first step")
     parser.add_argument("--batch", type=int, default=128, help="completions a step")
-    parser.add_argument("--micro", type=int, default=32, help="completions in one forward pass")
+    parser.add_argument("--micro", type=int, default=64, help="completions in one forward pass")
     parser.add_argument("--tokens", type=int, help="longest completion, for all tasks")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-grpo-vllm"))

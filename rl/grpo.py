@@ -23,6 +23,7 @@ from rl.modes import sampling
 from rl.prompts import Prompt, prompts_of
 from rl.rollouts.base import Completion, Request, RolloutEngine
 from rl.rollouts.draw import seed_of
+from rl.rollouts.restarts import RestartingEngine
 from rl.rollouts.samples import judged
 
 PROBE = 8
@@ -135,6 +136,8 @@ class StepRollouts:
             "forced_share": sum(sum(completion.forced) for completion in completions) / tokens,
             "closed_share": statistics.fmean(sample.closed for sample in samples),
         }
+        if isinstance(self.engine, RestartingEngine):
+            metrics["engines_lost"] = self.engine.lost
         self.keep_samples(asked, samples, scores, step)
         return Collected(
             prompt_ids=[list(prompt.ids) for prompt in asked],

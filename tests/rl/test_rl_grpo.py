@@ -1,6 +1,11 @@
 """The GRPO stage from a recipe section to a model: learning, budgets, fresh weights, resume."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,6 +91,34 @@ def test_a_killed_stage_ends_with_the_same_weights(stage, tmp_path, monkeypatch)
 
     whole, cut = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_killed_in_the_middle_of_a_sync_a_stage_goes_on(small_base, tmp_path):
+    """Two real processes: the first dies with half of the engine's weights replaced, the second ends the stage."""
+    prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(8)]
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
+    stage = config(4, rollouts=Rollouts(engine="vllm", max_tokens=6, grace=2, batch_size=16))
+    job = {"folder": str(tmp_path / "run"), "base": str(small_base), "source": f"file:{source}"}
+    job |= {"stage": stage.model_dump(by_alias=True, mode="json"), "dies_at_sync": 3}
+    script = Path(__file__).with_name("killed_in_sync.py")
+
+    def run(**changes):
+        (tmp_path / "job.json").write_text(json.dumps(job | changes))
+        command = [sys.executable, str(script), str(tmp_path / "job.json")]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": os.getcwd()}
+        )
+
+    killed = run()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert not (tmp_path / "run/model").exists()
+    ended = run(dies_at_sync=0)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert [row["step"] for row in rows(tmp_path / "run/metrics.jsonl")] == [1, 2, 3, 4]  # none repeated, none lost
+    figures = json.loads(ended.stdout.splitlines()[-1])
+    assert figures["steps"] == 4
+    assert figures["mismatch_max"] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_stale_weights_stop_the_stage(stage, tmp_path, monkeypatch, make_model):

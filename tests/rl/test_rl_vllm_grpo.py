@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import threading
 
 import pytest
 
@@ -15,27 +17,59 @@ from data_recipes.rows import to_row
 from models.config import Training
 from rl import grpo
 from rl.config import GRPOStage, Rollouts, Thinking
+from rl.rollouts.server import ServerEngine
 
 
-def test_weights_stay_fresh_while_they_move(small_base, tmp_path):
-    rows = tmp_path / "prompts.jsonl"
-    prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(8)]
-    rows.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
-    train = Training(
-        learning_rate=3e-3, schedule="constant", warmup_ratio=0.0, batch_size=16, steps=4, dtype="float32"
-    )  # fmt: skip
-    config = GRPOStage(
-        **{
-            "kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0}, "group_size": 8, "train": train,
-            "rollouts": Rollouts(engine="vllm", max_tokens=64, grace=2, batch_size=16),
-            "thinking": Thinking(on=1.0, budgets=[None, 3, 3, 3]),
-        }
-    )  # fmt: skip
-    folder = tmp_path / "run"
-    context = StageContext(
-        "instruct", folder, {"from": small_base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder)
-    )
-    figures = grpo.run(config, {"m": Mixture(sources={f"file:{rows}": 8})}, context)
+@pytest.fixture
+def stage(small_base, tmp_path):
+    """Runs a stage of eight prompts and four steps; returns its figures and its rows of metrics."""
+
+    def run(**rollouts):
+        rows = tmp_path / "prompts.jsonl"
+        prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(8)]
+        rows.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
+        train = Training(
+            learning_rate=3e-3, schedule="constant", warmup_ratio=0.0, batch_size=16, steps=4, dtype="float32"
+        )  # fmt: skip
+        config = GRPOStage(
+            **{
+                "kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0}, "group_size": 8, "train": train,
+                "rollouts": Rollouts(max_tokens=64, grace=2, batch_size=16, **rollouts),
+                "thinking": Thinking(on=1.0, budgets=[None, 3, 3, 3]),
+            }
+        )  # fmt: skip
+        folder = tmp_path / "run"
+        context = StageContext(
+            "instruct", folder, {"from": small_base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder)
+        )
+        figures = grpo.run(config, {"m": Mixture(sources={f"file:{rows}": 8})}, context)
+        assert (folder / "model/model.safetensors").is_file()
+        return figures, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    return run
+
+
+def test_weights_stay_fresh_while_they_move(stage):
+    figures, _ = stage(engine="vllm")
     assert figures["groups_without_signal"] < figures["groups"]
     assert figures["mismatch_max"] == pytest.approx(1.0, abs=1e-3)
-    assert (folder / "model/model.safetensors").is_file()
+
+
+def test_a_server_killed_in_a_rollout_costs_no_step(stage, monkeypatch):
+    """A real server in a process of its own, killed while it answers the second step."""
+    generate, steps = ServerEngine.generate, []
+
+    def killed(self, requests):
+        steps.append(self.own.process.pid)
+        if len(steps) == 2:
+            threading.Timer(0.05, os.killpg, (self.own.process.pid, signal.SIGKILL)).start()
+            requests = list(requests) * 20  # long enough to be in the middle
+        return generate(self, requests)[:16]
+
+    monkeypatch.setattr(ServerEngine, "generate", killed)
+    with pytest.warns(UserWarning, match="started anew"):
+        figures, rows = stage(engine="vllm_server", deadline_s=300)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["engines_lost"] for row in rows] == [0, 1, 1, 1]
+    assert len(set(steps)) == 2
+    assert figures["mismatch_max"] == pytest.approx(1.0, abs=1e-3)
