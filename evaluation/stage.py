@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from common.files import write_json
 from common.stage import StageContext
 from common.stats import Estimate, proportion
+from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture
 from evaluation.budget_curve import Curve, budget_curve, label
 from evaluation.config import EvaluateStage, Suite
 from evaluation.suites import SuiteResult, evaluate, load_suite, suite_reward
 from rl.modes import Mode
+from rl.rollouts.base import RolloutEngine
 
 SHOWN = 4
 """Samples of each suite and mode written to samples.jsonl."""
@@ -38,7 +41,6 @@ def run(
     from data_recipes.chat import chat_format
     from models.loading import load_tokenizer
     from models.training import resolve_device
-    from rl.rollouts import open_engine
 
     chat, rollouts, device = chat_format(context.chat), config.rollouts, resolve_device(context.device)
     names = list(dict.fromkeys([*config.suites, *([config.budget_suite] if config.budget_suite else [])]))
@@ -53,40 +55,68 @@ def run(
         report = json.loads(record.read_text(encoding="utf-8"))
     done = sum(2 * len(names) + len(limited) * (name in curved) for name in report["checkpoints"])
 
-    for checkpoint in config.of:
-        if checkpoint in report["checkpoints"]:
-            continue
-        folder = context.inputs[checkpoint]
-        tokenizer = load_tokenizer(folder)
-        engine = open_engine(
-            rollouts.engine, folder, tokenizer, chat, batch_size=rollouts.batch_size, device=device,
-            dtype="bfloat16" if device == "cuda" else "float32", settings=rollouts,
-        )  # fmt: skip
+    engines = _Engines(config, chat, device)
+    try:
+        for checkpoint in config.of:
+            if checkpoint in report["checkpoints"]:
+                continue
+            folder = context.inputs[checkpoint]
+            tokenizer = load_tokenizer(folder)
+            engine = engines.at(folder, tokenizer)
 
-        def measure(name: str, mode: Mode, checkpoint=checkpoint, tokenizer=tokenizer, engine=engine) -> SuiteResult:  # type: ignore[no-untyped-def]
-            nonlocal done
-            result = evaluate(engine, chat, tokenizer, tasks[name], mode, rewards[name], rollouts, context.seed)
-            done += 1
-            phase = f"{checkpoint}, {name}, {label(mode)}"
-            context.log.metrics(done, total, score=result.score.value, phase=phase)  # type: ignore[arg-type]
-            _show(context, checkpoint, result)
-            return result
+            def measure(  # type: ignore[no-untyped-def]
+                name: str, mode: Mode, checkpoint=checkpoint, tokenizer=tokenizer, engine=engine
+            ) -> SuiteResult:
+                nonlocal done
+                result = evaluate(engine, chat, tokenizer, tasks[name], mode, rewards[name], rollouts, context.seed)
+                done += 1
+                phase = f"{checkpoint}, {name}, {label(mode)}"
+                context.log.metrics(done, total, score=result.score.value, phase=phase)  # type: ignore[arg-type]
+                _show(context, checkpoint, result)
+                return result
 
-        try:
             results = {name: (measure(name, Mode(True)), measure(name, Mode(False))) for name in names}
             curve = None
             if config.budget_suite is not None and checkpoint in curved:
                 points = [measure(config.budget_suite, Mode(True, budget)) for budget in limited]
                 curve = budget_curve(points, *results[config.budget_suite])
-        finally:
-            engine.close()
-        report["checkpoints"][checkpoint] = {
-            "suites": {name: {"on": on.as_dict(), "off": off.as_dict()} for name, (on, off) in results.items()},
-            "budget_curve": curve.as_dict() if curve else None,
-            "figures": checkpoint_figures(checkpoint, results, curve),
-        }
-        write_json(record, report)
+            report["checkpoints"][checkpoint] = {
+                "suites": {name: {"on": on.as_dict(), "off": off.as_dict()} for name, (on, off) in results.items()},
+                "budget_curve": curve.as_dict() if curve else None,
+                "figures": checkpoint_figures(checkpoint, results, curve),
+            }
+            write_json(record, report)
+    finally:
+        engines.close()
     return {name: value for each in report["checkpoints"].values() for name, value in each["figures"].items()}
+
+
+class _Engines:
+    """One engine after another; a vLLM is started once and given each checkpoint's weights, as its start takes longer
+    than most evaluations."""
+
+    def __init__(self, config: EvaluateStage, chat: ChatFormat, device: str) -> None:
+        self.rollouts, self.chat, self.device = config.rollouts, chat, device
+        self.engine: RolloutEngine | None = None
+
+    def at(self, folder: Path, tokenizer: Any) -> RolloutEngine:
+        from models.loading import load_model
+        from rl.rollouts import open_engine
+
+        if self.engine is not None and self.rollouts.engine != "hf":
+            self.engine.load_weights(load_model(folder).state_dict().items())
+            return self.engine
+        self.close()
+        self.engine = open_engine(
+            self.rollouts.engine, folder, tokenizer, self.chat, batch_size=self.rollouts.batch_size,
+            device=self.device, dtype="bfloat16" if self.device == "cuda" else "float32", settings=self.rollouts,
+        )  # fmt: skip
+        return self.engine
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
 
 
 def checkpoint_figures(
