@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_json
-from nanoalign.recipe.schema import LocalLaunch, RayLaunch, Recipe, SlurmLaunch
-
-PARALLEL = ("sft", "reward_model")
-"""Kinds that train on several processes; the others drive their devices from one."""
+from nanoalign.recipe.schema import PARALLEL, LocalLaunch, RayLaunch, Recipe, SlurmLaunch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
-from nanoalign.recipe.schema import LocalLaunch, RayLaunch, Recipe, SlurmLaunch
+from nanoalign.recipe.schema import PARALLEL, Recipe
 from sft.stage import HELD_OUT
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
@@ -48,6 +48,12 @@ class StagePlan:
     """Measured samples that are longer than a pack or max_length."""
     steps: Amount | None = None
     batch_size: int | None = None
+    devices: int = 1
+    """Processes that train, one a GPU."""
+    sequence_parallel: int = 1
+    """Processes that share each pack."""
+    zero: int = 0
+    """DeepSpeed's ZeRO stage."""
     schedule: str = ""
     learning_rate: float | None = None
     curve: list[float] = field(default_factory=list)
@@ -176,16 +182,20 @@ class _Sizes:
         steps = optimizer_steps(train, sequences)
         plan.steps = Amount(steps, "" if train.steps else sign)
         plan.batch_size, plan.schedule, plan.learning_rate = train.batch_size, train.schedule, train.learning_rate
+        if plan.kind in PARALLEL:
+            pack = getattr(stage, "pack", None)
+            plan.devices, plan.zero = self.recipe.launch.devices, self.recipe.launch.zero
+            plan.sequence_parallel = pack.sequence_parallel if pack is not None else 1
         shown = min(steps, CURVE_POINTS)
         plan.curve = [schedule_factor(train, round(i * (steps - 1) / max(1, shown - 1)), steps) for i in range(shown)]
         plan.length = Amount(length, "~" if plan.data is not None and length == plan.data.longest else "")
         tokens = steps * train.batch_size * (mean if mean is not None else length)
         plan.tokens = Amount(round(tokens), sign or "~")
         if self.model is not None:
-            devices = self._devices(plan.kind)
-            seconds = cost.train_seconds(self.model["parameters"], tokens, train, self.device, devices)
+            seconds = cost.train_seconds(self.model["parameters"], tokens, train, self.device, plan.devices)
             plan.seconds = Amount(seconds, sign or "~")
-            plan.memory_gb = Amount(cost.train_bytes(self.model, train, length, devices, copies) / 1e9, "~")
+            share = cost.Share(plan.devices, plan.sequence_parallel, plan.zero)
+            plan.memory_gb = Amount(cost.train_bytes(self.model, train, length, share, copies) / 1e9, "~")
 
     def _rollouts(self, plan: StagePlan, stage: Any, completions: int, sign: str) -> None:
         """Costs of sampling, on top of those that are there."""
@@ -205,17 +215,6 @@ class _Sizes:
         section = self.recipe.suites[suite]
         held = self.mixtures[section.data].samples if section.data is not None else 100
         return section.samples or held
-
-    def _devices(self, kind: str) -> int:
-        if kind not in ("sft", "reward_model"):
-            return 1
-        match self.recipe.launch:
-            case LocalLaunch(processes=processes):
-                return processes
-            case SlurmLaunch(nodes=count, gpus_per_node=gpus):
-                return count * gpus
-            case RayLaunch(gpus=gpus):
-                return gpus
 
 
 def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:

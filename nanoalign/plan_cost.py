@@ -52,14 +52,27 @@ def generate_seconds(parameters: int, tokens: float, device: str) -> float:
     return tokens / min(speed.generate_tokens, speed.generate_flops / (2 * parameters))
 
 
-def train_bytes(model: Mapping[str, Any], train: Training, length: float, devices: int, copies: int = 1) -> float:
-    """Weights, gradients and AdamW's two moments in fp32 (``copies`` of the weights besides, such as a reference), and
-    the activations of a micro batch of ``length`` tokens a sequence."""
+@dataclass(frozen=True)
+class Share:
+    """How a training is spread over devices."""
+
+    devices: int = 1
+    sequence_parallel: int = 1
+    """Devices that share each sequence."""
+    zero: int = 0
+    """ZeRO stage: 1 splits the optimizer's moments over the devices, 2 the gradients too, 3 the weights too."""
+
+
+def train_bytes(model: Mapping[str, Any], train: Training, length: float, share: Share, copies: int = 1) -> float:
+    """One device's weights, gradients and AdamW's two moments in fp32 (``copies`` of the weights besides, such as a
+    reference), and its part of the activations of a micro batch of ``length`` tokens a sequence."""
     parameters, blocks = model["parameters"], sum(model["blocks"].values())
     trained = parameters if train.lora is None else 0.02 * parameters
-    state = 4 * parameters * copies + 12 * trained
+    parts = {3: 4 * parameters * copies, 2: 4 * trained, 1: 8 * trained}
+    state = sum(size / (share.devices if share.zero >= stage else 1) for stage, size in parts.items())
     width = 4 if train.dtype == "float32" else 2
-    tokens = length * (train.micro_batch_size or max(1, train.batch_size // devices))
+    groups = share.devices // share.sequence_parallel
+    tokens = length / share.sequence_parallel * (train.micro_batch_size or max(1, train.batch_size // groups))
     block = model["hidden_size"] * width * (1 if train.gradient_checkpointing else 20)
     return PROCESS_BYTES + state + tokens * (blocks * block + 3 * 4 * model["vocab_size"])
 

@@ -92,10 +92,16 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         curve = "".join(BARS[min(7, int(factor * 8))] for factor in stage.curve)
         yield f"  steps     {amount(stage.steps)} of {stage.batch_size} sequences"
         yield f"  rate      {stage.learning_rate:.1e} {stage.schedule}  {curve}"
+    if stage.devices > 1:
+        shared = f", {stage.sequence_parallel} share a pack" if stage.sequence_parallel > 1 else ""
+        zero = f", ZeRO-{stage.zero}" if stage.zero else ""
+        yield f"  devices   {stage.devices}{shared}{zero}"
     if stage.memory_gb is not None and stage.seconds is not None:
         took = f"; took {clock(stage.took_s)} before" if stage.took_s is not None else ""
         sign = "at most " if stage.seconds.sign == "<=" else "~"
-        yield f"  needs     ~{stage.memory_gb.value:.1f} GB, {sign}{clock(stage.seconds.value)} of device time{took}"
+        each = " on each" if stage.devices > 1 else ""
+        time = f"{sign}{clock(stage.seconds.value)} of device time{took}"
+        yield f"  needs     ~{stage.memory_gb.value:.1f} GB{each}, {time}"
 
 
 def _total(stages: Sequence[StagePlan]) -> str:

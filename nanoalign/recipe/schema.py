@@ -30,6 +30,11 @@ class LocalLaunch(Section):
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of SFT and reward-model training; 0 is plain data parallelism."""
 
+    @property
+    def devices(self) -> int:
+        """Processes of a training stage."""
+        return self.processes
+
 
 class SlurmLaunch(Section):
     """Each stage runs in a blocking `srun`; the runner itself runs on the login node or inside the allocation."""
@@ -48,6 +53,11 @@ class SlurmLaunch(Section):
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of SFT and reward-model training."""
 
+    @property
+    def devices(self) -> int:
+        """Processes of a training stage, over all nodes."""
+        return self.nodes * self.gpus_per_node
+
 
 class RayLaunch(Section):
     """Each stage is a Ray job on one node of a cluster that shares this file system."""
@@ -60,6 +70,14 @@ class RayLaunch(Section):
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of SFT and reward-model training."""
 
+    @property
+    def devices(self) -> int:
+        """Processes of a training stage."""
+        return self.gpus
+
+
+PARALLEL = ("sft", "reward_model")
+"""Kinds that train on several processes; the others drive their devices from one."""
 
 Launch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch, Field(discriminator="kind")]
 

@@ -15,7 +15,7 @@ from nanoalign import plan as planning
 from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.cli import app
 from nanoalign.graph import nodes
-from nanoalign.plan_cost import generate_bytes, generate_seconds, train_bytes, train_seconds
+from nanoalign.plan_cost import Share, generate_bytes, generate_seconds, train_bytes, train_seconds
 from nanoalign.plan_text import amount, as_text, count_text
 from nanoalign.recipe.load import load, shipped
 from nanoalign.recipe.schema import Recipe
@@ -165,7 +165,10 @@ def test_costs_grow_with_the_work(tokens: int, devices: int, device: str) -> Non
     )
     assert train_seconds(10**7, tokens, train, device, 1) >= train_seconds(10**7, tokens, train, device, devices)
     assert generate_seconds(10**9, tokens, device) >= generate_seconds(10**7, tokens, device)
-    assert train_bytes(MODEL, train, 2 * tokens, devices) > train_bytes(MODEL, train, tokens, devices)
+    share = Share(devices)
+    assert train_bytes(MODEL, train, 2 * tokens, share) > train_bytes(MODEL, train, tokens, share)
+    two, three = (train_bytes(MODEL, train, tokens, Share(devices, 1, zero)) for zero in (2, 3))
+    assert three <= two <= train_bytes(MODEL, train, tokens, share)
     assert generate_bytes(MODEL, 2, tokens, device) > generate_bytes(MODEL, 1, tokens, device)
 
 
@@ -173,8 +176,8 @@ def test_full_training_of_12b_needs_what_adamw_needs() -> None:
     model = {**MODEL, "parameters": 12_310_000_000}
     lora = Training.model_validate({"learning_rate": 1e-5, "lora": {}, "micro_batch_size": 1})
     full = Training.model_validate({"learning_rate": 1e-5, "micro_batch_size": 1})
-    assert 195e9 < train_bytes(model, full, 1024, 1) < 205e9
-    assert train_bytes(model, lora, 1024, 1) < 60e9
+    assert 195e9 < train_bytes(model, full, 1024, Share()) < 205e9
+    assert train_bytes(model, lora, 1024, Share()) < 60e9
 
 
 @pytest.mark.parametrize(

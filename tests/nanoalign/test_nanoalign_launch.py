@@ -1,0 +1,54 @@
+"""Packs and batches must divide over the processes of a launch, and a plan shows how they do."""
+
+from pathlib import Path
+
+import pytest
+
+from nanoalign import plan as planning
+from nanoalign.plan_text import as_text
+from nanoalign.recipe.load import RecipeError, load
+
+RECIPE = """
+name: spread
+seed: 1
+model: builtin:miniature-base
+chat: nemotron-nano-v2
+data: {sums: {sources: {miniature:math: 64}}}
+stages:
+  packed:
+    kind: sft
+    from: base
+    data: sums
+    pack: {length: 1024, sequence_parallel: 2}
+    train: {learning_rate: 1e-3, batch_size: 4, micro_batch_size: 2}
+launch: {kind: local, processes: 4, zero: 3}
+"""
+
+
+def recipe(tmp_path: Path, old: str = "", new: str = "") -> str:
+    assert old in RECIPE
+    (tmp_path / "spread.yaml").write_text(RECIPE.replace(old, new), encoding="utf-8")
+    return str(tmp_path / "spread.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sequence_parallel: 2", "sequence_parallel: 3", "pack.sequence_parallel: 3 does not divide the 4 processes"),
+        ("batch_size: 4,", "batch_size: 6,", "batch_size: 6 is no multiple of 4 sequences at once, 2 on each of 2 groups of 2"),
+        (", sequence_parallel: 2", "", "4 is no multiple of 8 sequences at once, 2 on each of 4 processes"),
+        ("kind: local, processes: 4", "kind: slurm, nodes: 2", "batch_size: 4 is no multiple of 16 sequences at once"),
+        ("pack: {length: 1024, sequence_parallel: 2}", "sequence_parallel: 2", "packed.sequence_parallel: unknown key"),
+    ],
+)  # fmt: skip
+def test_what_does_not_divide_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load(recipe(tmp_path, old, new))
+    assert message in str(error.value)
+
+
+def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:
+    plan = planning.make(load(recipe(tmp_path)), tmp_path / "runs", None)
+    (stage,) = plan.stages
+    assert (stage.devices, stage.sequence_parallel, stage.zero) == (4, 2, 3)
+    assert "devices   4, 2 share a pack, ZeRO-3" in as_text(plan)
