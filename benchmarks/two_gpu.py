@@ -165,7 +165,7 @@ def exact_sequence(bench: Bench) -> None:
     part = shared(**bench.stretch(pack))
     part.backward()
     found = {name: bench.summed(grad) for name, grad in gradients(shared).items()}
-    bench.note("loss_diff", abs(float(bench.summed(part)) - float(expected)))
+    bench.note("loss_diff", abs(float(bench.summed(part)) - float(expected.detach())))
     bench.note("grad_diff", difference(gradients(alone), found))
 
 
@@ -182,7 +182,7 @@ def exact_zero3(bench: Bench) -> None:
     part = engine(**packs[bench.rank])
     engine.backward(part)
     found = {name: safe_get_full_grad(weight).to(bench.device) for name, weight in engine.module.named_parameters()}
-    bench.note("zero3_loss_diff", abs(float(bench.summed(part)) / bench.ranks - float(total)))
+    bench.note("zero3_loss_diff", abs(float(bench.summed(part)) / bench.ranks - float(total.detach())))
     bench.note("zero3_grad_diff", difference(gradients(alone), found))
 
 
@@ -237,7 +237,7 @@ def speed(bench: Bench, total: int, way: str) -> None:
         if way == "sequence":
             bench.note("scaling", ratio)
     if way == "one" and total == min(bench.arguments.lengths):
-        bench.one = (float(value), gradients(loss))  # type: ignore[attr-defined]
+        bench.one = (float(value.detach()), gradients(loss))  # type: ignore[attr-defined]
     if way == "sequence" and total == min(bench.arguments.lengths) and hasattr(bench, "one"):
         bench.note("bf16_loss_diff", abs(float(bench.summed(value)) - bench.one[0]))
         bench.note("bf16_grad_diff", difference(bench.one[1], gradients(loss)))
