@@ -59,6 +59,11 @@ class Reading:
         return self.open_tags + self.prompt_opened <= self.close_tags
 
     @property
+    def tokens(self) -> int:
+        """How long the completion is, the stop token included; what stands before an opened thinking is left out."""
+        return self.thinking_tokens + self.answer_tokens + self.finished
+
+    @property
     def overshoot(self) -> int:
         return 0 if self.budget is None else max(0, self.thinking_tokens - self.budget)
 

@@ -1,7 +1,7 @@
 """Accuracy and form against thinking budgets: one suite, the same prompts under each budget."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ from common.errors import ConfigError
 from common.stats import Estimate
 from data_recipes.config import Mixture
 from evaluation.config import Suite
-from evaluation.suites import SuiteResult, evaluate, load_suite, suite_reward
+from evaluation.suites import Enforcement, SuiteResult, evaluate, load_suite, suite_reward
 from rl.config import Rollouts
 from rl.modes import Mode
 
 SHOWN_FIGURES = (
     "well_formed", "overshoot", "overshoot_max", "cut", "thinking_tokens", "answer_tokens", "compensation", "leakage",
 )  # fmt: skip
+
+ENFORCED: dict[Enforcement, str] = {"rule": "rule", "hard": "hard cut", "none": "not enforced"}
 
 
 @dataclass(frozen=True)
@@ -37,30 +39,32 @@ class Curve:
 
     points: tuple[Point, ...]
     off: SuiteResult
+    peers: Mapping[Enforcement, tuple[Point, ...]] = field(default_factory=dict)
+    """Other ways to keep the same budgets."""
 
     def figures(self) -> dict[str, Estimate]:
-        """``budget_<n>.<figure>``, n tokens or ``unlimited``, and ``no_think.accuracy``."""
-        flat = {
-            f"{label(point.result.mode)}.{name}": estimate
-            for point in self.points
-            for name, estimate in point.figures().items()
-        }
+        """``budget_<n>.<figure>``, n tokens or ``unlimited``, ``budget_<n>_<enforcement>.<figure>`` for the peers, and
+        ``no_think.accuracy``."""
+        named = [(label(point.result.mode), point) for point in self.points]
+        named += [(f"{label(point.result.mode)}_{how}", point) for how, each in self.peers.items() for point in each]
+        flat = {f"{label}.{name}": estimate for label, point in named for name, estimate in point.figures().items()}
         return {**flat, "no_think.accuracy": self.off.score}
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: ``points`` in the order of budgets, and ``off``."""
-        points = [
-            {**point.result.as_dict(), **{k: each.as_dict() for k, each in point.against_unlimited.items() if each.n}}
-            for point in self.points
-        ]
-        return {"suite": self.off.suite, "points": points, "off": self.off.as_dict()}
+        """For JSON: ``points`` in the order of budgets, ``off``, and ``peers`` by their enforcement, if any."""
+        curve = {"suite": self.off.suite, "points": [_as_dict(point) for point in self.points]}
+        peers = {how: [_as_dict(point) for point in points] for how, points in self.peers.items()}
+        return {**curve, "off": self.off.as_dict(), **({"peers": peers} if peers else {})}
 
 
 def budget_curve(limited: Sequence[SuiteResult], unlimited: SuiteResult, off: SuiteResult) -> Curve:
-    """The curve from runs of one suite: under budgets, with unlimited thinking, and without thinking."""
-    ordered = sorted(limited, key=lambda result: result.mode.budget or 0)
-    points = [Point(result, _against(result, unlimited)) for result in ordered]
-    return Curve((*points, Point(unlimited, {})), off)
+    """The curve from runs of one suite: under budgets, kept by the rule and in other ways, with unlimited thinking, and
+    without thinking."""
+    ways: dict[Enforcement, list[Point]] = {"rule": []}
+    for result in sorted(limited, key=lambda result: result.mode.budget or 0):
+        ways.setdefault(result.enforcement, []).append(Point(result, _against(result, unlimited)))
+    ruled = ways.pop("rule")
+    return Curve((*ruled, Point(unlimited, {})), off, {how: tuple(points) for how, points in ways.items()})
 
 
 def label(mode: Mode) -> str:
@@ -78,12 +82,13 @@ def run_budget_curve(
     rollouts: Rollouts,
     chat: str,
     *,
+    peers: Sequence[Enforcement] = (),
     data_root: Path | None = None,
     device: str = "auto",
     seed: int = 0,
 ) -> Curve:
     """``nanoalign budget-curve MODEL``: measures one model outside a recipe. Unlimited thinking and ``/no_think`` are
-    always measured beside ``budgets``.
+    always measured beside ``budgets``; ``peers`` are ways to keep them that are measured beside the rule.
 
     Raises ConfigError for budgets that leave no room for an answer, and as :func:`evaluation.stage.run` does.
     """
@@ -112,21 +117,44 @@ def run_budget_curve(
         *points, unlimited, off = [
             evaluate(engine, format_, tokenizer, tasks, mode, reward, rollouts, seed) for mode in modes
         ]
+        points += [
+            evaluate(
+                engine, format_, tokenizer, tasks, ruled.mode, reward, rollouts, seed, enforcement=how, ruled=ruled
+            )
+            for how in peers
+            for ruled in points[: len(limited)]
+        ]
     finally:
         engine.close()
     return budget_curve(points, unlimited, off)
 
 
+def accuracy_series(curve: Curve) -> tuple[dict[str, list[tuple[float, float, float, float]]], list[str]]:
+    """For a plot: by way of keeping a budget, (place, accuracy, low, high) in percent; and the places' budgets."""
+    budgets = [point.result.mode.budget for point in curve.points]
+    series: dict[str, list[tuple[float, float, float, float]]] = {}
+    for how, points in {"rule": curve.points, **curve.peers}.items():
+        scores = [(budgets.index(point.result.mode.budget), point.result.score) for point in points]
+        series[ENFORCED[how]] = [(place, 100 * each.value, 100 * each.low, 100 * each.high) for place, each in scores]
+    return series, ["∞" if budget is None else str(budget) for budget in budgets]
+
+
 def curve_table(curve: Curve) -> list[dict[str, str]]:
     """The curve as rows of text for a terminal: budget, accuracy with its interval, and the figures beside it."""
     rows = []
-    for point in curve.points:
+    for point in (*curve.points, *(point for points in curve.peers.values() for point in points)):
         figures = point.figures()
         row = {"budget": "unlimited" if point.result.mode.budget is None else str(point.result.mode.budget)}
+        if point.result.enforcement != "rule":
+            row["budget"] += f", {ENFORCED[point.result.enforcement]}"
         row |= {name: _text(figures[name]) for name in ("accuracy", *SHOWN_FIGURES) if name in figures}
         rows.append(row)
     off = {"budget": "/no_think", "accuracy": _text(curve.off.score)}
     return [*rows, off | {name: _text(curve.off.budget[name]) for name in SHOWN_FIGURES if name in curve.off.budget}]
+
+
+def _as_dict(point: Point) -> dict[str, Any]:
+    return {**point.result.as_dict(), **{k: each.as_dict() for k, each in point.against_unlimited.items() if each.n}}
 
 
 def _against(result: SuiteResult, unlimited: SuiteResult) -> dict[str, Estimate]:

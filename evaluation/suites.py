@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from budget_control.measure import Reading, read, summary
 from budget_control.vocabulary import ThinkingTokens
@@ -20,7 +20,11 @@ from rl.modes import Mode, sampling
 
 if TYPE_CHECKING:
     from rl.environments.base import Environment, Task
-    from rl.rollouts.base import RolloutEngine
+    from rl.rollouts.base import RolloutEngine, Sampling
+
+Enforcement = Literal["rule", "hard", "none"]
+"""How a thinking budget is kept: by the rule; by a close forced at the budget, mid-sentence or not; or not at all,
+where a completion ends after as many tokens in all as under the rule."""
 
 JUDGED = {"preference", "judge"}
 """Rewards that are no verifiers: their scores are averaged, there is no right and wrong."""
@@ -56,12 +60,14 @@ class SuiteResult:
     """One a completion; an episode has one a turn."""
     budget: dict[str, Estimate] = field(default_factory=dict)
     """Figures of :func:`budget_control.measure.summary`."""
+    enforcement: Enforcement = "rule"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; figures without samples are left out."""
         return {
             "thinking": self.mode.thinking,
             "budget": self.mode.budget,
+            "enforcement": self.enforcement,
             "score": self.score.as_dict(),
             "by_domain": {domain: estimate.as_dict() for domain, estimate in self.by_domain.items()},
             **{name: estimate.as_dict() for name, estimate in self.budget.items() if estimate.n},
@@ -103,22 +109,39 @@ def evaluate(
     reward: Reward,
     rollouts: Rollouts,
     seed: int = 0,
+    *,
+    enforcement: Enforcement = "rule",
+    ruled: "SuiteResult | None" = None,
 ) -> SuiteResult:
-    """Answers every task once in ``mode`` and scores the answers.
+    """Answers every task once in ``mode`` and scores the answers. ``enforcement: none`` takes every task's number of
+    tokens from ``ruled``, the same suite under the same budget and the rule.
 
     Without thinking the prompt says ``/no_think``: obedience is measured on what a user would write. The completion of
     a task has the same seed in every mode and under every budget.
+
+    Raises:
+        ConfigError: no enforcement asked for without ``ruled``, or on an environment, whose episodes have many turns.
     """
+    if enforcement == "none" and (ruled is None or tasks.environment is not None):
+        raise ConfigError(f"suite {tasks.name}: without enforcement only single answers compare, after those ruled")
+    lengths = [reading.tokens for reading in ruled.readings] if ruled else []
+
+    def settings(seed: int, number: int) -> "Sampling":
+        if enforcement == "none":
+            return replace(sampling(rollouts, Mode(mode.thinking), seed), max_tokens=max(1, lengths[number]))
+        kept = rollouts.model_copy(update={"grace": 0}) if enforcement == "hard" else rollouts
+        return sampling(kept, mode, seed)
+
     tokens = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
     run = _play if tasks.environment is not None else _answer
-    scores, domains, readings = run(engine, chat, tokenizer, tokens, tasks, mode, reward, rollouts, seed)
+    scores, domains, readings = run(engine, chat, tokenizer, tokens, tasks, mode, reward, settings, seed)
     estimate = _estimator(tasks)
     by_domain = {
         domain: estimate([score for score, other in zip(scores, domains) if other == domain])
         for domain in sorted(set(domains))
     }
     return SuiteResult(
-        tasks.name, mode, estimate(scores), by_domain, tuple(scores), tuple(readings), summary(readings)
+        tasks.name, mode, estimate(scores), by_domain, tuple(scores), tuple(readings), summary(readings), enforcement
     )  # fmt: skip
 
 
@@ -165,11 +188,13 @@ def prompt_messages(messages: Sequence[Message], mode: Mode) -> tuple[Message, .
 
 Run = tuple[list[float], list[str], list[Reading]]
 """Scores and domains of the tasks, and what was read of the completions."""
+Settings = Callable[[int, int], "Sampling"]
+"""The settings of a completion, from its seed and its task's number."""
 
 
 def _answer(
     engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
-    reward: Reward, rollouts: Rollouts, seed: int,
+    reward: Reward, settings: Settings, seed: int,
 ) -> Run:  # fmt: skip
     from rl.rollouts.base import Request
     from rl.rollouts.draw import seed_of
@@ -186,7 +211,7 @@ def _answer(
         text = chat.prompt(prompt_messages(history, mode), conversation.tools)
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         histories.append(history)
-        requests.append(Request(ids, sampling(rollouts, mode, seed_of(seed, number))))
+        requests.append(Request(ids, settings(seed_of(seed, number), number)))
     samples, readings = [], []
     completions = engine.generate(requests)
     for conversation, history, request, completion in zip(tasks.conversations, histories, requests, completions):
@@ -204,7 +229,7 @@ def _answer(
 
 def _play(
     engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
-    reward: Reward, rollouts: Rollouts, seed: int,
+    reward: Reward, settings: Settings, seed: int,
 ) -> Run:  # fmt: skip
     from rl.rollouts.draw import seed_of
     from rl.rollouts.episodes import play
@@ -212,7 +237,7 @@ def _play(
     assert tasks.environment is not None
     records = play(
         engine, tasks.environment, tasks.played, 1,
-        lambda number, sample, turn: (mode, sampling(rollouts, mode, seed_of(seed, number, turn))),
+        lambda number, sample, turn: (mode, settings(seed_of(seed, number, turn), number)),
         chat, tokenizer, tasks.config.max_turns,
     )  # fmt: skip
     readings = [

@@ -195,6 +195,14 @@ def budget_curve(
     budgets: Annotated[str, typer.Option(help="Thinking budgets in tokens.")] = "0,32,64,128,256",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, thinking included.")] = 1024,
     grace: Annotated[int, typer.Option(min=0, help="Tokens past a budget in which a line end is awaited.")] = 16,
+    enforcement: Annotated[
+        str,
+        typer.Option(
+            help="Ways to keep a budget, compared: rule; hard (closed at the budget itself); none (as many tokens in "
+            "all as under the rule, nothing closed)."
+        ),
+    ] = "rule",
+    plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw accuracy by budget (.svg, .png).")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated together.")] = 64,
     engine: Annotated[str, typer.Option(help="hf or vllm.")] = "hf",
     set_: SetOption = None,
@@ -211,12 +219,15 @@ def budget_curve(
     from rich.table import Table
 
     from common.errors import ConfigError
-    from evaluation.budget_curve import curve_table, run_budget_curve
+    from evaluation.budget_curve import ENFORCED, accuracy_series, curve_table, run_budget_curve
     from nanoalign.artifacts import finite
     from rl.config import Rollouts
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = known("suite", suite or next(iter(loaded.suites), "suite"), loaded.suites)
+    ways = {known("way to keep a budget", way, ENFORCED) for way in enforcement.split(",")}
+    if "rule" not in ways:
+        raise ConfigError(f"--enforcement {enforcement}: the others are measured beside the rule, name it too")
     try:
         limits = [int(part) for part in budgets.split(",")]
         rollouts = Rollouts.model_validate(
@@ -226,8 +237,13 @@ def budget_curve(
         raise ConfigError(f"budget-curve: {error}") from None
     curve = run_budget_curve(
         model, loaded.suites[name], loaded.data, limits, rollouts, loaded.chat, data_root=data_root, device=device,
-        seed=loaded.seed,
+        seed=loaded.seed, peers=[way for way in ENFORCED if way in ways - {"rule"}],
     )  # fmt: skip
+    if plot is not None:
+        from nanoalign.report.plots import intervals
+
+        series, ticks = accuracy_series(curve)
+        intervals(series, "thinking budget, tokens", "accuracy, %", ticks).savefig(plot, dpi=150, facecolor="white")
     if as_json:
         print(json.dumps(finite(curve.as_dict()), indent=2))
         return

@@ -14,7 +14,7 @@ from data_recipes.chat import chat_format
 from data_recipes.config import Mixture
 from data_recipes.conversation import Message
 from evaluation import stage
-from evaluation.budget_curve import budget_curve, curve_table, run_budget_curve
+from evaluation.budget_curve import accuracy_series, budget_curve, curve_table, run_budget_curve
 from evaluation.config import EvaluateStage, Suite
 from evaluation.suites import Tasks, evaluate, load_suite, make_scorer, prompt_messages, suite_reward
 from models.loading import load_tokenizer, resolve
@@ -89,6 +89,27 @@ def test_results_count_what_the_completions_say(engine: Any, tokenizer: Any, tas
     pairs = sum(cut.cut and free.close_tags > 0 for cut, free in zip(tight.readings, on.readings))
     assert figures["budget_6.compensation"].n == pairs
     assert [row["budget"] for row in curve_table(curve)] == ["6", "unlimited", "/no_think"]
+
+
+def test_a_budget_kept_by_the_rule_by_a_hard_cut_and_not_at_all(engine: Any, tokenizer: Any, tasks: Tasks) -> None:
+    reward = suite_reward(tasks.config, {}, "cpu")
+    close = len(tokenizer.encode("</think>"))
+    on, off = (evaluate(engine, CHAT, tokenizer, tasks, Mode(thinking), reward, ROLLOUTS) for thinking in (True, False))
+    ruled = evaluate(engine, CHAT, tokenizer, tasks, Mode(True, 6), reward, ROLLOUTS)
+    hard = evaluate(engine, CHAT, tokenizer, tasks, Mode(True, 6), reward, ROLLOUTS, enforcement="hard")
+    free = evaluate(engine, CHAT, tokenizer, tasks, Mode(True, 6), reward, ROLLOUTS, enforcement="none", ruled=ruled)
+    assert max(each.overshoot for each in hard.readings) == close < max(each.overshoot for each in ruled.readings)
+    for cut, whole, kept in zip(free.readings, on.readings, ruled.readings):
+        assert cut.tokens <= kept.tokens and (whole.reasoning + whole.answer).startswith(cut.reasoning.rstrip("�"))
+    assert not free.budget["closed"].value and not free.budget["cut"].value
+    curve = budget_curve([free, ruled, hard], on, off)
+    assert [point.result for point in curve.points] == [ruled, on]
+    assert curve.figures()["budget_6_hard.accuracy"] == hard.score
+    assert [row["budget"] for row in curve_table(curve)][:4] == ["6", "unlimited", "6, not enforced", "6, hard cut"]
+    series, ticks = accuracy_series(curve)
+    assert ticks == ["6", "∞"] and series["hard cut"][0][:2] == (0, 100 * hard.score.value)
+    with pytest.raises(ConfigError, match="only single answers compare"):
+        evaluate(engine, CHAT, tokenizer, tasks, Mode(True, 6), reward, ROLLOUTS, enforcement="none")
 
 
 def test_the_same_seed_gives_the_same_result(engine: Any, tokenizer: Any, tasks: Tasks) -> None:
