@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
 
 from models.hybrid import Mamba2Path
@@ -27,22 +27,36 @@ from models.lowrank import project
 from models.mamba2 import document_runs
 
 
-class TiledMLP:
-    """Runs the class after it tile by tile; the backward pass recomputes each tile."""
+class TiledLlamaLayer(LlamaDecoderLayer):
+    """A layer of Llama that checkpoints itself when gradient checkpointing is on: attention whole, the MLP in tiles."""
 
     tile: int
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._tiles(args[0], **kwargs):
+            return nn.Module.__call__(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """(B, T, hidden) to (B, T, hidden)."""
-        whole: Any = super().forward  # type: ignore[misc]
-        if x.shape[1] <= self.tile:
-            return whole(x)
-        pieces = x.split(self.tile, dim=1)
-        return torch.cat([checkpoint(whole, piece, use_reentrant=False) for piece in pieces], dim=1)
+        if not self._tiles(hidden_states, **kwargs):
+            return super().forward(hidden_states, **kwargs)
 
+        def attend(x: Tensor) -> Tensor:
+            return x + self.self_attn(hidden_states=self.input_layernorm(x), **kwargs)[0]
 
-class TiledLlamaMLP(TiledMLP, LlamaMLP):
-    """Llama's gated MLP."""
+        def feed(x: Tensor) -> Tensor:
+            mlp, normed = self.mlp, self.post_attention_layernorm(x)
+            wide = mlp.act_fn(project(mlp.gate_proj, normed)) * project(mlp.up_proj, normed)
+            return project(mlp.down_proj, wide, plus=x)
+
+        tiles = _checkpointed(attend, hidden_states).split(self.tile, dim=1)
+        return torch.cat([_checkpointed(feed, tile) for tile in tiles], dim=1)
+
+    def _tiles(self, hidden_states: Tensor, past_key_values: Any = None, **_: Any) -> bool:
+        if torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training):
+            return False
+        return hidden_states.shape[1] > self.tile and past_key_values is None
 
 
 class FusedRMSNorm(NemotronHRMSNorm):
@@ -145,14 +159,14 @@ def _checkpointed(function: Callable[..., Any], *inputs: Tensor | None) -> Any:
 
 
 TILED: dict[type[nn.Module], type[nn.Module]] = {
-    LlamaMLP: TiledLlamaMLP,
+    LlamaDecoderLayer: TiledLlamaLayer,
     NemotronHBlock: TiledNemotronHBlock,
     NemotronHRMSNorm: FusedRMSNorm,
 }
 
 
 def tile(model: nn.Module, tokens: int = 16384, keep: int = 0) -> int:
-    """Tiles every known block or MLP of ``model``, in place, with the kernels of its mixers (:mod:`models.hybrid`).
+    """Tiles every known block of ``model``, in place, with the kernels of its mixers (:mod:`models.hybrid`).
 
     It takes effect without gradients, and with gradient checkpointing. ``tokens`` is a tile's length; the last ``keep``
     blocks keep their products. Returns how many modules are tiled.
@@ -160,7 +174,9 @@ def tile(model: nn.Module, tokens: int = 16384, keep: int = 0) -> int:
     kernels = next((module.kernels for module in model.modules() if isinstance(module, Mamba2Path)), TORCH)
     for module in model.modules():
         module.__class__ = TILED.get(type(module), type(module))
-    tiled: list[Any] = [module for module in model.modules() if isinstance(module, TiledMLP | TiledNemotronHBlock)]
+    tiled: list[Any] = [
+        module for module in model.modules() if isinstance(module, TiledLlamaLayer | TiledNemotronHBlock)
+    ]
     for place, module in enumerate(tiled):
         module.tile = tokens
         if isinstance(module, TiledNemotronHBlock):
