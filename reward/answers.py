@@ -13,7 +13,7 @@ import re
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _STATED = re.compile(
     r"<answer>(?P<tagged>.*?)</answer>"
-    r"|(?:\banswer(?: is\b:?|\s*:)|####)\**[ \t]*(?P<stated>(?:(?!<answer>)[^\n])+)",
+    r"|(?:\banswer(?: is\b:?|\s*:)|####)\**[ \t]*(?P<stated>(?:(?!<answer>|\banswer(?: is\b|\s*:)|####)[^\n])+)",
     re.IGNORECASE | re.DOTALL,
 )
 _NUMBER = re.compile(r"(?<![\w.)])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?|\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")

@@ -15,12 +15,17 @@ from reward.judge import JudgeClient
 from reward.mathematics import MathVerifier
 from reward.sandbox import Limits
 from reward.shape import length_factor, score_format
-from reward.tools import score_tools
+from reward.tools import score_first_turn, score_tools
 
 Component = Callable[[Sequence[Sample]], Sequence[float]]
 """Scores a batch, one number a sample, in order."""
-KINDS = ("math", "exact", "instruction", "tools", "code", "reasoning_gym")
+KINDS = ("math", "exact", "instruction", "tools", "code", "reasoning_gym", "bfcl_multi_turn")
 """Kinds of task that a verifier knows."""
+PLAYED = {
+    "workbench": "its tasks are played, not answered in one turn; use `environment: workbench`",
+    "nemo_gym": "its tasks are played in NeMo Gym's own databases, which are not here; use `environment: workbench`",
+}
+"""Kinds of task that no verifier of single answers can judge, and why."""
 COMPONENTS = ("task", *KINDS, "instruction_all", "instruction_loose", "format", "length", "preference", "judge")
 """Names that a recipe may weigh. ``task`` asks the verifier of each sample's own kind."""
 
@@ -117,6 +122,7 @@ def _verifiers(mathematics: MathVerifier, limits: Limits | None) -> dict[str, Co
         "tools": _each("tools", score_tools),
         "code": _of_kind("code", partial(score_programs, limits=limits)),
         "reasoning_gym": _each("reasoning_gym", score_reasoning_gym),
+        "bfcl_multi_turn": _each("bfcl_multi_turn", score_first_turn),
     }
 
 
@@ -157,6 +163,8 @@ def _score_tasks(verifiers: Mapping[str, Component], samples: Sequence[Sample]) 
         places.setdefault(str(sample.task.get("kind")), []).append(place)
     scores = [0.0] * len(samples)
     for kind, indices in places.items():
+        if kind in PLAYED:
+            raise DataError(f"a task of kind {kind!r}: {PLAYED[kind]}")
         if kind not in verifiers:
             raise DataError(f"no verifier for a task of kind {kind!r}; known: {', '.join(verifiers)}")
         for place, score in zip(indices, verifiers[kind]([samples[i] for i in indices]), strict=True):

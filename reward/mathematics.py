@@ -26,6 +26,7 @@ _NOISE = re.compile(
     r"\\(?:left|right|displaystyle|mathrm|mathbf|[,!;: ])|[$\s]|\^\{?\\circ\}?|\\?%|\\text\{\s*\w*\s*\}"
 )
 _VARIABLE = re.compile(r"[a-zA-Z](?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?=")
+_RELATION = re.compile(r"[<>=≈≠≤≥≡~∼≃]|\\(?:approx|neq?|leq?|geq?|lt|gt|sim|simeq|equiv|cong)(?![a-z])")
 _NUMBER = re.compile(r"(-?)(?:\\frac\{(-?\d+)\}\{(-?\d+)\}|(\d+(?:\.\d*)?|\.\d+)(?:/(\d+))?)")
 
 
@@ -81,14 +82,14 @@ def _number(text: str) -> Fraction | None:
 
 
 def _equal_fast(gold: str, answer: str | None) -> bool | None:
-    """Whether two answers are equal, or None where it takes algebra. ``x = 5`` answers ``5``, but no other equation
-    does: a chain such as ``41 = 42`` would else pass by its last link."""
+    """Whether two answers are equal, or None where it takes algebra. ``x = 5`` answers ``5``, but no other relation
+    does: a chain such as ``41 = 42`` would else pass by its last link, ``42 \\approx 43`` by its first."""
     if not answer or len(answer) > LONGEST:
         return False
     right, left = _plain(gold), _plain(answer)
-    if "=" not in right:
+    if not _RELATION.search(right):
         left = _VARIABLE.sub("", left, count=1) if _VARIABLE.match(left) else left
-        if "=" in left:
+        if _RELATION.search(left):
             return False
     if left == right:
         return True

@@ -4,6 +4,10 @@
 "arguments": {...}}, ...]}`` names the expected calls; ``accepted`` in place of ``arguments`` lists the accepted values
 of each argument, where "" means that it may be left out (BFCL's possible answers). No expected call means that none may
 be made, and that something must be said.
+
+``{"kind": "bfcl_multi_turn", "expected": [[...], ...]}``: the first request's reference calls, all in one answer and in
+their order (they change a world, so order counts). That is stricter than BFCL, which plays all turns in its simulators
+and compares the worlds: another way there scores 0 here.
 """
 
 import re
@@ -25,6 +29,14 @@ def score_tools(sample: Sample) -> float:
     if not expected:
         return float(not sample.answer.tool_calls and bool(sample.answer.content.strip()))
     return float(matches(sample.answer.tool_calls, expected))
+
+
+def score_first_turn(sample: Sample) -> float:
+    """1.0 where the answer makes the first request's reference calls, in order, and no other; else 0.0."""
+    calls, expected = sample.answer.tool_calls, sample.task["expected"][0]
+    if not expected:
+        return float(not calls and bool(sample.answer.content.strip()))
+    return float(len(calls) == len(expected) and all(map(_fits, calls, expected)))
 
 
 def matches(calls: Sequence[ToolCall], expected: Sequence[Mapping[str, Any]]) -> bool:

@@ -26,6 +26,8 @@ class Known:
 
     source_fault: Callable[[str, str], str | None]
     """What is wrong with a source (name, split), or None."""
+    unscored: Callable[[str], str | None]
+    """Why no reward can judge a single answer to a source's tasks, or None."""
     chats: Iterable[str]
     environments: Iterable[str]
     rewards: Iterable[str]
@@ -105,6 +107,7 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
 
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), suite.data, "test", parts)
+    yield from _scored(suite.data, suite.reward, parts, known)
     yield from _environment(suite.environment, known)
     without_endpoint = replace(known, rewards=[name for name in known.rewards if name != "judge"])
     yield from _reward(suite.reward, suite.reward_model, without_endpoint)
@@ -128,6 +131,15 @@ def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterato
             if actual != split:
                 purpose = "tests" if split == "test" else "training"
                 yield path, f"mixture `{name}` takes {source} from split {actual}; {purpose} needs split: {split}"
+
+
+def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Parts, known: Known) -> Iterator[Finding]:
+    """Rewards that ask a verifier need tasks that a verifier can judge."""
+    asks_verifier = {*(reward or ["task"])} - {"format", "preference", "judge"}
+    if mixture is not None and asks_verifier:
+        for source in parts.sources.get(mixture, ()):
+            if (reason := known.unscored(source)) is not None:
+                yield ("data",), f"mixture `{mixture}` takes {source}, which no reward can judge: {reason}"
 
 
 def _model(path: Path_, name: str, role: str, parts: Parts) -> Iterator[Finding]:
@@ -159,6 +171,7 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     if isinstance(stage, DPOStage):
         yield from _environment(stage.environment, known)
     if isinstance(stage, GRPOStage):
+        yield from _scored(stage.data, stage.reward, parts, known)
         yield from _reward(stage.reward, stage.reward_model, known)
         if "judge" in stage.reward and stage.judge is None:
             yield ("reward", "judge"), "needs `judge:`, the endpoint that it asks"

@@ -86,9 +86,10 @@ def dump(recipe: Recipe) -> str:
 
 def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
+    from data_recipes.catalog import catalog
     from data_recipes.chat import FORMATS
     from data_recipes.sources import describe
-    from reward import COMPONENTS
+    from reward import COMPONENTS, PLAYED
     from rl.environments import NAMES
 
     def source_fault(name: str, split: str) -> str | None:
@@ -100,7 +101,11 @@ def known(data_root: Path | None, check_files: bool) -> Known:
             return str(error)
         return None
 
-    return Known(source_fault, tuple(FORMATS), NAMES, COMPONENTS)
+    def unscored(name: str) -> str | None:
+        adapter = catalog()[name].adapter if name in catalog() else ""
+        return PLAYED.get(adapter.removesuffix("_prompt"))
+
+    return Known(source_fault, unscored, tuple(FORMATS), NAMES, COMPONENTS)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:

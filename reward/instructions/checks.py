@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import DataError
-from reward.instructions.language import detect
+from reward.instructions.language import detect, english
 from reward.instructions.text import capital_words, count_words, sentences
 
 Checker = Callable[..., bool]
@@ -176,12 +176,12 @@ def _capital_words(text: str, *, capital_relation: str, capital_frequency: int) 
 
 @_instruction("change_case:english_capital")
 def _capitals(text: str) -> bool:
-    return text.isupper() and detect(text) in ("en", None)
+    return text.isupper() and english(text)
 
 
 @_instruction("change_case:english_lowercase")
 def _lowercase(text: str) -> bool:
-    return text.islower() and detect(text) in ("en", None)
+    return text.islower() and english(text)
 
 
 @_instruction("punctuation:no_comma")

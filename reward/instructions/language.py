@@ -73,23 +73,55 @@ _LANGUAGES_OF: dict[str, dict[str, list[str]]] = {
 """Script to its usual words, each with the languages that use it."""
 
 
+_MORE_ENGLISH = """a about how like yes me us go some any want know think make take good than then too very just only
+also may could should might much many well each few here now why who him them these those its am been were had did does
+up into one two try give use write"""
+_MORE_ENGLISH_WORDS = frozenset(_MORE_ENGLISH.split())
+"""English words that tell English from nothing, though not from its neighbours."""
+
+
+def english(text: str) -> bool:
+    """Whether a text passes for English: unless it is in another script, or another language has at least two usual
+    words more in it than English has.
+
+    For IFEval's instructions on case, which want English as well as capitals or small letters. Its reference asks
+    langdetect, and lets pass what that cannot tell. langdetect misjudges short texts ("how about a walk?" is Somali,
+    "go on, take a nap." Croatian) and English in capitals (9 of the benchmark's 541 prompts), so here doubt speaks for
+    English. Against langdetect 1.0.9 (seed 0): equal on all 541 prompts in small letters, and on the 532 that it
+    recognizes in capitals.
+    """
+    script, scores, words = _scores(text)
+    if script != "latin":
+        return script is None
+    own = scores.pop("en") + sum(word in _MORE_ENGLISH_WORDS for word in words)
+    return max(scores.values()) < own + 2
+
+
 def detect(text: str) -> str | None:
     """The ISO 639-1 code of the text's language, or None where nothing tells (no letters, no usual word, a tie).
 
     Knows English and the languages of IFEval with their close neighbours. A text counts as the language of most of its
     letters' script, Japanese where it has a fair share of kana.
     """
-    script = "latin" if text.isascii() else _script(text)
+    script, scores, _ = _scores(text)
     if script is None or script not in _USUAL:
         return script
+    (best, score), (_, second) = scores.most_common(2)
+    return best if score > second else None
+
+
+def _scores(text: str) -> tuple[str | None, Counter[str], list[str]]:
+    """The text's script (None without letters), how many of its words are usual in each language of it, its words."""
+    script = "latin" if text.isascii() else _script(text)
+    if script is None or script not in _USUAL:
+        return script, Counter(), []
     words = (_ASCII_WORD if text.isascii() else _WORD).findall(text.lower())
     languages_of = _LANGUAGES_OF[script]
     scores = Counter(dict.fromkeys(_USUAL[script], 0))
     for word in words:
         for language in languages_of.get(word, ()):
             scores[language] += 1
-    (best, score), (_, second) = scores.most_common(2)
-    return best if score > second else None
+    return script, scores, words
 
 
 def _script(text: str) -> str | None:

@@ -1,20 +1,29 @@
 """Instructions as a reward: stricter than the benchmark's rule where that rule could be gamed."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from common.errors import DataError
 from reward.base import Sample
 from reward.instructions.checks import BY_OWN_WORDS, CONSTRAINED, follows
-from reward.instructions.text import own_words
+from reward.instructions.text import own_words, plain_letters
+
+EVADABLE = {
+    "keywords:forbidden_words", "keywords:frequency", "keywords:letter_frequency", "punctuation:no_comma",
+}  # fmt: skip
+"""Instructions that look-alikes could get round: they must hold for what a reader sees as well."""
 
 
 def score_instructions(sample: Sample, *, share: bool, loose: bool = False) -> float:
     """The share of the task's instructions that the answer follows (``share``), or 1.0 only where it follows all.
 
-    Quoting the request or saying one sentence again and again counts for nothing: what text can fulfil by mere presence
-    or number, the answer's own words have to fulfil as well. Where one of three answers is asked for, giving several is
-    giving none. Raises DataError for a task without instructions, or with one that is not IFEval's.
+    Quoting the request or saying a thing again and again counts for nothing: what text can fulfil by mere presence or
+    number, the answer's own words have to fulfil as well, and an answer without words of its own follows nothing. Where
+    one of three answers is asked for, giving several is giving none; two answers differ in more than case and signs;
+    JSON is a filled object or list; look-alike letters count as what they look like.
+
+    Raises DataError for a task without instructions, or with one that is not IFEval's.
     """
     instructions = sample.task["instructions"]
     if not instructions:
@@ -30,4 +39,19 @@ def _follows_honestly(text: str, own: str, id: str, kwargs: Mapping[str, Any], l
         return False
     if id == "detectable_format:constrained_response":
         return sum(option in text for option in CONSTRAINED) == 1
+    if id == "combination:repeat_prompt":
+        return bool(re.search(r"\w", text.strip()[len(kwargs["prompt_to_repeat"].strip()) :]))
+    if not re.search(r"\w", own):
+        return False
+    if id == "detectable_format:json_format":
+        return bool(re.search(r"^\W*[\[{].*\w.*[\]}]", text.removeprefix("```json"), re.DOTALL))
+    if id == "combination:two_responses":
+        first, second = (" ".join(re.findall(r"\w+", part.lower())) for part in _filled(text))
+        return first != second
+    if id in EVADABLE and not follows(plain_letters(text), id, kwargs, loose=loose):
+        return False
     return id not in BY_OWN_WORDS or follows(own, id, kwargs, loose=loose)
+
+
+def _filled(text: str) -> list[str]:
+    return [part for part in text.split("******") if part.strip()]

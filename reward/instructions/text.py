@@ -1,6 +1,8 @@
 """Counting sentences and words, and telling an answer's own words from quoted ones. No downloads, no state."""
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 _ABBREVIATIONS = {
@@ -10,6 +12,11 @@ _ABBREVIATIONS = {
 }  # fmt: skip
 _END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？।॥۔؟]+[”」』]?")
 _WORD = re.compile(r"\w+")
+_LETTERS_IN_A_ROW = re.compile(r"([^\W\d_])\1{2,}")
+_LOOK_ALIKES = str.maketrans(
+    "аеорсухіјѕһԁԛԝАВЕКМНОРСТУХІЈЅαεορνικΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aeopcyxijshdqwABEKMHOPCTYXIJSaeopvikABEZHIKMNOPTYX"
+)
+_COMMAS = str.maketrans("\u201a\u060c\u3001\u055d", ",,,,")
 _TOKEN = re.compile(r"\w+(?:[-.&]\w+)*|'\w+")
 
 
@@ -53,21 +60,56 @@ def capital_words(text: str) -> int:
 
 
 def own_words(answer: str, prompt: str) -> str:
-    """What is the answer's own, line by line: without sentences of four words or more that stand in the prompt, and
-    with a repeated sentence (of any length) once."""
-    asked = _plain(prompt)
+    """What is the answer's own, line by line: without sentences of four words or more that stand in the prompt, nearly
+    word for word, and with once what is repeated: sentences of any length, words or phrases one behind the other, and
+    letters in a row beyond two ("zzzz")."""
+    asked = _triples(_plain(prompt).split())
     seen: set[str] = set()
     lines = []
     for line in answer.splitlines():
         kept = []
         for sentence in sentences(line):
             plain = _plain(sentence)
-            is_quote = plain.count(" ") >= 3 and plain in asked
-            if not plain or not (is_quote or plain in seen):
+            if not plain or not (_quotes(plain.split(), asked) or plain in seen):
                 kept.append(sentence)
             seen.add(plain)
-        lines.append(" ".join(kept))
+        lines.append(_LETTERS_IN_A_ROW.sub(r"\1\1", _without_echo(" ".join(kept))))
     return "\n".join(lines)
+
+
+def plain_letters(text: str) -> str:
+    """The text with look-alikes for what they look like: compatibility forms (NFKC), other scripts' letters in a Latin
+    word, commas of all kinds; and without characters that nobody sees."""
+    seen = "".join(letter for letter in unicodedata.normalize("NFKC", text) if unicodedata.category(letter) != "Cf")
+    return _WORD.sub(lambda word: _as_latin(word.group()), seen).translate(_COMMAS)
+
+
+def _as_latin(word: str) -> str:
+    return word.translate(_LOOK_ALIKES) if re.search("[A-Za-z]", word) else word
+
+
+def _quotes(words: list[str], asked: set[tuple[str, ...]]) -> bool:
+    """Whether at least three quarters of the word triples stand in the prompt."""
+    triples = [*zip(words, words[1:], words[2:])]
+    return len(words) >= 4 and 4 * sum(triple in asked for triple in triples) >= 3 * len(triples)
+
+
+def _triples(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return set(zip(words, words[1:], words[2:]))
+
+
+def _without_echo(line: str) -> str:
+    """Without a phrase of up to eight words that stands right behind itself, in the same case."""
+    kept: list[str] = []
+    plain: list[str] = []
+    for word in line.split(" "):
+        kept.append(word)
+        plain.append(word.strip(".,;:!?…"))
+        for size in range(1, min(8, len(kept) // 2) + 1):
+            if plain[-size:] == plain[-2 * size : -size] and any(plain[-size:]):
+                del kept[-size:], plain[-size:]
+                break
+    return " ".join(kept)
 
 
 @lru_cache(maxsize=4096)

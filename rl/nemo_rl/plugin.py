@@ -55,7 +55,7 @@ def grpo_datum(row: dict, spec: Any, tokenizer: Any, longest: int, index: int) -
 
 def preference_datum(row: dict, spec: Any, tokenizer: Any, longest: int, index: int) -> dict:
     """A pair; NeMo-RL trains on the last message of each."""
-    sides = {}
+    sides: dict = {}
     for side in ("chosen", "rejected"):
         said = [_said("user", torch.tensor(row["prompt_ids"])), _said("assistant", torch.tensor(row[f"{side}_ids"]))]
         datum = _datum(said, longest, index)

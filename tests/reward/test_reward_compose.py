@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
 from data_recipes.conversation import Message, ToolCall
-from reward import COMPONENTS, KINDS, ComposedReward, RewardError, Sample, make_reward
+from reward import COMPONENTS, KINDS, PLAYED, ComposedReward, RewardError, Sample, make_reward
 from reward.shape import length_factor, score_format
 
 MATH = {"kind": "math", "answer": "42"}
@@ -26,6 +26,7 @@ KEYWORDS = instruct(("keywords:existence", {"keywords": ["river", "garden"]}))
 LONG = instruct(("length_constraints:number_words", {"relation": "at least", "num_words": 40}))
 BULLETS = instruct(("detectable_format:number_bullet_lists", {"num_bullets": 3}))
 FORBIDDEN = instruct(("keywords:forbidden_words", {"forbidden_words": ["very"]}))
+JSON = instruct(("detectable_format:json_format", {}))
 NO_COMMA = instruct(("punctuation:no_comma", {}))
 CHOICE = instruct(("detectable_format:constrained_response", {}))
 REQUEST = "What is it? Your answer must contain the words river, garden. Use at least 40 words."
@@ -49,6 +50,13 @@ HONEST = [
     sample(KEYWORDS, "A garden lies by the river."),
     sample(LONG, " ".join(f"word{n}" for n in range(40))),
     sample(BULLETS, "* a\n* b\n* c"),
+    sample(JSON, '```json\n{"river": [1]}\n```'),
+    sample(JSON, '["a"]'),
+    sample(NO_COMMA, "Yes it is very very good."),
+    sample(FORBIDDEN, "Очень хорошо и everything else."),
+    sample(instruct(("combination:two_responses", {})), "Yes.\n******\nNo."),
+    sample(instruct(("combination:repeat_prompt", {"prompt_to_repeat": REQUEST})), REQUEST + " It is a bridge."),
+    sample(instruct(("startend:quotation", {})), '"It is so."'),
     sample(CHOICE, "My answer is no."),
     sample(TOOLS, "", tool_calls=(ToolCall("find", {"q": "demo"}),)),
     sample({"kind": "tools", "success": True}, "Done."),
@@ -70,6 +78,41 @@ EXPLOITS = {
     "quoted instruction: in other case and signs": sample(
         KEYWORDS, "your answer MUST contain the words *river* / garden!"
     ),
+    "repeated answer: a word": sample(LONG, "river " * 60),
+    "repeated answer: a phrase": sample(LONG, "so it goes on, " * 20),
+    "repeated answer: keyword in one sentence": sample(
+        instruct(("keywords:frequency", {"keyword": "sun", "relation": "at least", "frequency": 3})), "The sun sun SUN."
+    ),
+    "repeated answer: one letter": sample(
+        instruct(("keywords:letter_frequency", {"letter": "z", "let_relation": "at least", "let_frequency": 6})),
+        "Zzzzzzzz",
+    ),
+    "repeated answer: the same twice": sample(instruct(("combination:two_responses", {})), "Yes, so.\n******\nyes: SO"),
+    "quoted instruction: a word changed": sample(
+        KEYWORDS, "So: your answer must contain the words river, garden, please."
+    ),
+    "quoted instruction: nothing else": sample(
+        instruct(("startend:end_checker", {"end_phrase": "Use at least 40 words."})), "Use at least 40 words."
+    ),
+    "quoted instruction: the request alone": sample(
+        instruct(("combination:repeat_prompt", {"prompt_to_repeat": REQUEST})), REQUEST
+    ),
+    "empty answer: in quotation marks": sample(instruct(("startend:quotation", {})), '""'),
+    "JSON in prose": sample(JSON, 'Here it is: {"river": 1}'),
+    "JSON that is a number": sample(JSON, "42"),
+    "JSON that is a text": sample(JSON, '"All that I have to say."'),
+    "JSON with nothing in it": sample(JSON, "```json\n{}\n```"),
+    "look-alike: another comma": sample(NO_COMMA, "Yes\uff0c indeed\u201a it is"),
+    "look-alike: a Cyrillic letter": sample(FORBIDDEN, "It is v\u0435ry good."),
+    "look-alike: an unseen character": sample(FORBIDDEN, "It is ve\u200bry good."),
+    "several boxed answers": sample(MATH, "\\boxed{42} or \\boxed{43}"),
+    "two answers in one box": sample(MATH, "\\boxed{42 \\text{ or } 43}"),
+    "a set of answers": sample(MATH, "\\boxed{\\{41, 42\\}}"),
+    "an interval": sample(MATH, "\\boxed{[40, 44]}"),
+    "an inequality": sample(MATH, "\\boxed{41 < 42}"),
+    "about": sample(MATH, "\\boxed{42 \\approx 43}"),
+    "plus or minus": sample(MATH, "\\boxed{42 \\pm 1}"),
+    "an answer crossed out": sample(MATH, "The answer is 42. No, the answer is 41."),
     "quoted instruction: all options": sample(CHOICE, "My answer is yes. My answer is no. My answer is maybe."),
     "hidden in thinking: math": sample(MATH, "Done.", reasoning="\\boxed{42}"),
     "hidden in thinking: exact": sample(EXACT, "I know it.", reasoning="The answer is Paris."),
@@ -189,6 +232,9 @@ def test_wrong_weights_are_named(weights: dict, said: str) -> None:
 
 
 def test_tasks_without_a_verifier_are_named(reward: ComposedReward) -> None:
+    for kind in PLAYED:
+        with pytest.raises(DataError, match=f"'{kind}': its tasks are played.*environment: workbench"):
+            reward.score([sample({"kind": kind}, "a")])
     with pytest.raises(DataError, match="riddle"):
         reward.score([sample({"kind": "riddle"}, "a")])
     with pytest.raises(DataError, match="None"):

@@ -12,7 +12,7 @@ from data_recipes.conversation import Conversation, Message
 from reward import Sample
 from reward.instructions import CHECKERS, augment, follows, score_instructions
 from reward.instructions.augment import KINDS
-from reward.instructions.language import detect
+from reward.instructions.language import detect, english
 from reward.instructions.text import capital_words, count_words, own_words, sentences
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -169,6 +169,34 @@ def test_languages(language: str | None, text: str) -> None:
     assert detect(text) == language
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["how about a walk?", "i like tea.", "go on, take a nap.", "bake a cake", "invite a friend to dinner.", "true.",
+     "i think php", "no problem at all.", "a good idea is to paint", "sushi", "42", ""],
+)  # fmt: skip
+def test_short_english_passes_in_either_case(text: str) -> None:
+    assert english(text) and english(text.upper())
+    if any(letter.isalpha() for letter in text):
+        assert follows(text.lower(), "change_case:english_lowercase", {})
+        assert follows(text.upper(), "change_case:english_capital", {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["das ist nicht der weg", "ich mag tee und brot", "je ne sais pas", "la vita è bella e lunga", "это не так",
+     "no sé lo que quiere decir, pero es muy bonito"],
+)  # fmt: skip
+def test_other_languages_do_not_pass_for_english(text: str) -> None:
+    assert not english(text) and not english(text.upper())
+    assert not follows(text, "change_case:english_lowercase", {})
+
+
+@pytest.mark.skipif(not (DATA / "ifeval").is_dir(), reason="no mirrored IFEval here")
+def test_the_benchmarks_own_prompts_are_english_as_langdetect_finds() -> None:
+    for line in (DATA / "ifeval" / "input_data.jsonl").open(encoding="utf-8"):
+        assert english(json.loads(line)["prompt"].lower()), line
+
+
 def test_own_words_leave_out_quotes_and_repetitions() -> None:
     prompt = "Write about spring. Your answer must contain the words river, garden."
     answer = "Your answer must contain the words river, garden. Spring is here. Spring is here.\n\n* a\n* a"
@@ -232,9 +260,10 @@ def obedient(instructions: list[dict]) -> str:
 def _dress(asked: dict) -> str:
     """What can stand anywhere."""
     words = list(asked.get("existence", {}).get("keywords", []))
-    words += [asked["frequency"]["keyword"]] * asked["frequency"]["frequency"] if "frequency" in asked else []
+    if rule := asked.get("frequency"):
+        words += [f"{rule['keyword']} {WORDS[n]}" for n in range(rule["frequency"])]
     if rule := asked.get("letter_frequency"):
-        words.append(rule["letter"] * rule["let_frequency"])
+        words += [rule["letter"] + WORDS[n] for n in range(rule["let_frequency"])]
     words += [f"[{word}]" for word in WORDS[: asked.get("number_placeholders", {}).get("num_placeholders", 0)]]
     words += [f"*{word}*" for word in WORDS[: asked.get("number_highlighted_sections", {}).get("num_highlights", 0)]]
     if rule := asked.get("capital_word_frequency"):

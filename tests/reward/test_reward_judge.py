@@ -18,6 +18,7 @@ class Endpoint:
 
     def __init__(self, reply: Callable[[int, str], str | int | float]) -> None:
         self.asked: list[dict] = []
+        self.trickle = False
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -25,6 +26,13 @@ class Endpoint:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 endpoint.asked.append(body | {"path": self.path, "key": self.headers.get("Authorization")})
                 said = reply(len(endpoint.asked), body["messages"][0]["content"])
+                if endpoint.trickle:
+                    self.send_response(200)
+                    self.end_headers()
+                    for _ in range(100):
+                        self.wfile.write(b" ")
+                        time.sleep(0.05)
+                    return
                 if isinstance(said, float):
                     time.sleep(said)
                     return
@@ -97,6 +105,16 @@ def test_a_hanging_judge_ends_with_an_error_at_the_deadline(serve: Serve) -> Non
         make_reward({"judge": 1.0}, judge=Judge(url=endpoint.url, model="m", deadline_s=0.5)).score(
             [sample("x"), sample("y")]
         )
+    assert time.monotonic() - start < 4.5, "it waited for the judge"
+
+
+def test_a_reply_that_trickles_in_ends_at_the_deadline(serve: Serve) -> None:
+    endpoint = serve(lambda n, text: "")
+    endpoint.trickle = True
+    config = Judge(url=endpoint.url, model="m", deadline_s=0.5)
+    start = time.monotonic()
+    with pytest.raises(RewardError, match=r"no score for 1 of 1 .*trickles"):
+        make_reward({"judge": 1.0}, judge=config).score([sample("x")])
     assert time.monotonic() - start < 4.5, "it waited for the judge"
 
 

@@ -7,7 +7,7 @@ import pytest
 from common.errors import DataError
 from data_recipes.conversation import Message, ToolCall
 from reward import Sample
-from reward.tools import matches, score_tools
+from reward.tools import matches, score_first_turn, score_tools
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TWO = [
@@ -30,6 +30,31 @@ def test_calls_match_in_any_order_with_equal_values() -> None:
     for wrong in ({"id": "e2"}, {"day": 5}, {"hours": [9]}, {"note": ""}, {"hours": [10, 9]}, {"more": 1}):
         assert not matches(calls(find, ("move", {**move[1], **wrong})), TWO), wrong
     assert not matches(calls(("find", {}), move), TWO)
+
+
+def test_the_first_request_of_several_wants_its_calls_in_order() -> None:
+    def score(expected: list, made: tuple[ToolCall, ...], said: str = "") -> float:
+        answer = Message("assistant", said, tool_calls=made)
+        return score_first_turn(Sample((), answer, {"kind": "bfcl_multi_turn", "expected": [expected, []]}))
+
+    find, move = calls(("find", {"q": "demo"})), calls(("move", TWO[1]["arguments"]))
+    assert score(TWO, find + move) == 1.0
+    for wrong in (move + find, find, find + move + find, ()):
+        assert score(TWO, wrong) == 0.0
+    assert score([], (), "Which file?") == 1.0
+    assert score([], ()) == score([], find, "So.") == 0.0
+
+
+@pytest.mark.skipif(not (DATA / "bfcl_v4").is_dir(), reason="no mirrored BFCL here")
+def test_bfcls_own_first_turns_earn_everything() -> None:
+    from data_recipes.sources import load
+
+    rows = load("bfcl-multi-turn", 20, "train", DATA, 0)
+    rows = getattr(rows, "conversations", rows)
+    for row in rows:
+        made = tuple(ToolCall(call["name"], call["arguments"]) for call in row.task["expected"][0])
+        answer = Message("assistant", "", tool_calls=made)
+        assert score_first_turn(Sample(row.messages, answer, row.task)) == float(bool(made))
 
 
 def test_true_is_not_one() -> None:

@@ -17,18 +17,18 @@ from rl.config import GRPOStage
 
 
 class Judge(ThreadingHTTPServer):
-    """Scores an answer by its length; fails once where ``stumbles``; falls silent after ``patience`` requests."""
+    """Scores an answer by its length; fails once where ``stumbles``; says nothing while ``silent`` holds."""
 
     def __init__(self) -> None:
         self.questions: list[str] = []
-        self.stumbles, self.patience = False, 10**9
+        self.stumbles, self.silent = False, lambda: False
         judge = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 judge.questions.append(body["messages"][0]["content"])
-                if len(judge.questions) > judge.patience:
+                if judge.silent():
                     time.sleep(3)
                     return
                 failed = judge.stumbles and judge.questions.count(judge.questions[-1]) == 1
@@ -67,7 +67,7 @@ def run(small_base, tmp_path, judge):
     def stage(**changes):
         settings = GRPOStage.model_validate({
             "kind": "grpo", "from": "base", "data": "m", "reward": {"judge": 1.0}, "group_size": 4,
-            "judge": endpoint | changes, "rollouts": {"max_tokens": 8, "batch_size": 8}, "thinking": {"on": 0.0},
+            "judge": endpoint | changes, "rollouts": {"max_tokens": 16, "batch_size": 8}, "thinking": {"on": 0.0},
             "train": {"learning_rate": 1e-3, "schedule": "constant", "batch_size": 8, "steps": 3, "dtype": "float32",
                       "checkpoint_every": 1},
         })  # fmt: skip
@@ -89,12 +89,12 @@ def test_failed_requests_are_repeated_and_equal_questions_are_asked_once(run, ju
 
 
 def test_a_hanging_judge_ends_the_stage_with_its_name_and_resume_goes_on(run, judge, tmp_path) -> None:
-    judge.patience = 8
+    judge.silent = (tmp_path / "run/metrics.jsonl").exists  # once there is a finished step
     with pytest.raises(RewardError, match=rf"judge http://127\.0\.0\.1:{judge.server_port}/v1 \(m\): no score for"):
         run(deadline_s=1.0)
     done = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert 0 < done < 3
-    judge.patience = 10**9
+    judge.silent = lambda: False
     assert run(deadline_s=30.0)["steps"] == 3
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3], "finished steps are not repeated"
