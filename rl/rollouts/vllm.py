@@ -154,7 +154,8 @@ class VLLMEngine:
             top_p=sampling.top_p,
             seed=sampling.seed if self.seeded else None,
             stop_token_ids=sorted(self.thinking.stop_ids),
-            logprobs=0,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,  # lists instead of an object a token
             detokenize=False,
             extra_args=None if budget is None else {"thinking_budget": budget, "grace": sampling.grace},
         )
@@ -166,7 +167,7 @@ class VLLMEngine:
         if sampling.thinking_budget is not None:
             rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
             forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
-        logprobs = tuple(entry[token].logprob for token, entry in zip(token_ids, output.logprobs, strict=True))
+        logprobs = tuple(output.logprobs.logprobs)
         if output.finish_reason not in ("stop", "length"):
             raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")
         return Completion(token_ids, logprobs, forced, output.finish_reason)
