@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+os.environ |= {
+    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}  # fmt: skip
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import torch  # noqa: E402
@@ -24,9 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Any]:
+    """Its cache holds a third of what eight rows may come to need: rows are preempted and come back."""
     llm = vllm.LLM(
         str(folder), logits_processors=["budget_control.vllm:ThinkingBudget"], enforce_eager=True, dtype="float32",
-        max_model_len=256, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True,
+        max_model_len=256, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True, block_size=32,
+        num_gpu_blocks_override=14, disable_log_stats=False,
     )  # fmt: skip
     yield llm
     del llm
@@ -66,6 +71,8 @@ def test_every_budget_is_kept_in_one_mixed_batch(engine: Any) -> None:
             assert budget is None or not rule.thinking(state)
             assert state.used <= rule.longest_thinking
     assert forced_tokens > 50
+    counts = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
+    assert counts["vllm:num_preemptions"] > 0 and counts["vllm:prefix_cache_hits"] > 0
 
 
 def test_no_budget_changes_nothing_and_a_budget_only_what_it_must(engine: Any) -> None:
