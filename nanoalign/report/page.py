@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanoalign.graph import inputs_of
 from nanoalign.progress import clock
 from nanoalign.recipe.load import dump
 from nanoalign.report import plots
@@ -64,7 +65,7 @@ def page(run: RunData, figures: Figures) -> str:
     records = [stage.record for stage in run.stages.values()]
     versions = records[-1].versions if records else {}
     kinds = {name: stage.kind for name, stage in run.recipe.stages.items()}
-    inputs = {name: list(dict.fromkeys(stage.record.inputs.values())) for name, stage in run.stages.items()}
+    inputs = {name: list(dict.fromkeys(inputs_of(run.recipe, name).values())) for name in kinds}
     return template.render(
         run=run,
         clock=clock,
@@ -72,7 +73,7 @@ def page(run: RunData, figures: Figures) -> str:
         peak_gb=max((record.peak_rss_gb for record in records), default=0.0),
         versions={name: versions[name] for name in ("torch", "transformers", "trl", "machine") if name in versions},
         cards=list(_cards(figures)),
-        graph=plots.svg(plots.graph(kinds, inputs)),
+        graph=plots.svg(plots.graph(kinds, inputs, run.stages)),
         stage_rows=[_stage_row(name, stage) for name, stage in run.stages.items()],
         sections=list(sections(run)),
         sample_groups=[

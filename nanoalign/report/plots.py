@@ -1,7 +1,7 @@
 """The report's pictures, by matplotlib, as SVG text to stand inside a page (or as files for README.md)."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ KIND_COLOURS = {
     "merge": COLOURS[3],
     "evaluate": COLOURS[6],
 }
+
+PALE = 0.4
+"""Opacity of what is still to come."""
 
 Point = tuple[float, float, float, float]
 """x, y and y's interval."""
@@ -141,8 +144,9 @@ def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: st
     return figure
 
 
-def graph(kinds: Mapping[str, str], inputs: Mapping[str, Sequence[str]]) -> "Figure":
-    """The stage graph, left to right: ``kinds`` maps a stage to its kind, ``inputs`` to the stages it starts from."""
+def graph(kinds: Mapping[str, str], inputs: Mapping[str, Sequence[str]], finished: Collection[str]) -> "Figure":
+    """The stage graph, left to right: ``kinds`` maps a stage to its kind, ``inputs`` to the stages it starts from. What
+    is not finished is pale."""
     depth: dict[str, int] = {}
 
     def place(name: str) -> int:
@@ -181,7 +185,12 @@ def graph(kinds: Mapping[str, str], inputs: Mapping[str, Sequence[str]]) -> "Fig
             va="center",
             fontsize=8.5,
             color="white" if kind else INK,
-            bbox={"boxstyle": "round,pad=0.45", "facecolor": KIND_COLOURS.get(kind, GRID), "edgecolor": "none"},
+            bbox={
+                "boxstyle": "round,pad=0.45",
+                "facecolor": KIND_COLOURS.get(kind, GRID),
+                "edgecolor": "none",
+                "alpha": 1.0 if name in finished or not kind else PALE,
+            },
         )
     axes.set_xlim(-0.7, max(x for x, _ in at.values()) + 0.7)
     axes.set_ylim(-rows / 2 - 0.2, rows / 2 + 0.2)

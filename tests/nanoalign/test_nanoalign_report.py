@@ -14,6 +14,7 @@ from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.recipe.load import dump, load
 from nanoalign.report import note_rerun, write, write_pictures
 from nanoalign.report.figures import difference, flat, pooled, spearman
+from nanoalign.report.plots import graph
 from nanoalign.report.read import read_run
 from nanoalign.report.sections import sections
 
@@ -157,3 +158,15 @@ def test_pictures_are_written(run_folder, tmp_path):
     names = {path.name for path in write_pictures(run_folder, tmp_path / "pictures")}
     assert {"budget_score.png", "budget_well_formed.png", "refine_loss.png"} <= names
     assert all((tmp_path / "pictures" / name).stat().st_size > 5000 for name in names)
+
+
+def test_the_graph_joins_unfinished_stages_too():
+    kinds = {"first": "sft", "second": "dpo", "verdict": "evaluate"}
+    inputs = {"first": ["base"], "second": ["first"], "verdict": ["first", "second"]}
+    axes = graph(kinds, inputs, {"first"}).axes[0]
+    assert sum(text.arrow_patch is not None for text in axes.texts if hasattr(text, "arrow_patch")) == 4
+    shown = {text.get_text().split("\n")[0]: text for text in axes.texts if text.get_text()}
+    columns = {name: text.get_position()[0] for name, text in shown.items()}
+    assert columns["base"] < columns["first"] < columns["second"] < columns["verdict"]
+    pale = {name for name, text in shown.items() if text.get_bbox_patch().get_alpha() < 1}
+    assert pale == {"second", "verdict"}
