@@ -1,8 +1,8 @@
 """Recipe sections of the preference and reinforcement stages."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config import Section
 from models.config import Training
@@ -42,6 +42,14 @@ class Rollouts(Section):
     restarts: int = Field(2, ge=0)
     """vllm and vllm_server: how often in a row a lost engine is started anew (or, at a `server`, asked again) before
     the stage ends with an error."""
+
+    @model_validator(mode="after")
+    def _of_this_engine(self) -> Self:
+        if self.server is not None and self.engine != "vllm_server":
+            raise ValueError(f"server: engine {self.engine} asks none; set `engine: vllm_server`")
+        if self.sleep and self.engine != "vllm":
+            raise ValueError(f"sleep: engine {self.engine} does not sleep; only vllm does")
+        return self
 
 
 class Thinking(Section):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rl.config import Rollouts
 from rl.rollouts.base import Completion, EngineLostError, Request, Sampling
 from rl.rollouts.restarts import RestartingEngine
 
@@ -70,3 +71,12 @@ def test_a_start_that_loses_its_engine_counts(story):
     with pytest.raises(EngineLostError, match="no server"):
         engine.generate([REQUEST])
     assert story == ["start", "close", "no start", "close", "no start"]
+
+
+def test_settings_of_another_engine_are_refused():
+    Rollouts(engine="vllm_server", max_tokens=1, server="http://node:8000")
+    Rollouts(engine="vllm", max_tokens=1, sleep=2)
+    with pytest.raises(ValueError, match="set `engine: vllm_server`"):
+        Rollouts(engine="vllm", max_tokens=1, server="http://node:8000")
+    with pytest.raises(ValueError, match="does not sleep"):
+        Rollouts(engine="hf", max_tokens=1, sleep=1)
