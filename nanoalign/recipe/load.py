@@ -206,11 +206,20 @@ def _as_far_as_right(model: type[Section], value: dict[str, Any]) -> tuple[Any, 
         ), False
 
 
+def _is_local(name: str) -> bool:
+    """The name is a path on this machine, not a hub id."""
+    return name.startswith(("/", "./", "../", "~"))
+
+
 def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
     """What is wrong with the names of the base model and the chat format."""
     found: list[tuple[Path_, str]] = []
     chat, model = data.get("chat"), data.get("model")
-    if isinstance(chat, str) and not chat.startswith("hf:") and chat not in known.chats:
+    if isinstance(chat, str) and chat.startswith("hf:"):
+        tokenizer = chat.removeprefix("hf:")
+        if not tokenizer or (_is_local(tokenizer) and not Path(tokenizer).expanduser().is_dir()):
+            found.append((("chat",), f"no tokenizer at `{tokenizer}`; expected hf: and a folder or a hub id"))
+    elif isinstance(chat, str) and chat not in known.chats:
         found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, known.chats)}"))
     if isinstance(model, str) and model.startswith(("builtin:", "pip:")) and model not in PACKAGED_MODELS:
         found.append((("model",), f"unknown model{nearest(model, PACKAGED_MODELS)}"))
@@ -219,6 +228,6 @@ def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
         sections = {name: stage for name, stage in stages.items() if isinstance(stage, dict)}
         found += [(("stages", name, "from"), "`base` is not there: the recipe has model: none")
                   for name, stage in sections.items() if stage.get("from") == "base"]  # fmt: skip
-    if isinstance(model, str) and model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
+    if isinstance(model, str) and _is_local(model) and not Path(model).expanduser().is_dir():
         found.append((("model",), f"no such folder: {model}"))
     return found
