@@ -41,7 +41,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     from sft.collate import Collator
     from sft.data import hold_out, prepare
     from sft.packing import pack, singly
-    from sft.trainer import make_trainer, sft_arguments
+    from sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)
     tokenizer = load_tokenizer(source)
@@ -69,7 +69,8 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     frozen_in_half = train.lora is not None and train.dtype == "bfloat16"
 
     def fresh_model(spread_over: int = 1) -> Any:
-        model = load_model(source, "bfloat16" if frozen_in_half else "float32")
+        device = str(arguments.device) if is_deepspeed_zero3_enabled() else "cpu"  # ZeRO-3 splits while it loads
+        model = load_model(source, "bfloat16" if frozen_in_half else "float32", device)
         if spread_over > 1:
             spread(model, sequence_group(spread_over))
         return attach(model, train.lora, context.seed) if train.lora else model

@@ -27,6 +27,7 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "lora": (1, 0, 1, {"lora": {"rank": 4}}),
     "lora_sequence": (2, 0, 2, {"lora": {"rank": 4}}),
     "lora_zero3": (2, 3, 1, {"lora": {"rank": 4}}),
+    "all": (2, 3, 2, {"dtype": "bfloat16", "lora": {"rank": 4}}),
     "mixed": (4, 0, 2, {}),
 }
 """Processes, ZeRO stage, processes that share a pack, further settings."""

@@ -24,7 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     worker = Path(__file__).with_name("ranks_worker.py")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ways = [way for alone, others in WAYS.items() for way in (alone, *others)]
-    command = [sys.executable, str(worker), str(folder / "base"), str(folder), *ways]
+    command = [sys.executable, str(worker), str(folder / "base"), str(folder), *ways, "all"]
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder
@@ -47,6 +47,14 @@ def test_processes_together_train_as_one(runs: Path, alone: str, way: str) -> No
         assert abs(a.get("tokens", 0) - b.get("tokens", 0)) <= 16  # rows are filled up to a multiple of the ranks
         for figure in {"loss", "grad_norm", "held_out_loss"} & set(a):
             assert abs(a[figure] - b[figure]) < 1e-4 * max(1, abs(a[figure])), (figure, a, b)
+
+
+def test_half_precision_adapters_zero3_and_shared_packs_go_together(runs: Path) -> None:
+    losses = [row["held_out_loss"] for row in rows(runs / "all") if "held_out_loss" in row]
+    assert losses[-1] < losses[0] - 0.01
+    trained, base = (load_model(folder).state_dict() for folder in (runs / "all" / "model", runs / "base"))
+    assert trained.keys() == base.keys()
+    assert torch.equal(trained["lm_head.weight"], base["lm_head.weight"].bfloat16().float())
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
