@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.files import write_json
 from common.stage import StageContext, StageLog
@@ -131,7 +131,7 @@ def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
         samples = []
         for ids, number in zip(completion_ids, row, strict=True):
             nothing = (0.0,) * len(ids)
-            finish = "stop" if ids[-1] in thinking.stop_ids else "length"
+            finish: Literal["stop", "length"] = "stop" if ids[-1] in thinking.stop_ids else "length"
             completion = Completion(tuple(ids), nothing, (False,) * len(ids), finish)
             prompt = prompts[number]
             samples.append(
@@ -329,7 +329,7 @@ def main() -> None:
     for task in options.tasks:
         for side, seconds in (("ours", options.seconds), ("trl", options.trl_seconds)):
             runs[f"{task}/{side}"] = measure(side, task, options.folder / f"{task}-{side}", seconds, options.start)
-            report = {"command": " ".join(sys.argv), "versions": versions, "seed": SEED, "runs": runs}
+            report: dict[str, Any] = {"command": " ".join(sys.argv), "versions": versions, "seed": SEED, "runs": runs}
             report["figures"] = figures_of(runs, options.tasks)
             if "steps" in runs.get(f"{task}/ours", {}) and "steps" in runs.get(f"{task}/trl", {}):
                 report[f"{task}.at_equal_time"] = at_equal_time(runs[f"{task}/ours"], runs[f"{task}/trl"])
