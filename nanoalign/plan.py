@@ -16,6 +16,7 @@ from sft.stage import HELD_OUT
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+RESULT_FILES = {"sft": "data.json", "merge": "sweep.json", "evaluate": "evaluation.json"}
 SHARD_BYTES = 5e9
 CURVE_POINTS = 32
 
@@ -221,8 +222,12 @@ def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
     """Every file that a stage leaves behind, relative to the run's folder."""
     yield from (f"{node.name}/{file}" for file in STAGE_FILES)
     yield f"{node.name}/tensorboard/events.out.tfevents.*"
-    if node.stage.kind == "merge":
-        yield f"{node.name}/sweep.json"
+    if node.stage.kind in RESULT_FILES:
+        yield f"{node.name}/{RESULT_FILES[node.stage.kind]}"
+    if node.stage.kind == "dpo":
+        yield f"{node.name}/round-0/round.json"
+        for number in range(1, node.stage.rounds + 1):
+            yield f"{node.name}/round-{number}/{{episodes.jsonl,pairs.jsonl,round.json,model/}}"
     if makes_model(node.stage):
         shards = math.ceil(model["weight_bytes"] / SHARD_BYTES) if model else 1
         for file in MODEL_FILES:

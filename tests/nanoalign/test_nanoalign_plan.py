@@ -134,6 +134,8 @@ def test_json_has_it_all(tmp_path: Path) -> None:
     plan = json.loads(result.output)
     assert [stage["name"] for stage in plan["stages"]] == ["whole", "packed", "asked", "verdict"]
     assert plan["stages"][1]["files"][0] == "packed/stage.json"
+    assert {"packed/data.json", "packed/model/model.safetensors"} <= set(plan["stages"][1]["files"])
+    assert "verdict/evaluation.json" in plan["stages"][3]["files"]
     assert not (tmp_path / "tiny").exists()
 
 
