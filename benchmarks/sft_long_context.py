@@ -141,9 +141,11 @@ def slice_step(path: str, total: int, keep: int = 0, tokens: int = 16384, steps:
     model = build(SLICE)
     if path == "wheels":
         use_wheels()
+    start = time.perf_counter()
     if path in ("torch", "triton"):
         install(model, kernels=path)  # type: ignore[arg-type]
         tile(model, tokens, keep)
+    prepare_s = time.perf_counter() - start
     lengths = lengths_of(total)
     batch = pack(SLICE["vocab_size"], lengths)
     slope = torch.randn(1, total, SLICE["hidden_size"], device="cuda", dtype=torch.bfloat16) / total
@@ -156,7 +158,7 @@ def slice_step(path: str, total: int, keep: int = 0, tokens: int = 16384, steps:
     found = speed(step, flops(model, model.config, lengths, False), total, steps)
     if os.environ.get("PROFILE"):
         profile(step)
-    return found
+    return found | {"prepare_s": prepare_s}
 
 
 def profile(step: Callable[[], None]) -> None:
@@ -287,7 +289,7 @@ def summary(results: Figures) -> Figures:
         if longest and "slice_131k.tokens_per_s" in found:
             found[f"slice.ratio_vs_{path}"] = found["slice_131k.tokens_per_s"] / longest[-1]
     if "slice.triton.131072.first_step_s" in results:
-        found["first_step_s"] = results["slice.triton.131072.first_step_s"]
+        found["first_step_s"] = sum(results[f"slice.triton.131072.{part}_s"] for part in ("prepare", "first_step"))
     return found
 
 
