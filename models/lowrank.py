@@ -14,10 +14,14 @@ from torch import Tensor, nn
 def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """``layer(x) + plus`` for (..., D); ``plus`` is a residual stream of the output's shape."""
     if isinstance(layer, LoraLinear) and _plain(layer):
+        shape, x, weight = x.shape[:-1], x.flatten(0, -2), layer.base_layer.weight
+        plus = None if plus is None else plus.flatten(0, -2)
         for name in layer.active_adapters:
             down, up = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
             plus = _linear(F.linear(layer.lora_dropout[name](x), down) * layer.scaling[name], up, plus)
-        return _linear(x, layer.base_layer.weight, plus)
+        if layer.active_adapters and _alike(x, weight, plus):
+            return plus.addmm_(x, weight.T).unflatten(0, shape)  # ours alone, and no view: added to in place
+        return _linear(x, weight, plus).unflatten(0, shape)
     if type(layer) is nn.Linear and layer.bias is None and not _hooked(layer):
         return _linear(x, layer.weight, plus)
     return layer(x) if plus is None else plus + layer(x)
@@ -38,6 +42,11 @@ def _hooked(layer: nn.Module) -> bool:
 def _linear(x: Tensor, weight: Tensor, plus: Tensor | None) -> Tensor:
     if plus is None:
         return F.linear(x, weight)
-    if torch.is_autocast_enabled(x.device.type) or not plus.dtype == x.dtype == weight.dtype:
+    if not _alike(x, weight, plus):
         return plus + F.linear(x, weight)
     return torch.addmm(plus.flatten(0, -2), x.flatten(0, -2), weight.T).view(plus.shape)
+
+
+def _alike(x: Tensor, weight: Tensor, plus: Tensor) -> bool:
+    """Whether one kernel can multiply and add, in one dtype."""
+    return plus.dtype == x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)

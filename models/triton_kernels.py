@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TOKENS, CHANNELS, ELEMENTS, ROWS = 32, 128, 4096, 16
+TOKENS, CHANNELS, ELEMENTS, ROWS = 64, 128, 4096, 16
 """Sizes of a program's block."""
 
 
