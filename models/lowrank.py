@@ -19,7 +19,7 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
         for name in layer.active_adapters:
             down, up = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
             plus = _linear(F.linear(layer.lora_dropout[name](x), down) * layer.scaling[name], up, plus)
-        if layer.active_adapters and _alike(x, weight, plus):
+        if plus is not None and layer.active_adapters and _alike(x, weight, plus):
             return plus.addmm_(x, weight.T).unflatten(0, shape)  # ours alone, and no view: added to in place
         return _linear(x, weight, plus).unflatten(0, shape)
     if type(layer) is nn.Linear and layer.bias is None and not _hooked(layer):
