@@ -30,6 +30,9 @@ class Rollouts(Section):
     finer than bfloat16, which brings the engine's probabilities near the trainer's; its range ends at 65,504."""
     gpu_memory: float = Field(0.45, gt=0, lt=1)
     """vllm: share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
+    cache_gb: float | None = Field(None, gt=0)
+    """vllm and vllm_server: its cache in GB, in place of what gpu_memory leaves for it; for GPUs that several stages
+    share, where vLLM would take what a neighbour allocates for its own."""
     sleep: Literal[0, 1, 2] = 0
     """vllm on a GPU: what is given back while the trainer works. 0: nothing; 1: the cache, and the weights wait in the
     host's memory; 2: cache and weights (they come anew with every sync)."""

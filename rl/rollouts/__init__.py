@@ -61,7 +61,7 @@ def open_engine(
 
             return VLLMEngine(
                 folder, thinking, tags, batch_size=batch_size, dtype=settings.dtype or dtype, max_length=max_length,
-                gpu_memory=settings.gpu_memory, sleep=settings.sleep, budgets=budgets,
+                gpu_memory=settings.gpu_memory, cache_gb=settings.cache_gb, sleep=settings.sleep, budgets=budgets,
             )  # fmt: skip
 
         def server() -> RolloutEngine:

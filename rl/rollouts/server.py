@@ -192,6 +192,7 @@ def open_server(
     own = None
     if settings.server is None:
         gpu = ["--gpu-memory-utilization", str(settings.gpu_memory)]
+        gpu += [] if settings.cache_gb is None else ["--kv-cache-memory-bytes", str(int(settings.cache_gb * 1e9))]
         cpu = ["--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching"]  # as in vllm.py
         arguments = ["--dtype", dtype, "--max-num-seqs", str(batch_size), "--disable-log-stats"]
         arguments += gpu if torch.cuda.is_available() else cpu

