@@ -5,6 +5,7 @@ import json
 import pytest
 
 from common.stage import StageContext, StageLog
+from data_recipes.chat import chat_format
 from data_recipes.config import Mixture
 from data_recipes.mixture import build
 from models.config import Training
@@ -51,7 +52,5 @@ def test_grpo_asks_what_the_mixture_holds(small_base, tmp_path, monkeypatch):
         grpo.run(settings, {"m": mixture}, context)
     asked = stop.value.args[0]
     assert sorted(asked) == sorted(texts[:12]) and asked != texts[:12]
-    built = build(mixture, tmp_path, 5)
-    assert asked == [
-        each.messages[0].content for each in built.conversations if "SPECIAL" not in each.messages[0].content
-    ]
+    built = build(mixture, tmp_path, 5, chat=chat_format("nemotron-nano-v2"))
+    assert asked == [each.messages[0].content for each in built.conversations]
