@@ -44,7 +44,8 @@ class VLLMEngine:
     ) -> None:
         """``tags`` open and close thinking; ``max_length`` is that of prompt and completion together, None the model's;
         ``gpu_memory`` is a share of the GPU's, ``cache_gb`` the cache's size where it is fixed; ``sleep`` is the level
-        of :meth:`sleep`. Without ``budgets`` no request has one, and vLLM need not wait for the tokens of a step before it prepares the next.
+        of :meth:`sleep`. Without ``budgets`` no request has one, and vLLM need not wait for the tokens of a step before
+        it prepares the next.
 
         Raises:
             ConfigError: vLLM is not installed, or cannot serve the model, or cannot sleep here.
