@@ -27,7 +27,7 @@ class Rollouts(Section):
     """Sequences generated together."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """vllm and vllm_server: precision of weights and activations; null is that of training. float16 rounds eight times
-    finer than bfloat16, which brings the engine's probabilities near the trainer's; its range ends at 65,504."""
+    finer than bfloat16 and ends at 65,504; a trainer that rounds its weights to bfloat16 is met best by the same."""
     gpu_memory: float = Field(0.45, gt=0, lt=1)
     """vllm: share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
     cache_gb: float | None = Field(None, gt=0)
