@@ -28,7 +28,7 @@ def bfcl(raw: Raw) -> list[dict[str, Any]]:
 def bfcl_multi_turn(raw: Raw) -> list[dict[str, Any]]:
     """BFCL's multi-turn base: the first request, with the functions of all classes involved. The task holds every
     request (``turns``), the classes and the world that they start from (``initial_config``), and the reference calls of
-    each turn (``expected``). To play it takes BFCL's own simulators (bfcl-eval); rewards judge the first turn's calls."""
+    each turn (``expected``). Playing it takes BFCL's own simulators (bfcl-eval); rewards judge the first turn alone."""
     tools = normal_tools(raw["functions"])
     parameters = {tool["name"]: list(tool["parameters"].get("properties", {})) for tool in tools}
     expected = [[_reference_call(text, parameters) for text in turn] for turn in raw["answer"]["ground_truth"]]
