@@ -31,8 +31,8 @@ class RestartingEngine:
         return self._insist(lambda: self.engine.generate(requests))
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        self.weights = list(tensors)
-        weights = self.weights
+        self.weights = None  # dropped before the next ones are computed: a merge sweep's are another whole model
+        self.weights = weights = list(tensors)
         self._insist(lambda: self.engine.load_weights(weights))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
