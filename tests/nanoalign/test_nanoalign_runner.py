@@ -6,6 +6,7 @@ and signals are the real ones. test_nanoalign_resume.py runs a real stage.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,8 +209,7 @@ def test_a_lost_model_is_made_again(run: Run, tmp_path: Path) -> None:
     run(until=["start"])
     seed = tmp_path / "runs/tiny/start/model/seed"
     before = seed.read_text()
-    seed.unlink()
-    seed.parent.rmdir()
+    shutil.rmtree(seed.parent)
     assert run(until=["start"]) == ["start"]
     assert seed.read_text() == before
 

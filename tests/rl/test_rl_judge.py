@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -54,8 +55,9 @@ def judge():
 
 
 @pytest.fixture
-def run(small_base, tmp_path, judge):
-    source = tmp_path / "prompts.jsonl"
+def run(small_base, tmp_path, judge, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a source's name, here a relative one, decides the order of its samples
+    source = Path("prompts.jsonl")
     prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(4)]
     source.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
     endpoint = {
