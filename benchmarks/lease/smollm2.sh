@@ -1,4 +1,4 @@
-# recipes/smollm2-135m.yaml on one GPU, the branches after refine side by side: about 13 minutes after set-up, resumes where it stopped.
+# recipes/smollm2-135m.yaml on one GPU, the branches after refine side by side; resumes where it stopped.
 # Every argument is handed on, so that shorter runs are possible: --set stages.instruct.train.steps=40 ...
 . benchmarks/lease/setup.sh
 R=${RUNS:-$HOME/runs} RUN=smollm2-135m; mkdir -p $R/a
