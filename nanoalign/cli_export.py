@@ -64,13 +64,9 @@ def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
     if section.from_ != "base":
         model = str((root / recipe.name / section.from_ / "model").resolve())
     launch = recipe.launch
-    nodes, gpus = 1, launch.processes if launch.kind == "local" else 0
-    if isinstance(launch, SlurmLaunch):
-        nodes, gpus = launch.nodes, launch.gpus_per_node
-    elif launch.kind == "ray":
-        gpus = launch.gpus
+    nodes = launch.nodes if isinstance(launch, SlurmLaunch) else 1
     hybrid = describe(recipe.model)["blocks"].get("mamba", 0) > 0
-    return Target(name, model, hybrid, nodes, gpus, stage_seed(recipe, name), folder.resolve())
+    return Target(name, model, hybrid, nodes, launch.devices // nodes, stage_seed(recipe, name), folder.resolve())
 
 
 def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | None, root: Path) -> "Export":
@@ -83,7 +79,8 @@ def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | Non
 
     section: Any = recipe.stages[name]
     if section.kind == "dpo":
-        rounds = sorted((root / recipe.name / name).glob("round-*/pairs.jsonl"), key=lambda path: path.parent.name)
+        found = (root / recipe.name / name).glob("round-*/pairs.jsonl")
+        rounds = sorted(found, key=lambda path: int(path.parent.name.removeprefix("round-")))
         pairs = rounds[-1] if rounds else root / recipe.name / name / "round-1" / "pairs.jsonl"
         return export_dpo(target, section, pairs)
     chat, tokenizer = chat_format(recipe.chat), load_tokenizer(recipe.model)
@@ -98,7 +95,7 @@ def _sft(
     stage: "SFTStage", mixture: "Mixture", target: "Target", chat: Any, tokenizer: Any, data_root: Path | None
 ) -> "Export":
     """The documents of :func:`sft.stage.run`, and its packs where they are concatenated plainly."""
-    from budget_control.transforms import strip_reasoning, truncate_reasoning
+    from budget_control.transforms import teaching
     from data_recipes.mixture import build
     from data_recipes.tokenize import Example
     from rl.nemo_rl.supervised import Packing, export_sft
@@ -106,15 +103,10 @@ def _sft(
     from sft.packing import pack, singly
     from sft.stage import HELD_OUT
 
-    teaching = [strip_reasoning(stage.strip_reasoning)]
-    if stage.truncate_reasoning:
-        teaching.append(truncate_reasoning(stage.truncate_reasoning, tokenizer, stage.strip_reasoning))
-    built = build(mixture, data_root, target.seed, teaching, chat)
+    taught = teaching(stage.strip_reasoning, stage.truncate_reasoning, tokenizer)
+    built = build(mixture, data_root, target.seed, taught, chat)
     kept, _ = hold_out(built.conversations, HELD_OUT, target.seed)
-    longest, over_long = (
-        (stage.pack.length, stage.pack.over_long) if stage.pack else (stage.max_length, stage.over_long)
-    )
-    documents = prepare(kept, chat, tokenizer, longest, over_long).documents
+    documents = prepare(kept, chat, tokenizer, *stage.limit).documents
     packing, rows = None, singly(documents.lengths)
     if stage.pack:
         packs = pack(documents.lengths, stage.pack.length)

@@ -18,7 +18,6 @@ from typing import Any
 
 from common.errors import ConfigError
 
-ALGORITHMS = ("sft", "dpo", "grpo")
 EXAMPLES = {"sft": "sft.yaml", "dpo": "dpo.yaml", "grpo": "grpo_math_1B.yaml"}
 """The example config, under examples/configs, that an export builds on."""
 USED_UNCHECKED = {"grpo": ("policy.generation", "policy.draft", "policy.draft.enabled")}
