@@ -68,3 +68,7 @@ class Training(Section):
     """Optimizer steps between resumable checkpoints."""
     lora: LoRA | None = None
     """Low-rank adapters; None trains all weights."""
+
+    def micro_batch(self, groups: int) -> int:
+        """Sequences in one forward pass, where so many devices, or groups that share sequences, train together."""
+        return self.micro_batch_size or max(1, self.batch_size // groups)

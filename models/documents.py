@@ -111,10 +111,15 @@ def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         position_ids = tokens - torch.where(first, tokens, 0).cummax(1).values
     kwargs = kwargs | {"seq_idx": seq_idx, "position_ids": position_ids, "attention_mask": None, "use_cache": False}
     if decoder.config._attn_implementation == ATTENTION:
-        # transformers hands a 4-D mask on as it is: bounds of the documents over all rows travel in its place.
-        ends = torch.tensor([first.numel()], device=first.device)
-        kwargs["attention_mask"] = torch.cat([first.flatten().nonzero().flatten(), ends]).int().view(1, 1, 1, -1)
+        kwargs["attention_mask"] = bounds_mask(first)
     return args, kwargs
+
+
+def bounds_mask(first_BT: Tensor) -> Tensor:
+    """The bounds of the documents over all rows (1, 1, 1, S + 1), for :func:`document_attention`: transformers hands a
+    4-D mask on as it is. ``first_BT`` marks the first token of each document."""
+    end = torch.tensor([first_BT.numel()], device=first_BT.device)
+    return torch.cat([first_BT.flatten().nonzero().flatten(), end]).int().view(1, 1, 1, -1)
 
 
 def padding_mask(*args: Any, **kwargs: Any) -> Tensor | None:

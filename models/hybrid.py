@@ -9,7 +9,6 @@ training code and in vLLM. transformers raises it to ``time_step_min`` in traini
 there the two disagree, and smaller steps get no gradient.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,16 +47,6 @@ class Mamba2Path:
     D: Tensor
     dt_bias: Tensor
     kernels: KernelSet = TORCH
-
-    @property
-    def scan(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """:func:`models.mamba2.ssd_scan`, or a kernel that stands for it."""
-        return self.kernels.scan
-
-    @property
-    def conv(self) -> Callable[..., Tensor]:
-        """:func:`models.mamba2.causal_conv`, or a kernel that stands for it."""
-        return self.kernels.conv
 
     def forward(
         self,
@@ -118,16 +107,17 @@ class Mamba2Path:
     def _time_step_limit(self) -> tuple[float, float]:
         return self.time_step_limit
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """The convolution's activated output (..., D) as x (..., H, P), input and output (..., G, N)."""
-        sizes = [self.intermediate_size, self.n_groups * self.ssm_state_size, self.n_groups * self.ssm_state_size]
-        x, inputs, outputs = x.split(sizes, dim=-1)
-        by_group = (self.n_groups, self.ssm_state_size)
-        return x.unflatten(-1, (self.num_heads, -1)), inputs.unflatten(-1, by_group), outputs.unflatten(-1, by_group)
+        channels = self.intermediate_size // self.num_heads * heads
+        state = (x.shape[-1] - channels) // 2
+        x, inputs, outputs = x.split([channels, state, state], dim=-1)
+        by_group = (-1, self.ssm_state_size)
+        return x.unflatten(-1, (heads, -1)), inputs.unflatten(-1, by_group), outputs.unflatten(-1, by_group)
 
     def _decode(self, x_BD: Tensor, dt_BH: Tensor, layer: Any) -> Tensor:
         x_BD, conv_state = conv_step(x_BD, layer.conv_states[0], self.conv1d.weight.squeeze(1), self.conv1d.bias)
-        x, inputs, outputs = self._split(F.silu(x_BD))
+        x, inputs, outputs = self._split(F.silu(x_BD), self.num_heads)
         A_H = -torch.exp(self.A_log.float())
         y, state = ssd_step(x, dt_BH, A_H, inputs, outputs, layer.recurrent_states[0], self.D)
         if torch.compiler.is_compiling():  # CUDA graphs want the cache's tensors to keep their addresses
@@ -162,7 +152,7 @@ class Mamba2Path:
 
     def _convolve(self, x_BTD: Tensor, previous_BKD: Tensor | None, document_BT: Tensor | None) -> Tensor:
         weight_DK, bias_D = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        return self.conv(x_BTD, weight_DK, bias_D, previous_BKD, document_BT, silu=True)
+        return self.kernels.conv(x_BTD, weight_DK, bias_D, previous_BKD, document_BT, silu=True)
 
     def _recur(
         self,
@@ -171,11 +161,13 @@ class Mamba2Path:
         state_BHPN: Tensor | None,
         document_BT: Tensor | None,
         mask_BT: Tensor | None,
+        heads: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
-        x, inputs, outputs = self._split(x_BTD)
-        A_H, D_H = -torch.exp(self.A_log.float()), self.D.float()
+        """The scan of the mixer's ``heads``, whose channels and time steps come in, with its last state."""
+        x, inputs, outputs = self._split(x_BTD, dt_BTH.shape[2])
+        A_H, D_H = -torch.exp(self.A_log[heads].float()), self.D[heads].float()
         chunk = self.chunk_size
-        return self.scan(x, dt_BTH, A_H, inputs, outputs, chunk, D_H, state_BHPN, document_BT, mask_BT)
+        return self.kernels.scan(x, dt_BTH, A_H, inputs, outputs, chunk, D_H, state_BHPN, document_BT, mask_BT)
 
 
 class NemotronHPath(Mamba2Path, NemotronHMamba2Mixer):

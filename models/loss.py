@@ -37,7 +37,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(labels_N), tile):
                 rows = slice(start, start + tile)
                 tokens_LD = hidden_ND[rows].to(dtype)
-                losses_L, slope_LV = _losses_and_slopes(tokens_LD @ head_VD.T, labels_N[rows])
+                losses_L, slope_LV = _losses_and_slopes(
+                    tokens_LD @ head_VD.T, labels_N[rows], wants_hidden or wants_weight
+                )
                 total += losses_L.sum()
                 if grad_ND is not None:
                     grad_ND[rows] = (slope_LV @ head_VD).to(grad_ND.dtype)
@@ -56,8 +58,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_ND, grad_VD, None, None
 
 
-def _losses_and_slopes(logits_LV: Tensor, labels_L: Tensor) -> tuple[Tensor, Tensor]:
-    """Each token's cross entropy in fp32, 0 where it does not count, and its gradient, in the logits' dtype."""
+def _losses_and_slopes(logits_LV: Tensor, labels_L: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
+    """Each token's cross entropy in fp32, 0 where it does not count, and, where ``slopes`` are wanted, its gradient, in
+    the logits' dtype; else something of the logits' shape."""
     if logits_LV.is_cuda and logits_LV.dtype in (torch.bfloat16, torch.float16):
         from models.triton_loss import losses_and_slopes
 
@@ -68,6 +71,8 @@ def _losses_and_slopes(logits_LV: Tensor, labels_L: Tensor) -> tuple[Tensor, Ten
     logits_LV = logits_LV.float()
     norm_L1 = logits_LV.logsumexp(1, keepdim=True)
     losses_L1 = (norm_L1 - logits_LV.gather(1, target_L1)) * counted_L1
+    if not slopes:
+        return losses_L1.squeeze(1), logits_LV
     slope_LV = logits_LV.sub_(norm_L1).exp_()
     slope_LV.scatter_add_(1, target_L1, torch.full_like(norm_L1, -1.0)).mul_(counted_L1)
     return losses_L1.squeeze(1), slope_LV.to(dtype)

@@ -23,7 +23,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache
 
 from common.errors import ConfigError, IsolationError
-from models.documents import ATTENTION, document_attention, padding_mask, read_documents
+from models.documents import (
+    ATTENTION,
+    bounds_mask,
+    document_attention,
+    padding_mask,
+    read_documents,
+    unisolate,
+)
 from models.hybrid import Mamba2Path
 from models.mamba2 import document_runs
 
@@ -112,15 +119,10 @@ class SequenceParallelMamba2(Mamba2Path):
         document_BT = None if seq_idx_BT is None else document_runs(seq_idx_BT)
         weight_DK = self._shares(self.conv1d.weight.squeeze(1).T)[:, rank].T.contiguous()
         bias_D = None if self.conv1d.bias is None else self._shares(self.conv1d.bias)[rank].contiguous()
-        x_BTD = self.conv(x_BTD, weight_DK, bias_D, None, document_BT, silu=True)
-        heads, groups = self.num_heads // ranks, math.lcm(self.n_groups, ranks) // ranks
-        sizes = [self.intermediate_size // ranks, groups * self.ssm_state_size, groups * self.ssm_state_size]
-        x, inputs, outputs = (
-            part.unflatten(-1, (n, -1)) for part, n in zip(x_BTD.split(sizes, -1), [heads, groups, groups])
-        )
+        x_BTD = self.kernels.conv(x_BTD, weight_DK, bias_D, None, document_BT, silu=True)
+        heads = self.num_heads // ranks
         mine = slice(rank * heads, (rank + 1) * heads)
-        A_H, D_H = -torch.exp(self.A_log[mine].float()), self.D[mine].float()
-        y, _ = self.scan(x, dt_BTH, A_H, inputs, outputs, self.chunk_size, D_H, document_BT=document_BT)
+        y, _ = self._recur(x_BTD, dt_BTH, None, document_BT, None, mine)
         return exchange(y, 1, 2, self.group)
 
     def _shares(self, channels: Tensor) -> Tensor:
@@ -156,9 +158,7 @@ class _Stretches:
             kwargs = self._cut(decoder, name, kwargs)
         seq_idx = kwargs["seq_idx"].expand(inputs.shape[0], -1)
         first = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
-        ends = torch.tensor([first.numel()], device=first.device)
-        bounds = torch.cat([first.flatten().nonzero().flatten(), ends]).int().view(1, 1, 1, -1)
-        return args, kwargs | {"seq_idx": seq_idx, "attention_mask": bounds, "use_cache": False}
+        return args, kwargs | {"seq_idx": seq_idx, "attention_mask": bounds_mask(first), "use_cache": False}
 
     def _cut(self, decoder: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         """This rank's stretch of a whole pack, filled up with one more document to a multiple of the ranks."""
@@ -220,10 +220,8 @@ def spread(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
         mixer.group = group
     AttentionInterface.register(ULYSSES, partial(ulysses_attention, group=group))
     AttentionMaskInterface.register(ULYSSES, padding_mask)
+    unisolate(model)
     config._attn_implementation = ULYSSES
     decoder, stretches = model.base_model, _Stretches(group)
-    for key in [key for key, hook in decoder._forward_pre_hooks.items() if hook is read_documents]:
-        del decoder._forward_pre_hooks[key]
-        del decoder._forward_pre_hooks_with_kwargs[key]
     decoder.register_forward_pre_hook(stretches.enter, with_kwargs=True)
     decoder.register_forward_hook(stretches.leave, with_kwargs=True)

@@ -66,7 +66,7 @@ def training_arguments(
     if devices % ranks:
         raise ConfigError(f"pack.sequence_parallel: {ranks} is no divisor of the {devices} processes of the launch")
     groups = devices // ranks
-    micro = train.micro_batch_size or max(1, train.batch_size // groups)
+    micro = train.micro_batch(groups)
     if train.batch_size % (micro * groups):
         by = "devices" if ranks == 1 else f"groups of {ranks} devices"
         raise ConfigError(

@@ -72,7 +72,7 @@ def train_bytes(model: Mapping[str, Any], train: Training, length: float, share:
     state = sum(size / (share.devices if share.zero >= stage else 1) for stage, size in parts.items())
     width = 4 if train.dtype == "float32" else 2
     groups = share.devices // share.sequence_parallel
-    tokens = length / share.sequence_parallel * (train.micro_batch_size or max(1, train.batch_size // groups))
+    tokens = length / share.sequence_parallel * train.micro_batch(groups)
     block = model["hidden_size"] * width * (1 if train.gradient_checkpointing else 20)
     return PROCESS_BYTES + state + tokens * (blocks * block + 3 * 4 * model["vocab_size"])
 

@@ -231,7 +231,7 @@ def _spread(stage: Any, devices: int) -> Iterator[Finding]:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
         return
     groups, batch = devices // ranks, stage.train.batch_size
-    micro = stage.train.micro_batch_size or max(1, batch // groups)
+    micro = stage.train.micro_batch(groups)
     if devices > 1 and batch % (micro * groups):
         shared = "" if ranks == 1 else f" groups of {ranks}"
         at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
