@@ -64,6 +64,12 @@ def truncate_reasoning(section: TruncateReasoning, tokenizer: Any, stripped: flo
     return truncate
 
 
+def teaching(stripped: float, truncated: TruncateReasoning | None, tokenizer: Any) -> list[Transform]:
+    """What an SFT stage does to its samples' reasoning: strips a share of it, and cuts a share of the traces."""
+    steps = [strip_reasoning(stripped)]
+    return steps if truncated is None else [*steps, truncate_reasoning(truncated, tokenizer, stripped)]
+
+
 def balance_modes(off: float = 0.5) -> Transform:
     """Ties thinking to the signals in the text, so that obedience to them is learned: a share ``off`` of the samples
     that think get ``/no_think`` and lose their reasoning, the others get ``/think``. The signal stands in the system

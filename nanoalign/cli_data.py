@@ -147,18 +147,16 @@ def _stage(recipe: "Recipe", stage: str | None) -> str:
 
 def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, data_root: Path | None) -> Any:
     """About ``samples`` conversations of a stage's mixture, taught as the stage teaches them."""
-    from budget_control.transforms import strip_reasoning, truncate_reasoning
+    from budget_control.transforms import teaching
     from data_recipes.chat import chat_format
     from data_recipes.mixture import build
     from nanoalign.graph import stage_seed
 
     section: Any = recipe.stages[name]
-    teaching = [strip_reasoning(section.strip_reasoning)]
-    if section.truncate_reasoning:
-        teaching.append(truncate_reasoning(section.truncate_reasoning, tokenizer, section.strip_reasoning))
+    taught = teaching(section.strip_reasoning, section.truncate_reasoning, tokenizer)
     few = smaller(recipe.data[section.data], samples)
     chat = chat_format(recipe.chat)
-    return build(few, data_root, stage_seed(recipe, name), teaching, chat).conversations[:samples]
+    return build(few, data_root, stage_seed(recipe, name), taught, chat).conversations[:samples]
 
 
 def smaller(mixture: "Mixture", samples: int) -> "Mixture":

@@ -150,7 +150,7 @@ class _Sizes:
         assert plan.data is not None
         plan.samples = Amount(plan.data.samples)
         tokens = plan.data.tokens
-        limit = stage.pack.length if stage.pack is not None else stage.max_length
+        limit, _ = stage.limit
         plan.too_long = sum(length > limit for length in plan.data.lengths) if limit is not None else 0
         kept = 1 - min(HELD_OUT, plan.data.samples // 50) / plan.data.samples
         if stage.pack is not None:

@@ -42,3 +42,8 @@ class SFTStage(Section):
     over_long: Literal["error", "drop"] = "error"
     """Without packing: what happens to longer samples."""
     train: Training
+
+    @property
+    def limit(self) -> tuple[int | None, Literal["error", "drop", "split"]]:
+        """The longest sample in tokens, and what happens to longer ones."""
+        return (self.pack.length, self.pack.over_long) if self.pack else (self.max_length, self.over_long)

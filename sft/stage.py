@@ -32,7 +32,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         ConfigError: the batch or the processes do not divide, or a LoRA target matches nothing.
         IsolationError: documents of a batch see each other.
     """
-    from budget_control.transforms import strip_reasoning, truncate_reasoning
+    from budget_control.transforms import teaching
     from data_recipes.chat import chat_format
     from data_recipes.mixture import build
     from models.adapters import attach, merge
@@ -48,12 +48,10 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     train, packing = config.train, config.pack
 
     # Data: samples, taught their budgets, as documents in rows.
-    teaching = [strip_reasoning(config.strip_reasoning)]
-    if config.truncate_reasoning:
-        teaching.append(truncate_reasoning(config.truncate_reasoning, tokenizer, config.strip_reasoning))
-    built = build(mixtures[config.data], context.data_root, context.seed, teaching, chat)
+    taught = teaching(config.strip_reasoning, config.truncate_reasoning, tokenizer)
+    built = build(mixtures[config.data], context.data_root, context.seed, taught, chat)
     kept, held_out = hold_out(built.conversations, HELD_OUT, context.seed)
-    longest, over_long = (packing.length, packing.over_long) if packing else (config.max_length, config.over_long)
+    longest, over_long = config.limit
     data = prepare(kept, chat, tokenizer, longest, over_long)
     unseen = prepare(held_out, chat, tokenizer, longest, "drop").documents
     if not len(data.documents):

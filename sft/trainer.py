@@ -156,18 +156,11 @@ class _Bounds(TrainerCallback):
         self.trainer.ended = (time.perf_counter(), state.num_input_tokens_seen)
 
 
-class LongestFirst(torch.utils.data.Sampler[int]):
-    """Rows of single documents in the order of accelerate's sampler, those of an optimizer step from long to short: its
-    micro batches pad less, and its gradient is the same."""
+class Ordered(torch.utils.data.Sampler[int]):
+    """Rows in the order of accelerate's sampler, drawn from seed and epoch."""
 
-    def __init__(self, lengths: np.ndarray, step: int, seed: int) -> None:
-        self.order = SeedableRandomSampler(range(len(lengths)), generator=torch.Generator(), data_seed=seed)
-        self.lengths, self.step = lengths, step
-
-    def __iter__(self) -> Iterator[int]:
-        rows = list(self.order)
-        for start in range(0, len(rows), self.step):
-            yield from sorted(rows[start : start + self.step], key=lambda row: -self.lengths[row])
+    def __init__(self, rows: int, seed: int) -> None:
+        self.order = SeedableRandomSampler(range(rows), generator=torch.Generator(), data_seed=seed)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -176,12 +169,26 @@ class LongestFirst(torch.utils.data.Sampler[int]):
         self.order.set_epoch(epoch)
 
 
-class SharedRows(torch.utils.data.Sampler[int]):
-    """Rows in the order of accelerate's sampler, each micro batch ``ranks`` times over: batches are dealt out to the
-    processes one by one, so that neighbours get the same."""
+class LongestFirst(Ordered):
+    """Rows of single documents, those of an optimizer step from long to short: its micro batches pad less, and its
+    gradient is the same."""
+
+    def __init__(self, lengths: np.ndarray, step: int, seed: int) -> None:
+        super().__init__(len(lengths), seed)
+        self.lengths, self.step = lengths, step
+
+    def __iter__(self) -> Iterator[int]:
+        rows = list(self.order)
+        for start in range(0, len(rows), self.step):
+            yield from sorted(rows[start : start + self.step], key=lambda row: -self.lengths[row])
+
+
+class SharedRows(Ordered):
+    """Each micro batch ``ranks`` times over: batches are dealt out to the processes one by one, so that neighbours get
+    the same."""
 
     def __init__(self, rows: int, micro: int, ranks: int, seed: int) -> None:
-        self.order = SeedableRandomSampler(range(rows), generator=torch.Generator(), data_seed=seed)
+        super().__init__(rows, seed)
         self.micro, self.ranks = micro, ranks
 
     def __iter__(self) -> Iterator[int]:
@@ -193,9 +200,6 @@ class SharedRows(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         rows = len(self.order)
         return (rows + -rows % self.micro) * self.ranks
-
-    def set_epoch(self, epoch: int) -> None:
-        self.order.set_epoch(epoch)
 
 
 def telling_rows(collator: Collator) -> list[int]:

@@ -5,21 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from models.loading import load_model, save_model
-from tests.tiny import tiny_hybrid, tiny_tokenizer, token_ids
+from tests.tiny import tiny_hybrid, token_ids
 
 ROOT = Path(__file__).parents[2]
 WAYS = {"one": ["data", "sequence", "zero3", "zero3_sequence", "mixed"], "lora": ["lora_sequence", "lora_zero3"]}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    tokenizer = tiny_tokenizer("nemotron-nano-v2")
     save_model(tiny_hybrid(len(tokenizer), **token_ids(tokenizer)), tokenizer, folder / "base")
     worker = Path(__file__).with_name("ranks_worker.py")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
