@@ -15,6 +15,10 @@ UNLIMITED = np.iinfo(np.int64).max // 4
 """Stands for a budget of None: never reached."""
 
 
+ROWWISE = ("place", "used", "line_ended", "closing", "budget", "latest")
+"""The arrays of a :class:`BatchBudget` that have a value a row."""
+
+
 class _Look(NamedTuple):
     """What follows from the states. An inference server asks at every token, so it is worked out once."""
 
@@ -69,15 +73,14 @@ class BatchBudget:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> None:
         """Keeps these rows, in this order: compaction, reordering or repetition of the batch."""
-        for name in ("place", "used", "line_ended", "closing", "budget", "latest"):
+        for name in ROWWISE:
             setattr(self, name, getattr(self, name)[rows])
         self._looked = None
 
-    def extend(self, rows: int) -> None:
-        """Adds idle rows at the end."""
-        idle = BatchBudget(self.tokens, rows)
-        for name in ("place", "used", "line_ended", "closing", "budget", "latest"):
-            setattr(self, name, np.concatenate([getattr(self, name), getattr(idle, name)]))
+    def extend(self, other: "BatchBudget") -> None:
+        """Adds another batch's rows at the end."""
+        for name in ROWWISE:
+            setattr(self, name, np.concatenate([getattr(self, name), getattr(other, name)]))
         self._looked = None
 
     def thinking(self) -> np.ndarray:

@@ -88,6 +88,8 @@ class BudgetRule:
         ``stopped`` tells where a stop token was drawn, or, where logits are edited (budget_control/logits.py), was
         likelier than the close that stands in its place: nothing in the tokens shows it. None marks no such close.
         """
+        if self.budget is None:
+            return [False] * len(token_ids)
         state, mask = self.start(prompt_ids), []
         for token, stop in zip(token_ids, [False] * len(token_ids) if stopped is None else stopped, strict=True):
             due = self.forced(state)

@@ -110,9 +110,10 @@ class ThinkingBudget(LogitsProcessor):
             return
         order = np.array(list(places.values()), dtype=np.int64)
         self.rows = np.array(list(places), dtype=np.int64)
-        self.batch.extend(len(states))
-        for place, state in enumerate(states, start=len(self._rules)):
-            self.batch.put(place, rules[place], state)
+        new = BatchBudget(self.batch.tokens, len(states))
+        for place, state in enumerate(states):
+            new.put(place, rules[len(self._rules) + place], state)
+        self.batch.extend(new)
         self.batch.take(order)
         self._rules = [rules[place] for place in order.tolist()]
         self._outputs = [outputs[place] for place in order.tolist()]

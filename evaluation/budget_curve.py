@@ -95,7 +95,7 @@ def run_budget_curve(
     from data_recipes.chat import chat_format
     from models.loading import load_tokenizer, resolve
     from models.training import resolve_device
-    from rl.rollouts import open_engine
+    from rl.rollouts import open_for_measuring
 
     limited = sorted({budget for budget in budgets if budget is not None})
     for budget in limited:
@@ -108,10 +108,7 @@ def run_budget_curve(
     tasks = load_suite("budget-curve", suite, mixtures, data_root, seed)
     reward = suite_reward(suite, {}, device)
     tokenizer = load_tokenizer(folder)
-    engine = open_engine(
-        rollouts.engine, folder, tokenizer, format_, batch_size=rollouts.batch_size, device=device,
-        dtype="bfloat16" if device == "cuda" else "float32", settings=rollouts,
-    )  # fmt: skip
+    engine = open_for_measuring(rollouts, folder, tokenizer, format_, device)
     try:
         modes = [*(Mode(True, budget) for budget in limited), Mode(True), Mode(False)]
         *points, unlimited, off = [

@@ -52,9 +52,6 @@ class EvaluateStage(Section):
         if unknown := sorted(set(self.budget_of or []) - set(self.of)):
             raise ValueError(f"budget_of names {', '.join(unknown)}, which `of` does not")
         for budget in self.budgets:
-            if budget is not None and budget + self.rollouts.grace >= self.rollouts.max_tokens:
-                raise ValueError(
-                    f"budget {budget} and grace {self.rollouts.grace} leave no room for an answer in "
-                    f"rollouts.max_tokens {self.rollouts.max_tokens}"
-                )
+            if budget is not None:
+                self.rollouts.require_room(budget)
         return self

@@ -55,7 +55,7 @@ def run(
         report = json.loads(record.read_text(encoding="utf-8"))
     done = sum(2 * len(names) + len(limited) * (name in curved) for name in report["checkpoints"])
 
-    engines = _Engines(config, chat, device)
+    engines = _Engines(config, chat, device, context.folder / "exchange")
     try:
         for checkpoint in config.of:
             if checkpoint in report["checkpoints"]:
@@ -95,22 +95,21 @@ class _Engines:
     """One engine after another; a vLLM is started once and given each checkpoint's weights, as its start takes longer
     than most evaluations."""
 
-    def __init__(self, config: EvaluateStage, chat: ChatFormat, device: str) -> None:
-        self.rollouts, self.chat, self.device = config.rollouts, chat, device
+    def __init__(self, config: EvaluateStage, chat: ChatFormat, device: str, exchange: Path) -> None:
+        self.rollouts, self.chat, self.device, self.exchange = config.rollouts, chat, device, exchange
         self.engine: RolloutEngine | None = None
 
     def at(self, folder: Path, tokenizer: Any) -> RolloutEngine:
         from models.loading import load_model
-        from rl.rollouts import open_engine
+        from rl.rollouts import open_for_measuring
 
         if self.engine is not None and self.rollouts.engine != "hf":
             self.engine.load_weights(load_model(folder).state_dict().items())
             return self.engine
         self.close()
-        self.engine = open_engine(
-            self.rollouts.engine, folder, tokenizer, self.chat, batch_size=self.rollouts.batch_size,
-            device=self.device, dtype="bfloat16" if self.device == "cuda" else "float32", settings=self.rollouts,
-        )  # fmt: skip
+        self.engine = open_for_measuring(
+            self.rollouts, folder, tokenizer, self.chat, self.device, exchange=self.exchange
+        )
         return self.engine
 
     def close(self) -> None:

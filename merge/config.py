@@ -1,6 +1,6 @@
 """Recipe section of a merge sweep."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,16 +33,12 @@ class MergeStage(Section):
     """Further alphas around the best one, by golden section."""
     more_suites: list[str] = Field(default=[])
     """Suites measured at every alpha for the report alone."""
-    budgets: list[int] = Field(default=[])
+    budgets: list[Annotated[int, Field(ge=0)]] = Field(default=[])
     """Thinking budgets in tokens under which the reasoning suite is measured besides, for the report alone."""
     rollouts: Rollouts
 
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> "MergeStage":
         for budget in self.budgets:
-            if not 0 <= budget < self.rollouts.max_tokens - self.rollouts.grace:
-                raise ValueError(
-                    f"budget {budget} and grace {self.rollouts.grace} leave no room for an answer in "
-                    f"rollouts.max_tokens {self.rollouts.max_tokens}"
-                )
+            self.rollouts.require_room(budget)
         return self

@@ -170,20 +170,12 @@ def _open(config: MergeStage, context: StageContext) -> "tuple[RolloutEngine, Ma
     from data_recipes.chat import chat_format
     from models.loading import load_tokenizer
     from models.training import resolve_device
-    from rl.rollouts import open_engine
+    from rl.rollouts import open_for_measuring
     from rl.rollouts.hf import HFEngine
 
     folder, device = context.inputs["reasoning"], resolve_device(context.device)
-    engine = open_engine(
-        config.rollouts.engine,
-        folder,
-        load_tokenizer(folder),
-        chat_format(context.chat),
-        batch_size=config.rollouts.batch_size,
-        device=device,
-        dtype="bfloat16" if device == "cuda" else "float32",
-        settings=config.rollouts,
-        budgets=bool(config.budgets),
-        exchange=context.folder / "exchange",
-    )
+    engine = open_for_measuring(
+        config.rollouts, folder, load_tokenizer(folder), chat_format(context.chat), device,
+        budgets=bool(config.budgets), exchange=context.folder / "exchange",
+    )  # fmt: skip
     return engine, engine.model.state_dict() if isinstance(engine, HFEngine) else None

@@ -54,6 +54,14 @@ class Rollouts(Section):
             raise ValueError(f"sleep: engine {self.engine} does not sleep; only vllm does")
         return self
 
+    def require_room(self, budget: int) -> None:
+        """Raises ValueError where a thinking budget and its grace leave no room for an answer."""
+        if budget + self.grace >= self.max_tokens:
+            raise ValueError(
+                f"budget {budget} and grace {self.grace} leave no room for an answer in "
+                f"rollouts.max_tokens {self.max_tokens}"
+            )
+
 
 class Thinking(Section):
     """Which modes and budgets the rollouts mix."""

@@ -10,7 +10,7 @@ from rl.rollouts.base import Completion, Request, RolloutEngine, Sampling
 if TYPE_CHECKING:
     from data_recipes.chat.base import ChatFormat
 
-__all__ = ["Completion", "Request", "RolloutEngine", "Sampling", "open_engine"]
+__all__ = ["Completion", "Request", "RolloutEngine", "Sampling", "open_engine", "open_for_measuring"]
 
 
 def open_engine(
@@ -82,3 +82,13 @@ def open_engine(
         return HFEngine(loaded, thinking, batch_size=batch_size)
     autocast = torch.bfloat16 if dtype == "bfloat16" and model.device.type == "cuda" else None
     return HFEngine(model, thinking, batch_size=batch_size, autocast=autocast)
+
+
+def open_for_measuring(
+    settings: Rollouts, folder: Path, tokenizer: Any, chat: "ChatFormat", device: str, **more: Any
+) -> RolloutEngine:
+    """:func:`open_engine` on a finished model, as evaluations and merge sweeps use it: bfloat16 on a GPU, else fp32."""
+    return open_engine(
+        settings.engine, folder, tokenizer, chat, batch_size=settings.batch_size, device=device,
+        dtype="bfloat16" if device == "cuda" else "float32", settings=settings, **more,
+    )  # fmt: skip

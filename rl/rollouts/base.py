@@ -44,7 +44,7 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     forced: tuple[bool, ...]
-    finish: Literal["stop", "length", "abort"]
+    finish: Literal["stop", "length"]
 
 
 class EngineLostError(NanoalignError, RuntimeError):

@@ -47,7 +47,8 @@ class _Row:
     finish: Literal["stop", "length"] | None = None
 
     def completion(self) -> Completion:
-        return Completion(tuple(self.token_ids), tuple(self.logprobs), tuple(self.forced), self.finish or "abort")
+        assert self.finish is not None
+        return Completion(tuple(self.token_ids), tuple(self.logprobs), tuple(self.forced), self.finish)
 
 
 @dataclass
@@ -62,10 +63,9 @@ class _Batch:
     top_p_B: torch.Tensor
     budget: BatchBudget
 
-    def start_budgets(self, new: Sequence[_Row]) -> None:
-        """Gives the last rows, which have not written anything yet, their budgets."""
-        first = len(self.rows) - len(new)
-        for place, row in enumerate(new, start=first):
+    def start_budgets(self) -> None:
+        """Gives the rows, which have not written anything yet, their budgets."""
+        for place, row in enumerate(self.rows):
             sampling = row.request.sampling
             rule = BudgetRule(self.budget.tokens, sampling.thinking_budget, sampling.grace)
             self.budget.put(place, rule, rule.start(row.request.prompt_ids))
@@ -77,12 +77,11 @@ class _Batch:
             for row in part.rows:
                 row.start += columns - part.columns
         extend_rows(self.cache, other.cache)
-        self.budget.take([*range(len(self.rows)), *[0] * len(other.rows)])
+        self.budget.extend(other.budget)
         self.rows, self.columns = self.rows + other.rows, columns
         self.logits_BV = torch.cat([self.logits_BV, other.logits_BV])
         self.temperature_B = torch.cat([self.temperature_B, other.temperature_B])
         self.top_p_B = torch.cat([self.top_p_B, other.top_p_B])
-        self.start_budgets(other.rows)
 
     def thin_out(self) -> None:
         """Drops finished rows, and columns that hold nothing but padding then."""
@@ -255,7 +254,7 @@ class HFEngine:
             top_p_B=torch.tensor([request.sampling.top_p for _, request in requests], device=self.device),
             budget=BatchBudget(self.thinking, len(requests)),
         )
-        batch.start_budgets(batch.rows)
+        batch.start_budgets()
         return batch
 
     def _step(self, batch: _Batch) -> None:

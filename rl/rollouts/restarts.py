@@ -32,8 +32,9 @@ class RestartingEngine:
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
         self.weights = None  # dropped before the next ones are computed: a merge sweep's are another whole model
-        self.weights = weights = list(tensors)
+        weights = list(tensors)
         self._insist(lambda: self.engine.load_weights(weights))
+        self.weights = weights  # only now: an engine lost in between would be given them twice
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._insist(lambda: self.engine.score(sequences))

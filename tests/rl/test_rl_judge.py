@@ -1,9 +1,6 @@
 """GRPO with a generative judge, over a real HTTP server: retries, the cache, and a judge that hangs."""
 
 import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,43 +12,33 @@ from data_recipes.rows import to_row
 from reward import RewardError
 from rl import grpo
 from rl.config import GRPOStage
+from tests.reward.endpoint import Endpoint
 
 
-class Judge(ThreadingHTTPServer):
+class Judge(Endpoint):
     """Scores an answer by its length; fails once where ``stumbles``; says nothing while ``silent`` holds."""
 
     def __init__(self) -> None:
-        self.questions: list[str] = []
         self.stumbles, self.silent = False, lambda: False
-        judge = self
+        super().__init__(self._said)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                judge.questions.append(body["messages"][0]["content"])
-                if judge.silent():
-                    time.sleep(3)
-                    return
-                failed = judge.stumbles and judge.questions.count(judge.questions[-1]) == 1
-                self.send_response(500 if failed else 200)
-                self.end_headers()
-                if not failed:
-                    score = 1 + len(judge.questions[-1]) % 10
-                    reply = {"choices": [{"message": {"content": f"Score: {score}"}}]}
-                    self.wfile.write(json.dumps(reply).encode())
+    @property
+    def questions(self) -> list[str]:
+        return [body["messages"][0]["content"] for body in self.asked]
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
+    def _said(self, number: int, question: str) -> str | int | float:
+        if self.silent():
+            return 3.0
+        if self.stumbles and self.questions.count(question) == 1:
+            return 500
+        return f"Score: {1 + len(question) % 10}"
 
 
 @pytest.fixture
 def judge():
-    with Judge() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+    server = Judge()
+    yield server
+    server.close()
 
 
 @pytest.fixture
@@ -61,7 +48,7 @@ def run(small_base, tmp_path, judge, monkeypatch):
     prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(4)]
     source.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
     endpoint = {
-        "url": f"http://127.0.0.1:{judge.server_port}/v1",
+        "url": f"http://127.0.0.1:{judge.server.server_port}/v1",
         "model": "m",
         "cache": str(tmp_path / "judged.jsonl"),
     }
@@ -92,7 +79,9 @@ def test_failed_requests_are_repeated_and_equal_questions_are_asked_once(run, ju
 
 def test_a_hanging_judge_ends_the_stage_with_its_name_and_resume_goes_on(run, judge, tmp_path) -> None:
     judge.silent = (tmp_path / "run/metrics.jsonl").exists  # once there is a finished step
-    with pytest.raises(RewardError, match=rf"judge http://127\.0\.0\.1:{judge.server_port}/v1 \(m\): no score for"):
+    with pytest.raises(
+        RewardError, match=rf"judge http://127\.0\.0\.1:{judge.server.server_port}/v1 \(m\): no score for"
+    ):
         run(deadline_s=1.0)
     done = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert 0 < done < 3

