@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -15,25 +15,23 @@ from data_recipes.rows import to_row
 
 def over_the_caps(drawn: Sequence[Conversation], caps: Mapping[str, int], seed: int) -> dict[int, str]:
     """Places of drawn samples beyond the cap of their domain, with the reason."""
-    if not caps:
-        return {}
+    seen = ((each.domain, digest(each), (0, place)) for place, each in enumerate(drawn) if each.domain in caps)
+    return {place: capped_reason(domain) for domain, (_, place) in _beyond(seen, caps, seed)}
+
+
+Place = tuple[int, int]
+"""A source and a row of it."""
+
+
+def _beyond(seen: Iterable[tuple[str, int, Place]], caps: Mapping[str, int], seed: int) -> list[tuple[str, Place]]:
+    """The drawn samples (domain, place) beyond their domain's cap, of all (domain, digest, place) that have one, in the
+    order drawn. Repetitions go first, the others in an order that ``seed`` decides."""
     times: Counter[int] = Counter()
-    ranks: dict[str, list[tuple[Rank, int]]] = {domain: [] for domain in caps}
-    for place, conversation in enumerate(drawn):
-        if conversation.domain in caps:
-            number = digest(conversation)
-            ranks[conversation.domain].append((rank(number, times[number], seed), place))
-            times[number] += 1
-    return {place: capped_reason(domain) for domain, cap in caps.items() for _, place in sorted(ranks[domain])[cap:]}
-
-
-Rank = tuple[int, bytes]
-
-
-def rank(number: int, epoch: int, seed: int) -> Rank:
-    """What is left out last where a domain is capped: repetitions go first, the others in an order that ``seed``
-    decides. ``number`` is the sample's :func:`digest`, ``epoch`` how often it was drawn before."""
-    return epoch, blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+    ranks: dict[str, list[tuple[int, bytes, Place]]] = {domain: [] for domain in caps}
+    for domain, number, place in seen:
+        ranks[domain].append((times[number], blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), place))
+        times[number] += 1
+    return [(domain, place) for domain, most in caps.items() for *_, place in sorted(ranks[domain])[most:]]
 
 
 def capped_reason(domain: str) -> str:
@@ -64,17 +62,15 @@ class Drawn:
 
 def cap(draws: Sequence[Drawn], caps: Mapping[str, int], seed: int) -> Counter[str]:
     """Lowers ``times`` where a domain is over its cap, as :func:`over_the_caps` leaves samples out."""
+    domains = list(caps)
+    seen = (
+        (domains[drawn.capped[row]], int(drawn.digests[row]), (source, row))
+        for source, drawn in enumerate(draws)
+        for row in np.flatnonzero(drawn.capped >= 0).tolist()
+        for _ in range(drawn.times[row])
+    )
     dropped: Counter[str] = Counter()
-    for place, (domain, most) in enumerate(caps.items()):
-        times: Counter[int] = Counter()
-        ranked = []
-        for source, drawn in enumerate(draws):
-            for row in np.flatnonzero(drawn.capped == place).tolist():
-                number = int(drawn.digests[row])
-                for _ in range(drawn.times[row]):
-                    ranked.append((rank(number, times[number], seed), source, row))
-                    times[number] += 1
-        for _, source, row in sorted(ranked)[most:]:
-            draws[source].times[row] -= 1
-            dropped[capped_reason(domain)] += 1
+    for domain, (source, row) in _beyond(seen, caps, seed):
+        draws[source].times[row] -= 1
+        dropped[capped_reason(domain)] += 1
     return dropped

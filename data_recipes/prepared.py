@@ -112,7 +112,7 @@ def prepare(
             paths = _paths(folder, name, use, drawn, [settings, seed])
             shards += paths
             if not all(path.exists() for path in paths):
-                items = _conversations(name, use, data_root, seed, LoadReport(name, use.split), chat)
+                items = _conversations(name, use, data_root, seed, LoadReport(name, use.split))
                 _run(work, _jobs(name, use, drawn, items, seed, paths), pool, workers)
     report.contamination = contamination.hits if contamination else []
     _finish(folder, shards, report, settings, seed)
@@ -160,7 +160,7 @@ def read_shard(path: Path) -> "pa.Table":
 
 
 def _conversations(
-    name: str, use: SourceUse, data_root: Path | None, seed: int, report: LoadReport, chat: ChatFormat
+    name: str, use: SourceUse, data_root: Path | None, seed: int, report: LoadReport, chat: ChatFormat | None = None
 ) -> Iterator[Conversation | BadRow]:
     if is_generated(name):
         report.rows = use.samples

@@ -58,18 +58,14 @@ def read(path: Path) -> "Generate":
     from pydantic import ValidationError
 
     from data_recipes.synthetic.config import Generate
-    from nanoalign.recipe.explain import describe, locate
-    from nanoalign.recipe.load import RecipeError
-    from nanoalign.recipe.source import Problem, dotted, read_yaml
+    from nanoalign.recipe.load import RecipeError, explain
+    from nanoalign.recipe.source import read_yaml
 
     source, problems = read_yaml(path)
     try:
         config = Generate.model_validate(source.data if isinstance(source.data, dict) else {})
     except ValidationError as error:
-        for item in error.errors(include_url=False):
-            where, owner = locate(Generate, item["loc"])
-            place = source.place(where[:-1] if item["type"] == "missing" else where)
-            problems.append(Problem(place, dotted(where), describe(item, owner)))
+        problems += explain(error, source, Generate)
     if problems:
         raise RecipeError(problems)
     return config

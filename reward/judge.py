@@ -1,7 +1,6 @@
 """A generative judge behind an OpenAI-compatible endpoint: retries, a cache, and a deadline for each batch."""
 
 import json
-import os
 import re
 import threading
 import time
@@ -9,6 +8,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from common.endpoint import chat_request
 from common.files import fingerprint
 from reward.base import RewardError, Sample
 from reward.config import Judge
@@ -77,12 +77,7 @@ class JudgeClient:
             "temperature": 0.0,
             "max_tokens": self._config.max_tokens,
         }
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self._config.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
-            f"{self._config.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-        )
+        request = chat_request(self._config.url, self._config.key_variable, body)
         begun, body_parts = time.monotonic(), []
         with urllib.request.urlopen(request, timeout=seconds) as response:
             while part := response.read1(65536):

@@ -77,16 +77,17 @@ def read_calls(text: str) -> tuple[ToolCall, ...] | None:
 def special_token_in(conversation: Conversation, chat: ChatFormat) -> str | None:
     """Where a sample says one of the format's special tokens or stop texts, in words, or None. Such a text would end
     the turn that it stands in, or begin another."""
+    marks = tuple(dict.fromkeys((*chat.special_tokens, *chat.stop)))  # they overlap
     for number, message in enumerate(conversation.messages):
         text = f"{message.content}\n{message.reasoning}" if message.reasoning else message.content
         if message.tool_calls:
             text += dumps([call_object(call) for call in message.tool_calls])
-        for token in (*chat.special_tokens, *chat.stop):
+        for token in marks:
             if token in text:
                 return f"message {number} ({message.role}) holds the special token {token}"
     listed = dumps(conversation.tools) if conversation.tools else ""
-    found = [token for token in (*chat.special_tokens, *chat.stop) if token in listed]
-    return f"a tool holds the special token {found[0]}" if found else None
+    found = next((token for token in marks if token in listed), None)
+    return f"a tool holds the special token {found}" if found else None
 
 
 class Format:

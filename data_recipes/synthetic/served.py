@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.endpoint import chat_request
 from common.errors import ConfigError, DataError, NanoalignError
 from common.files import fingerprint
 from data_recipes.adapters.chats import openai_message
@@ -93,12 +94,12 @@ class ServedModel:
         keys = [fingerprint(body) for body in bodies]
         paid = {key: body for key, body in zip(keys, bodies) if key not in self._counted}
         requests, tokens = self.requests, self.tokens
-        allowed = set()
+        allowed: dict[str, int] = {}  # the most that each may cost
         for key, body in paid.items():
             room = _prompt_tokens(body) + self._config.max_tokens
             if requests + 1 <= self._config.most_requests and tokens + room <= self._config.most_tokens:
                 requests, tokens = requests + 1, tokens + room
-                allowed.add(key)
+                allowed[key] = room
         missing = {key: body for key, body in paid.items() if key in allowed and key not in self._places}
         with ThreadPoolExecutor(self._config.parallel) as threads:
             asked = [threads.submit(self._learn, key, body) for key, body in missing.items()]
@@ -109,13 +110,12 @@ class ServedModel:
                 self._stopping.set()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
-        for key, body in paid.items():
-            if key in allowed:
-                self._counted.add(key)
-                self.requests += 1
-                usage = self._kept(key).get("usage") or {}
-                self.tokens += usage.get("total_tokens") or _prompt_tokens(body) + self._config.max_tokens
-        return [_reply(self._kept(key)) if key in self._counted else CAPPED for key in keys]
+        self._counted |= allowed.keys()
+        rows = {key: self._kept(key) for key in dict.fromkeys(keys) if key in self._counted}
+        for key, room in allowed.items():
+            self.requests += 1
+            self.tokens += (rows[key].get("usage") or {}).get("total_tokens") or room
+        return [_reply(rows[key]) if key in rows else CAPPED for key in keys]
 
     def _body(self, ask: Ask) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -156,11 +156,7 @@ class ServedModel:
         )
 
     def _send(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self._config.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        url = f"{self._config.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        request = chat_request(self._config.url, self._config.key_variable, body)
         with urllib.request.urlopen(request, timeout=self._config.timeout_s) as response:
             reply = json.load(response)
         choice = reply["choices"][0]

@@ -72,7 +72,7 @@ def validate(source: Source, known: Known) -> tuple[Recipe | None, list[Problem]
     try:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
-        problems = _explain(error, source)
+        problems = explain(error, source)
     for path, message in check(_parts(source.data), known):
         problems.append(Problem(source.place(path), dotted(path), message))
     problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data, known)]
@@ -129,13 +129,14 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
     return merge(parent, source) if isinstance(parent.data, dict) else source, [*more, *problems]
 
 
-def _explain(error: ValidationError, source: Source) -> list[Problem]:
+def explain(error: ValidationError, source: Source, model: type[Section] = Recipe) -> list[Problem]:
+    """What is wrong with a source's data, each with its place and the nearest key of ``model``."""
     problems = []
     missing: list[tuple[Path_, Problem]] = []
     for item in error.errors(include_url=False):
         if not relevant(item, source.data):
             continue
-        path, owner = locate(Recipe, item["loc"])
+        path, owner = locate(model, item["loc"])
         absent = item["type"] in ("missing", "union_tag_not_found")
         place = source.place(path[:-1] if item["type"] == "missing" else path)
         problem = Problem(place, dotted(path), describe(item, owner))

@@ -49,9 +49,7 @@ def test_the_first_request_of_several_wants_its_calls_in_order() -> None:
 def test_bfcls_own_first_turns_earn_everything() -> None:
     from data_recipes.sources import load
 
-    rows = load("bfcl-multi-turn", 20, "train", DATA, 0)
-    rows = getattr(rows, "conversations", rows)
-    for row in rows:
+    for row in load("bfcl-multi-turn", 20, "train", DATA, 0).conversations:
         made = tuple(ToolCall(call["name"], call["arguments"]) for call in row.task["expected"][0])
         answer = Message("assistant", "", tool_calls=made)
         assert score_first_turn(Sample(row.messages, answer, row.task)) == float(bool(made))
