@@ -1,6 +1,6 @@
 """Packed long-context training on one GPU: speed, memory and exactness, each measurement in a process of its own.
 
-    python benchmarks/sft_long_context.py [--only NAME ...] [--json FILE] [--list]
+    python benchmarks/sft_long_context.py [--only NAME ...] [--json FILE]
 
 Shapes are Nemotron Nano v2's with random weights, in bf16 with gradient checkpointing: an 8-block slice of the 12B
 (``M-M-M*M-``, body only, full gradients) and the whole 9B with LoRA on every projection and the tiled loss. Packs hold
@@ -27,6 +27,7 @@ import torch
 import transformers
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
+from common.files import whole_file
 from models import tuned
 from models.adapters import attach
 from models.config import LoRA
@@ -300,7 +301,7 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help="measure in this process")
     parser.add_argument("--timeout", type=int, default=150, help="seconds for each")
     parser.add_argument("--json", type=Path, help="figures, added to those that the file has")
-    parser.add_argument("--tuned", type=Path, help="write the autotuned configurations there")
+    parser.add_argument("--tuned", type=Path, help="with --inside: write the autotuned configurations there")
     arguments = parser.parse_args()
     known = measurements()
     if arguments.inside:
@@ -331,7 +332,8 @@ def main() -> None:
             setting = {"torch": torch.__version__, "transformers": transformers.__version__}
             setting |= {"device": torch.cuda.get_device_name(), "command": " ".join(sys.argv)}
             content = {"setting": setting, "figures": summary(results), "measured": results}
-            arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+            with whole_file(arguments.json) as temporary:  # read back by the next call
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
     for key, value in summary(results).items():
         print(f"{key:40} {value:.6g}")
 

@@ -21,9 +21,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -67,7 +65,10 @@ class Bench:
         self.figures[f"two_gpu.{name}"] = value
         if self.rank == 0:
             print(f"{name:32} {value if isinstance(value, str) else f'{value:.6g}'}", flush=True)
-            self.arguments.part.write_text(json.dumps(self.figures))
+            from common.files import whole_file
+
+            with whole_file(self.arguments.part) as temporary:  # a time limit may end this process at any moment
+                temporary.write_text(json.dumps(self.figures))
 
     def attempt(self, name: str, measurement: Callable[[], None]) -> None:
         """Notes what goes wrong, and goes on."""
@@ -100,14 +101,12 @@ class Bench:
 
     def pack(self, total: int, vocabulary: int, seed: int, mean: int) -> dict[str, Any]:
         """Inputs and labels of one pack of random documents, exponential in length."""
+        from benchmarks.sft_long_context import lengths_of
         from models.documents import packed_inputs
 
-        random, cuts = Random(seed), [0]
-        while cuts[-1] < total:
-            cuts.append(min(total, cuts[-1] + max(16, round(random.expovariate(1 / mean)))))
         draw = torch.Generator().manual_seed(seed)
         ids = torch.randint(0, vocabulary, (1, total), generator=draw).to(self.device)
-        inputs = packed_inputs([end - start for start, end in pairwise(cuts)], device=self.device)
+        inputs = packed_inputs(lengths_of(total, mean, seed), device=self.device)
         seq_idx = inputs["seq_idx"]
         last = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1), value=True)
         labels = F.pad(ids[:, 1:], (0, 1)).masked_fill(last, -100)
@@ -206,7 +205,8 @@ def speed(bench: Bench, total: int, way: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for step in range(1 + bench.arguments.steps):
-        dist.barrier() if way != "one" else None
+        if way != "one":
+            dist.barrier()
         if cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
