@@ -102,7 +102,10 @@ def training_arguments(
         "disable_tqdm": True,
         "report_to": [],
     }
-    return cls(**{**settings, **more})
+    arguments = cls(**{**settings, **more})
+    # A process trains on one GPU; with more in sight the Trainer would spread its batches over them (DataParallel).
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

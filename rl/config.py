@@ -1,6 +1,6 @@
 """Recipe sections of the preference and reinforcement stages."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,9 @@ class Rollouts(Section):
     host's memory; 2: cache and weights (they come anew with every sync)."""
     server: str | None = Field(None, pattern=r"^https?://")
     """vllm_server: its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`); null starts one on this machine."""
+    gpus: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    """vllm_server: for one started on this machine, which of the stage's GPUs it runs on, its tensors split over them
+    (the stage itself trains on the first, 0); null is the trainer's own. NCCL asks for others than the trainer's."""
     weights: Literal["folder", "nccl"] = "folder"
     """vllm_server: how weights get there. folder: through a file system that both see; nccl: from GPU to GPU."""
     deadline_s: float = Field(1800.0, gt=0)
@@ -50,6 +53,10 @@ class Rollouts(Section):
     def _of_this_engine(self) -> Self:
         if self.server is not None and self.engine != "vllm_server":
             raise ValueError(f"server: engine {self.engine} asks none; set `engine: vllm_server`")
+        if self.gpus is not None and (self.engine != "vllm_server" or self.server is not None):
+            raise ValueError("gpus: only for a server that the stage starts: `engine: vllm_server` without `server`")
+        if self.weights == "nccl" and self.server is None and self.engine == "vllm_server" and 0 in (self.gpus or [0]):
+            raise ValueError("weights: nccl needs a server on GPUs of its own: set `gpus`, without 0, the trainer's")
         if self.sleep and self.engine != "vllm":
             raise ValueError(f"sleep: engine {self.engine} does not sleep; only vllm does")
         return self

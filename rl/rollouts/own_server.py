@@ -22,8 +22,15 @@ STOP_S = 10.0
 class OwnServer:
     """``nanoalign serve`` on a free port of this machine, once it answers."""
 
-    def __init__(self, model: Path, tags: tuple[str, str], log: Path, vllm_arguments: Sequence[str]) -> None:
-        """``log`` gets what the server prints.
+    def __init__(
+        self,
+        model: Path,
+        tags: tuple[str, str],
+        log: Path,
+        vllm_arguments: Sequence[str],
+        gpus: Sequence[int] | None = None,
+    ) -> None:
+        """``log`` gets what the server prints; ``gpus`` are its own among those that this process sees, None: all.
 
         Raises:
             ConfigError: vLLM is not installed, or the server ended, or did not answer in time; with its last lines.
@@ -33,6 +40,8 @@ class OwnServer:
         command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=vllm_arguments)
         environment = serve_environment("127.0.0.1", None) | {"VLLM_SERVER_DEV_MODE": "1"}
         environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        if gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = chosen(gpus, environment.get("CUDA_VISIBLE_DEVICES"))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -62,6 +71,20 @@ class OwnServer:
                 self.process.wait(STOP_S)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
+
+
+def chosen(gpus: Sequence[int], visible: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES for the ``gpus``-th of those that are visible.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    if visible is None:
+        return ",".join(map(str, gpus))
+    devices = visible.split(",")
+    if max(gpus) >= len(devices):
+        raise ConfigError(f"rollouts.gpus: {max(gpus)} is none of the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}")
+    return ",".join(devices[gpu] for gpu in gpus)
 
 
 def _end_with_parent() -> None:

@@ -206,7 +206,9 @@ def open_server(
         arguments = command_line(options)
         if settings.weights == "nccl":
             arguments += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
-        own = OwnServer(model, tags, exchange / "server.log", arguments)
+        if settings.gpus is not None:
+            arguments += ["--tensor-parallel-size", str(len(settings.gpus))]
+        own = OwnServer(model, tags, exchange / "server.log", arguments, settings.gpus)
     engine = ServerEngine(
         own.url if own else str(settings.server), thinking, exchange=exchange / "weights", dtype=dtype,
         parallel=batch_size, deadline_s=settings.deadline_s, weights=settings.weights, own=own,

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from common.errors import ConfigError
 from models.config import Training
@@ -77,3 +78,18 @@ def test_a_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
 def test_unknown_devices_are_errors() -> None:
     with pytest.raises(ConfigError, match="expected auto, cpu or cuda, got 'tpu'"):
         resolve_device("tpu")
+
+
+def test_one_process_trains_on_one_gpu_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer would put DataParallel over all GPUs in sight, and multiply the batch by their number."""
+    one = TrainingArguments.__post_init__
+
+    def four(self: TrainingArguments) -> None:
+        one(self)
+        self._n_gpu = 4
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", four)
+    arguments = training_arguments(
+        Training(learning_rate=1e-3, batch_size=8, micro_batch_size=4, epochs=1), tmp_path, 8, "cpu", 0
+    )
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 4)

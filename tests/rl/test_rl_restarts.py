@@ -2,8 +2,10 @@
 
 import pytest
 
+from common.errors import ConfigError
 from rl.config import Rollouts
 from rl.rollouts.base import Completion, EngineLostError, Request, Sampling
+from rl.rollouts.own_server import chosen
 from rl.rollouts.restarts import RestartingEngine
 
 REQUEST = Request((1, 2), Sampling(max_tokens=1))
@@ -78,5 +80,16 @@ def test_settings_of_another_engine_are_refused():
     Rollouts(engine="vllm", max_tokens=1, sleep=2)
     with pytest.raises(ValueError, match="set `engine: vllm_server`"):
         Rollouts(engine="vllm", max_tokens=1, server="http://node:8000")
+    with pytest.raises(ValueError, match="only for a server that the stage starts"):
+        Rollouts(engine="vllm", max_tokens=1, gpus=[1])
+    with pytest.raises(ValueError, match="GPUs of its own"):
+        Rollouts(engine="vllm_server", max_tokens=1, weights="nccl", gpus=[0, 1])
     with pytest.raises(ValueError, match="does not sleep"):
         Rollouts(engine="hf", max_tokens=1, sleep=1)
+
+
+def test_a_servers_gpus_are_counted_among_those_that_the_stage_sees():
+    assert chosen([1, 2], None) == "1,2"
+    assert chosen([1], "4,7") == "7"
+    with pytest.raises(ConfigError, match=r"gpus: 2 is none of the 2"):
+        chosen([2], "4,7")
