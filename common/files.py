@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and fingerprints of what is in them."""
 
+import functools
 import hashlib
 import json
 import os
@@ -64,3 +65,13 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def room_version(room: str) -> str:
+    """A hash of a room's source files."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted((root / room).rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]

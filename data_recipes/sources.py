@@ -47,6 +47,13 @@ class LoadReport:
     bad: Counter[str] = field(default_factory=Counter)
     """Bad rows by kind of fault."""
     bad_rows: list[BadRow] = field(default_factory=list)
+    """The first ``LISTED`` of them."""
+
+    def count_bad(self, row: BadRow) -> None:
+        """Counts a bad row, and keeps it where it is to be listed."""
+        self.bad[row.kind] += 1
+        if len(self.bad_rows) < LISTED:
+            self.bad_rows.append(row)
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def load(
     What a filter gives a reason for is left out before the sampling, which is without replacement; more samples than
     there are begin further epochs, each in an order of its own. A row that says a special token of ``chat`` is bad.
     Raises ConfigError for an unknown source, and DataError for missing files, or, with ``stop``, for bad rows: one
-    error that names every bad row.
+    error that names the bad rows.
     """
     report = LoadReport(name, split)
     if is_generated(name):
@@ -80,8 +87,7 @@ def load(
     kept = _Sample(samples, Random(f"{seed}/{name}/{split}"))
     for item in stream(name, split, data_root, report, chat):
         if isinstance(item, BadRow):
-            report.bad[item.kind] += 1
-            report.bad_rows.append(item)
+            report.count_bad(item)
         elif reason := next((reason for check in filters if (reason := check(item))), None):
             report.left_out[reason] += 1
         else:
@@ -175,6 +181,17 @@ def describe(name: str, data_root: Path | None = None, split: Split = "train") -
             "languages": list(entry.languages), "about": entry.about, "where": where, "found": found}  # fmt: skip
 
 
+def files_of(name: str, split: Split, data_root: Path | None) -> list[Path]:
+    """The files on this machine that a source's rows come from. Raises as :func:`describe` does."""
+    if is_generated(name):
+        return []
+    if name.startswith("file:"):
+        return [_local_path(name, name.removeprefix("file:").partition("#")[0], data_root)]
+    entry, root = source(name), root_of(data_root) or Path()
+    beside = [*([entry.join.file] if entry.join else []), *(entry.functions or {}).values()]
+    return [*find_files(name, split, data_root), *(root / file for file in beside)]
+
+
 class _Sample:
     """Draws ``size`` of a stream in one pass and O(size) memory: those with the least random keys, in their order."""
 
@@ -220,10 +237,10 @@ def _adapted(origin: str, raw: Any, name: str, entry: Source, report: LoadReport
 
 def faults(name: str, report: LoadReport) -> str:
     """The message that names a source's bad rows."""
-    listed = [str(bad) for bad in report.bad_rows[:LISTED]]
-    more = len(report.bad_rows) - len(listed)
+    listed = [str(bad) for bad in report.bad_rows]
+    more = report.bad.total() - len(listed)
     counts = ", ".join(f"{count} {kind}" for kind, count in report.bad.most_common())
-    head = f"{report.bad_rows[0].origin}: source {name} has {len(report.bad_rows)} bad rows ({counts})"
+    head = f"{report.bad_rows[0].origin}: source {name} has {report.bad.total()} bad rows ({counts})"
     tail = [f"... and {more} more"] if more else []
     return "\n".join([head, *listed, *tail, "on_bad_row: skip leaves them out"])
 

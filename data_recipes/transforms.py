@@ -6,7 +6,8 @@ A transform takes a sample and a random generator of its own and gives ``(sample
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 from typing import Any
@@ -17,6 +18,16 @@ Transform = Callable[[Conversation, Random], tuple[Conversation | None, str | No
 Filter = Callable[[Conversation], str | None]
 """The reason to leave a sample out, or None to keep it."""
 WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Transforms that a worker process can make anew, and what tells them from others."""
+
+    make: Callable[[], Sequence[Transform]]
+    """To be pickled: a function of a module, or a partial of one."""
+    settings: Mapping[str, Any]
+    """Plain data; with the version of their code, if that lies outside of this room."""
 
 
 def apply(

@@ -5,7 +5,6 @@ code of the rooms it runs in, and the names and sizes of the data files that it 
 is no part: moving a run does not undo it.
 """
 
-import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from common.files import fingerprint
+from common.files import fingerprint, room_version
 from nanoalign.artifacts import StageRecord, read_record
 from nanoalign.recipe.checks import suites_of, uses
 from nanoalign.recipe.schema import Recipe
@@ -166,16 +165,6 @@ def stage_seed(recipe: Recipe, name: str) -> int:
 def makes_model(stage: Any) -> bool:
     """Whether a stage leaves a model behind."""
     return stage.kind != "evaluate"
-
-
-@functools.cache
-def room_version(room: str) -> str:
-    """A hash of a room's source files."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted((root / room).rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def code_versions(kind: str) -> dict[str, str]:

@@ -39,7 +39,8 @@ class Request:
 class Completion:
     """``token_ids`` includes the stop token where there is one. ``logprobs[i]`` is the log-probability of token i under
     the weights, at temperature 1 and before any budget forcing. ``forced[i]``: written by the budget rule, not
-    sampled; never trained on."""
+    sampled; never trained on. A close in the place of a stop token counts as forced; vLLM shows only the likeliest
+    token beside the one drawn, so there it counts where a stop token was the likeliest."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]

@@ -115,8 +115,9 @@ class ServerEngine:
             "top_p": sampling.top_p,
             "seed": sampling.seed,
             "stop_token_ids": sorted(self.thinking.stop_ids),
-            "logprobs": 0,
+            "logprobs": 0 if sampling.thinking_budget is None else 1,
             "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
         }
         if sampling.thinking_budget is not None:
             body["vllm_xargs"] = {"thinking_budget": sampling.thinking_budget, "grace": sampling.grace}
@@ -127,8 +128,11 @@ class ServerEngine:
             raise EngineLostError(f"{self.url}: a completion ended with {answer['finish_reason']!r}")
         token_ids, sampling = tuple(answer["token_ids"]), request.sampling
         rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
-        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
-        return Completion(token_ids, tuple(answer["logprobs"]["token_logprobs"]), forced, answer["finish_reason"])
+        drawn = answer["logprobs"]
+        likeliest = [max(tokens, key=tokens.__getitem__) for tokens in drawn["top_logprobs"]]
+        stops = {f"token_id:{token}" for token in self.thinking.stop_ids}
+        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids, [token in stops for token in likeliest]))
+        return Completion(token_ids, tuple(drawn["token_logprobs"]), forced, answer["finish_reason"])
 
     def _ask_all(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The only choice of each completion."""

@@ -168,7 +168,7 @@ class VLLMEngine:
             top_p=sampling.top_p,
             seed=sampling.seed if self.seeded else None,
             stop_token_ids=sorted(self.thinking.stop_ids),
-            logprobs=0,  # of the sampled token alone
+            logprobs=0 if budget is None else 1,  # of the token drawn, and of the likeliest: see Completion.forced
             flat_logprobs=True,  # lists instead of an object a token
             detokenize=False,
             extra_args=None if budget is None else {"thinking_budget": budget, "grace": sampling.grace},
@@ -177,8 +177,10 @@ class VLLMEngine:
     def _completion(self, request: Request, output: Any) -> Completion:
         token_ids, sampling = tuple(output.token_ids), request.sampling
         rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
-        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids))
-        logprobs = tuple(output.logprobs.logprobs)
+        drawn, shown = output.logprobs, 1 if sampling.thinking_budget is None else 2
+        stopped = [token in self.thinking.stop_ids for token in drawn.token_ids[shown - 1 :: shown]]
+        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids, stopped))
+        logprobs = tuple(drawn.logprobs[::shown])
         if output.finish_reason not in ("stop", "length"):
             raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")
         return Completion(token_ids, logprobs, forced, output.finish_reason)

@@ -20,7 +20,7 @@ from rl.config import Rollouts
 from rl.rollouts import open_engine
 from rl.rollouts.base import EngineLostError, Request, Sampling
 from rl.rollouts.server import ServerEngine
-from tests.rl.engines import changed_model, check_logprobs
+from tests.rl.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
 
 PROMPT = "<SPECIAL_11>User\nsay words\n<SPECIAL_11>Assistant\n<think>\n"
 
@@ -60,6 +60,13 @@ def test_ids_logprobs_budgets_and_scores(engines, small_base):
     sequences = [[*r.prompt_ids, *c.token_ids] for r, c in zip(asked, completions, strict=True)]
     for ours, theirs in zip(server.score(sequences), hf.score(sequences), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_a_close_in_the_place_of_a_stop_token_counts_as_forced(engines, small_base):
+    server, hf = engines
+    asked = requests(small_base, 1, max_tokens=30, thinking_budget=20, grace=3, temperature=0.0)
+    check_stops_in_thinking(server, hf, eager_to_stop(small_base, hf.thinking.stop_ids), asked)
+    server.load_weights(hf.model.state_dict().items())
 
 
 def test_a_bad_request_is_no_lost_server(engines, small_base):

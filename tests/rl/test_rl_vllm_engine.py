@@ -13,7 +13,7 @@ from data_recipes.chat import chat_format
 from models.loading import load_model, load_tokenizer
 from rl.rollouts import open_engine
 from rl.rollouts.base import Request, Sampling
-from tests.rl.engines import changed_model, check_logprobs
+from tests.rl.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_budgets_are_kept_and_forced_tokens_marked(engines, small_base):
         state = rule.start(request.prompt_ids)
         for token, forced in zip(completion.token_ids, completion.forced, strict=True):
             due = rule.forced(state)
-            assert forced == (due is not None)
             assert due in (None, token)
+            assert forced if due is not None else not forced or token in hf.thinking.close_ids
             state = rule.advance(state, token)
 
 
@@ -85,3 +85,9 @@ def test_new_weights_are_the_ones_that_answer(engines, small_base):
     check_logprobs(vllm.generate(asked), asked, hf_changed)
     vllm.load_weights(hf.model.state_dict().items())
     check_logprobs(vllm.generate(asked), asked, hf)
+
+
+def test_a_close_in_the_place_of_a_stop_token_counts_as_forced(engines, small_base):
+    vllm, hf = engines
+    asked = requests(load_tokenizer(small_base), max_tokens=30, thinking_budget=20, grace=3, temperature=0.0)[:3]
+    check_stops_in_thinking(vllm, hf, eager_to_stop(small_base, hf.thinking.stop_ids), asked)
