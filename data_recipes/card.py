@@ -1,5 +1,6 @@
 """The data card beside a prepared set."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +11,14 @@ from data_recipes.catalog import catalog
 def card(index: Mapping[str, Any]) -> str:
     """Markdown that tells what a prepared set holds, where it comes from, under which licences, and what was left out.
     ``index`` is the set's index.json."""
-    report = index["report"]
+    report, made_from = index["report"], index["made_from"]
+    teaching = json.dumps(made_from["teaching"]) if made_from["teaching"] else "none"
     lines = [
         "# Data card",
         "",
         f"{index['examples']:,} examples, {index['tokens']:,} tokens, {index['trained_tokens']:,} of them trained.",
-        f"Chat format {index['chat']}, tokenizer {index['tokenizer']}, seed {index['seed']}, "
-        f"transforms: {', '.join(index['transforms']) or 'none'}.",
+        f"Chat format {made_from['chat']}, tokenizer {made_from['tokenizer']}, seed {made_from['seed']}, "
+        f"teaching: {teaching}.",
         "",
         "## Sources",
         "",

@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from common.errors import ConfigError, DataError
 from common.files import fingerprint, room_version, sha256_file, whole_file, write_json
 from data_recipes import shards
+from data_recipes.caps import as_text, digest
 from data_recipes.card import card
 from data_recipes.catalog import CATALOG
 from data_recipes.chat.base import ChatFormat
@@ -93,7 +94,8 @@ def prepare(
             if not all(path.exists() for path in files):
                 items = conversations(name, use, data_root, seed, LoadReport(name, use.split))
                 jobs = _jobs(name, drawn, cuts, items, seed, files)
-                _run(work, jobs, pool, workers, lambda here, done=done: tell("tokenizing", done + here, total))  # type: ignore[misc]
+                for written in _run(work, jobs, pool, workers):
+                    tell("tokenizing", done + written, total)
             done += len(drawn.places)
         _finish(folder, paths, draws, report, made_from)
     tell("tokenizing", total, total)
@@ -231,7 +233,7 @@ def _jobs(
             continue
         copies = int(drawn.copies[row])
         if not paths[part].exists():
-            if isinstance(item, BadRow) or digest_of(item) != drawn.digests[row]:
+            if isinstance(item, BadRow) or digest(as_text(item)) != drawn.digests[row]:
                 raise DataError(f"source {name} changed while it was read")
             samples += [(item, f"{seed}/{place}") for place in drawn.places[copy : copy + copies].tolist()]
         row, copy = row + 1, copy + copies
@@ -253,3 +255,136 @@ def _encoding(
     else:
         encoder, transforms = ExampleEncoder(chat, tokenizer), teaching.make() if teaching else ()
         yield partial(write_shard, encoder=encoder, transforms=transforms), None
+
+
+def _start_worker(chat: ChatFormat, tokenizer: Any, teaching: Teaching | None) -> None:
+    """Builds what a worker process needs, once for all of its shards."""
+    global _worker
+    _worker = ExampleEncoder(chat, tokenizer), teaching.make() if teaching else ()
+
+
+def _write_in_worker(shard: Shard) -> None:
+    assert _worker
+    write_shard(shard, *_worker)
+
+
+def _run(
+    work: Callable[[Shard], None], jobs: Iterable[Shard], pool: ProcessPoolExecutor | None, workers: int
+) -> Iterator[int]:
+    """Does the jobs, at most ``workers`` + 1 of them in memory, and yields how many samples are done."""
+    done = 0
+    waiting: deque[tuple[Future[None], int]] = deque()
+    for job in jobs:
+        if pool is None:
+            work(job)
+            done += len(job.samples)
+            yield done
+            continue
+        waiting.append((pool.submit(work, job), len(job.samples)))
+        if len(waiting) > workers:
+            done += _result(waiting.popleft())
+            yield done
+    for each in waiting:
+        done += _result(each)
+        yield done
+
+
+def _result(job: tuple[Future[None], int]) -> int:
+    job[0].result()
+    return job[1]
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise ConfigError(f"{folder}: another process prepares this set (it holds {folder / '.lock'})") from None
+
+
+def _finish(
+    folder: Path, paths: Sequence[Path], draws: Mapping[str, Draw], report: MixtureReport, made_from: Mapping[str, Any]
+) -> None:
+    """Counts exactly what the shards hold, and writes the list of examples, the card and the index; removes the shards
+    of earlier mixtures."""
+    (folder / "index.json").unlink(missing_ok=True)
+    listed: list[dict[str, Any]] = []
+    columns: dict[str, list[NDArray[Any]]] = {}
+    domains: dict[str, int] = {}
+    places = (drawn.places[first:stop] for drawn in draws.values() for first, stop in _copies(drawn))
+    for number, (path, here) in enumerate(zip(paths, places, strict=True)):
+        table = read_table(path)
+        for fate, count in shards.fates(table).items():
+            kind, _, reason = fate.partition(" ")
+            (report.changed if kind == "changed" else report.dropped)[reason] += count
+            report.samples -= count if kind == "dropped" else 0
+        lengths, trained = _tokens(table)
+        listed.append({"file": path.name, "sha256": sha256_file(path), "examples": table.num_rows,
+                       "by": _groups(table, lengths, trained)})  # fmt: skip
+        known = table["domain"].unique().to_pylist()
+        numbers = np.array([domains.setdefault(domain, len(domains)) for domain in known], np.int16)
+        found = {
+            "place": here[shards.flat(table, "sample")],
+            "shard": np.full(table.num_rows, number, np.int32),
+            "row": np.arange(table.num_rows, dtype=np.int32),
+            "length": lengths.astype(np.int32),
+            "trained": trained.astype(np.int32),
+            "said": shards.flat(table, "said").copy(),
+            "domain": numbers[table["domain"].combine_chunks().dictionary_encode().indices.to_numpy()],
+        }
+        for name, column in found.items():
+            columns.setdefault(name, []).append(column)
+    _write_examples(folder / EXAMPLES, columns)
+    index = {
+        "examples": sum(shard["examples"] for shard in listed),
+        "tokens": sum(group["tokens"] for shard in listed for group in shard["by"]),
+        "trained_tokens": sum(group["trained_tokens"] for shard in listed for group in shard["by"]),
+        "domains": list(domains),
+        "made_from": made_from,
+        "shards": listed,
+        "report": report.as_dict(),
+    }
+    with whole_file(folder / "README.md") as temporary:
+        temporary.write_text(card(index), encoding="utf-8")
+    write_json(folder / "index.json", index)
+    for path in set(folder.glob("*.arrow")) - {*paths, folder / EXAMPLES}:
+        path.unlink()
+
+
+def _copies(drawn: Draw) -> Iterator[tuple[int, int]]:
+    """The copies in each part of a source: the first, and the one after the last."""
+    first = np.concatenate([[0], np.cumsum(drawn.copies)])[_cuts(drawn)]
+    yield from zip(first[:-1].tolist(), first[1:].tolist())
+
+
+def _write_examples(path: Path, columns: dict[str, list[NDArray[Any]]]) -> None:
+    """All examples in training order: those of a sample together, samples by their place."""
+    import pyarrow as pa
+
+    place = np.concatenate(columns.pop("place"))
+    order = np.argsort(place, kind="stable")
+    place = place[order]
+    sample = np.cumsum(np.diff(place, prepend=place[:1]) > 0, dtype=np.int32)  # by number, where some were dropped
+    ordered = {name: np.concatenate(columns.pop(name))[order] for name in [*columns]}
+    write_table(path, pa.table({**ordered, "sample": sample}))
+
+
+def _tokens(table: "pa.Table") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens, and trained tokens, of each example."""
+    starts = shards.offsets(table)
+    if not table.num_rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.diff(starts), np.add.reduceat(shards.flat(table, "loss_mask"), starts[:-1], dtype=np.int64)
+
+
+def _groups(table: "pa.Table", lengths: NDArray[np.int64], trained: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Examples and tokens of a shard by source, domain, language and licence."""
+    keys = ["source", "domain", "language", "licence"]
+    counted = table.select(keys).append_column("tokens", [lengths]).append_column("trained_tokens", [trained])
+    grouped = counted.group_by(keys, use_threads=False).aggregate(
+        [("tokens", "sum"), ("trained_tokens", "sum"), ("tokens", "count")]
+    )
+    renamed = {"tokens_sum": "tokens", "trained_tokens_sum": "trained_tokens", "tokens_count": "examples"}
+    return [{renamed.get(key, key): value for key, value in row.items()} for row in grouped.to_pylist()]

@@ -36,7 +36,7 @@ class ExampleEncoder:
         """``tokenizer`` is a fast tokenizer of transformers, or a Rust tokenizer. Raises CheckpointError if it is
         neither, or if one of the format's special tokens is not a single token in it."""
         self.chat = chat
-        self._tokenizer = _offsets_tokenizer(tokenizer)
+        self._tokenizer = offsets_tokenizer(tokenizer)
         self._tails: dict[str, list[int]] = {}
         for token in chat.special_tokens:
             token_id = self._tokenizer.token_to_id(token)
@@ -132,7 +132,7 @@ def rust_tokenizer(tokenizer: Any) -> "Tokenizer":
     return inner
 
 
-def _offsets_tokenizer(tokenizer: Any) -> "Tokenizer":
+def offsets_tokenizer(tokenizer: Any) -> "Tokenizer":
     """A copy of the Rust tokenizer that neither pads nor cuts, whose offsets count every character."""
     from tokenizers import Tokenizer
 

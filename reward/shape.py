@@ -17,10 +17,9 @@ def length_factor(sample: Sample) -> float:
     """How well a sample keeps to its thinking budget, in [0, 1]: 1 without a budget, else
     ``clip(0.5 + (budget - tokens) / budget, 0, 1)``: L1-Max (arXiv 2503.04697) with its slope in units of the budget.
     To be multiplied by correctness, as there and in ThinkPrune (arXiv 2504.01296): a short wrong answer earns nothing.
+    A budget of 0 is the budget rule's to keep (it writes the close, the sample's only thinking tokens), so it counts 1.
     """
     budget, tokens = sample.thinking_budget, sample.thinking_tokens
-    if budget is None:
+    if not budget:
         return 1.0
-    if budget == 0:
-        return float(tokens == 0)
     return min(1.0, max(0.0, 0.5 + (budget - tokens) / budget))

@@ -198,8 +198,9 @@ def test_length_falls_with_thinking_and_pays_only_with_correctness(budget: int, 
 
     low, high = sorted((less, more))
     assert 0.0 <= at(high) <= at(low) <= 1.0
-    assert at(low, None) == 1.0 and at(0) == 1.0
-    assert at(2 * budget + 1) == 0.0
+    assert at(low, None) == at(low, 0) == at(0) == 1.0
+    if budget:
+        assert at(2 * budget + 1) == 0.0
 
 
 def test_length_needs_a_right_or_well_formed_answer() -> None:
