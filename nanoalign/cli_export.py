@@ -85,28 +85,30 @@ def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | Non
         return export_dpo(target, section, pairs)
     chat, tokenizer = chat_format(recipe.chat), load_tokenizer(recipe.model)
     if section.kind == "sft":
-        return _sft(section, recipe.data[section.data], target, chat, tokenizer, data_root)
+        folder = root / recipe.name / name
+        return _sft(section, recipe.data[section.data], target, chat, tokenizer, folder, data_root)
     built = build(recipe.data[section.data], data_root, target.seed, chat=chat)
     prompts = prompts_of(built.conversations, section.thinking, chat, tokenizer, target.seed)
     return export_grpo(target, section, prompts, chat, recipe.chat, tokenizer)
 
 
 def _sft(
-    stage: "SFTStage", mixture: "Mixture", target: "Target", chat: Any, tokenizer: Any, data_root: Path | None
+    stage: "SFTStage",
+    mixture: "Mixture",
+    target: "Target",
+    chat: Any,
+    tokenizer: Any,
+    folder: Path,
+    data_root: Path | None,
 ) -> "Export":
     """The documents of :func:`sft.stage.run`, and its packs where they are concatenated plainly."""
-    from budget_control.transforms import teaching
-    from data_recipes.mixture import build
     from data_recipes.tokenize import Example
     from rl.nemo_rl.supervised import Packing, export_sft
-    from sft.data import hold_out, prepare
+    from sft.data import prepare, stage_data
     from sft.packing import pack, singly
-    from sft.stage import HELD_OUT
 
-    taught = teaching(stage.strip_reasoning, stage.truncate_reasoning, tokenizer)
-    built = build(mixture, data_root, target.seed, taught, chat)
-    kept, _ = hold_out(built.conversations, HELD_OUT, target.seed)
-    documents = prepare(kept, chat, tokenizer, *stage.limit).documents
+    prepared = prepare(stage, mixture, chat, tokenizer, folder, data_root, target.seed)
+    documents = stage_data(stage, prepared, target.seed).documents
     packing, rows = None, singly(documents.lengths)
     if stage.pack:
         packs = pack(documents.lengths, stage.pack.length)
@@ -116,9 +118,9 @@ def _sft(
             rows = packs
 
     def example(members: Any) -> Example:
-        spans = [documents.span(int(member)) for member in members]
-        ids = [token for span in spans for token in documents.ids[span].tolist()]
-        return Example(ids, [int(trained) for span in spans for trained in documents.trained[span]])
+        tokens = [documents[int(member)] for member in members]
+        flat = [token for ids, _ in tokens for token in ids.tolist()]
+        return Example(flat, [int(trained) for _, mask in tokens for trained in mask])
 
     groups = [rows.samples[a:b] for a, b in zip(rows.starts[:-1], rows.starts[1:], strict=True)]
     lengths = [int(documents.lengths[members].sum()) for members in groups]

@@ -12,7 +12,7 @@ from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.recipe.schema import PARALLEL, Recipe
-from sft.stage import HELD_OUT
+from sft.config import HELD_OUT
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

@@ -45,8 +45,8 @@ def collate(
         ``seq_idx``, the document's number in its row; padding at a row's end is one more document. Else
         ``attention_mask``, 0 on padding at a row's end.
     """
-    spans = [[documents.span(int(document)) for document in row] for row in rows]
-    width = max(sum(span.stop - span.start for span in row) for row in spans)
+    tokens = [[documents[int(document)] for document in row] for row in rows]
+    width = max(sum(len(ids) for ids, _ in row) for row in tokens)
     width += -width % multiple
     shape = (len(rows), width)
     ids_BT = np.full(shape, pad_id, dtype=np.int64)
@@ -54,19 +54,19 @@ def collate(
     positions_BT = np.zeros(shape, dtype=np.int64)
     document_BT = np.zeros(shape, dtype=np.int32)
     real_BT = np.zeros(shape, dtype=np.int64)
-    for i, row in enumerate(spans):
+    for i, row in enumerate(tokens):
         at = 0
-        for number, span in enumerate(row):
-            here = slice(at, at + span.stop - span.start)
-            ids_BT[i, here] = documents.ids[span]
-            labels_BT[i, here] = np.where(documents.trained[span], documents.ids[span], IGNORE)
+        for number, (ids, trained) in enumerate(row):
+            here = slice(at, at + len(ids))
+            ids_BT[i, here] = ids
+            labels_BT[i, here] = np.where(trained, ids, IGNORE)
             positions_BT[i, here] = np.arange(here.stop - at)
             document_BT[i, here] = number
             at = here.stop
         positions_BT[i, at:] = np.arange(width - at)
         document_BT[i, at:] = len(row)
         real_BT[i, :at] = 1
-    batch = {"input_ids": ids_BT, "labels": labels_BT}
+    batch: dict[str, np.ndarray] = {"input_ids": ids_BT, "labels": labels_BT}
     if isolate:
         batch |= {"position_ids": positions_BT, "seq_idx": document_BT}
     else:

@@ -8,6 +8,9 @@ from common.config import Section
 from data_recipes.config import TruncateReasoning
 from models.config import Training
 
+HELD_OUT = 64
+"""At most so many samples are kept from training, to measure the loss on."""
+
 
 class Pack(Section):
     """Concatenate samples into packs."""

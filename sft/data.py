@@ -1,115 +1,165 @@
-"""From conversations to tokenized documents, with every sample accounted for."""
+"""From a mixture to the documents of a stage, with every sample accounted for.
 
+Tokens lie in a prepared set beside the stage's folder; what is in memory is some bytes a document.
+"""
+
+import os
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from budget_control.transforms import teaching
 from common.errors import DataError
+from common.files import room_version
+from common.stage import StageLog
+from data_recipes import prepared
 from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Conversation
-from data_recipes.tokenize import Example, encode_batch
-from sft.documents import Documents, gather
+from data_recipes.config import Mixture
+from data_recipes.draw import Tell
+from data_recipes.prepared import Prepared
+from data_recipes.transforms import Teaching
+from sft.config import HELD_OUT, SFTStage
+from sft.documents import Documents
 from sft.packing import turn_pieces
 
-AT_ONCE = 1024
-"""Conversations that are tokenized together."""
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""
+TOLD_EVERY_S = 5.0
+"""Seconds between two rows of progress."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Documents, the conversation behind each, and what became of every sample."""
+class StageData:
+    """A stage's documents, in training order, and what became of every sample."""
 
     documents: Documents
-    origins: Sequence[Conversation]
-    """The conversation of each document; one may give several."""
-    by_domain: Counter[str] = field(default_factory=Counter)
-    """Conversations that gave documents, by domain."""
-    changed: Counter[str] = field(default_factory=Counter)
-    """Conversations that were cut into pieces, by reason."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Conversations or pieces that are not trained on, by reason."""
-
-
-def hold_out(
-    conversations: Sequence[Conversation], most: int, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
-    """Takes at most ``most`` conversations, and at most 2%, out of training: (training, held out).
-
-    Every further copy of a held-out one (a source seen for several epochs) leaves training too.
-    """
-    count = min(most, len(conversations) // 50)
-    chosen = set(Random(f"{seed}/held out").sample(range(len(conversations)), count))
-    keys = {repr(conversations[i].messages) for i in chosen}
-    training = [each for each in conversations if repr(each.messages) not in keys] if chosen else list(conversations)
-    return training, [conversations[i] for i in sorted(chosen)]
+    held_out: Documents
+    """Of samples that are not trained on, nor any copy of theirs."""
+    held_out_samples: int
+    by_domain: Counter[str]
+    """Samples that gave documents, by domain."""
+    changed: Counter[str]
+    """Examples that were cut into pieces, by reason."""
+    dropped: Counter[str]
+    """Examples, or tokens, that are not trained on, by reason."""
 
 
 def prepare(
-    conversations: Sequence[Conversation],
+    stage: SFTStage,
+    mixture: Mixture,
     chat: ChatFormat,
     tokenizer: Any,
-    longest: int | None,
-    over_long: Literal["error", "drop", "split"],
+    folder: Path,
+    data_root: Path | None,
+    seed: int,
+    workers: int = 1,
+    tell: Tell = prepared.quiet,
 ) -> Prepared:
-    """Renders and tokenizes conversations into documents of at most ``longest`` tokens.
+    """The stage's mixture, taught its budgets, as a prepared set beside the stage's ``folder``.
 
-    Args:
-        over_long: what happens to longer ones; ``split`` cuts at turn boundaries.
+    Of several processes that train together the first prepares, and the others wait for it. Raises as
+    :func:`data_recipes.prepared.prepare` does.
+    """
+    beside, taught = folder.with_name(f"{folder.name}.prepared"), _teaching(stage, tokenizer)
+    if os.environ.get("RANK", "0") == "0":
+        return prepared.prepare(mixture, chat, tokenizer, beside, data_root, seed, taught, workers, tell)
+    made_from = prepared.origin(mixture, chat, tokenizer, data_root, seed, taught)
+    while (found := prepared.find(beside, made_from)) is None:
+        time.sleep(0.5)
+    return found
+
+
+def stage_data(stage: SFTStage, data: Prepared, seed: int) -> StageData:
+    """The documents of a stage: what its limit of length leaves of the examples, some of them held out.
 
     Raises:
-        DataError: a conversation has nothing to train on, or is too long and ``over_long`` is "error"; the first few
-            are named.
+        DataError: an example has nothing to train on, or is too long and ``over_long`` is "error"; the first few are
+            named.
     """
-    examples: list[Example] = []
-    origins: list[Conversation] = []
-    by_domain: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
+    training, unseen = hold_out(data.column("sample"), data.column("said"), HELD_OUT, seed)
+    longest, over_long = stage.limit
+    documents, changed, dropped = within(data, np.flatnonzero(training), longest, over_long)
+    held_out, _, _ = within(data, np.flatnonzero(unseen), longest, "drop")
+    _, first = np.unique(data.column("sample")[documents.examples], return_index=True)
+    numbers, counts = np.unique(data.column("domain")[documents.examples[first]], return_counts=True)
+    names = [data.index["domains"][number] or "unnamed" for number in numbers]
+    by_domain = Counter(dict(zip(names, counts.tolist(), strict=True)))
+    held_out_samples = len(np.unique(data.column("sample")[unseen]))
+    return StageData(documents, held_out, held_out_samples, by_domain, changed, dropped)
+
+
+def hold_out(
+    samples: NDArray[np.int32], said: NDArray[np.uint64], most: int, seed: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Takes at most ``most`` samples, and at most 2%, out of training: (N,) whether an example is trained on, and
+    whether it is held out.
+
+    Every further copy of a held-out sample (a source seen for several epochs) leaves training too.
+
+    Args:
+        samples: (N,) the number of each example's sample, ascending.
+        said: (N,) what names all that the sample says.
+    """
+    count = int(samples[-1]) + 1 if len(samples) else 0
+    chosen = Random(f"{seed}/held out").sample(range(count), min(most, count // 50))
+    held_out = np.isin(samples, chosen)
+    return ~np.isin(said, np.unique(said[held_out])), held_out
+
+
+def within(
+    data: Prepared, examples: NDArray[np.int64], longest: int | None, over_long: Literal["error", "drop", "split"]
+) -> tuple[Documents, Counter[str], Counter[str]]:
+    """Examples as documents of at most ``longest`` tokens; what was changed and what was dropped, by reason.
+
+    Args:
+        over_long: what happens to longer ones; ``split`` cuts at turn boundaries, see :func:`sft.packing.turn_pieces`.
+
+    Raises:
+        DataError: as :func:`stage_data`.
+    """
+    lengths, trained = data.column("length")[examples], data.column("trained")[examples]
     changed: Counter[str] = Counter()
-    untrained: list[str] = []
-    too_long: list[str] = []
-    for start in range(0, len(conversations), AT_ONCE):
-        batch = conversations[start : start + AT_ONCE]
-        for conversation, rendered in zip(batch, encode_batch(batch, chat, tokenizer), strict=True):
-            kept = 0
-            for example in rendered:
-                if not any(example.loss_mask[1:]):
-                    untrained.append(_name(conversation))
-                    continue
-                pieces = [example]
-                if longest is not None and len(example.input_ids) > longest:
-                    too_long.append(f"{_name(conversation)} ({len(example.input_ids)} tokens)")
-                    pieces = split(example, longest) if over_long == "split" else []
-                    lost = len(example.input_ids) - sum(len(piece.input_ids) for piece in pieces)
-                    changed["over-long, split at turns"] += bool(pieces)
-                    dropped["over-long"] += not pieces
-                    dropped["over-long, tokens that fit into no piece"] += lost if pieces else 0
-                examples += pieces
-                origins += [conversation] * len(pieces)
-                kept += len(pieces)
-            by_domain[conversation.domain or "unnamed"] += kept > 0
-    if untrained:
-        raise DataError(_listed(untrained, "without a token to train on (an all-zero loss mask)"))
-    if too_long and over_long == "error":
-        raise DataError(_listed(too_long, f"longer than {longest} tokens; raise the length or set over_long"))
-    return Prepared(gather(examples), origins, +by_domain, +changed, +dropped)
+    dropped: Counter[str] = Counter()
+    if not trained.all():
+        fault = "without a token to train on (an all-zero loss mask)"
+        raise DataError(_listed(data, examples[trained == 0], fault))
+    long = np.flatnonzero(lengths > longest) if longest is not None else np.empty(0, np.int64)
+    if len(long) and over_long == "error":
+        fault = f"longer than {longest} tokens; raise the length or set over_long"
+        raise DataError(_listed(data, examples[long], fault, tokens=True))
+    pieces = np.ones(len(examples), np.int64)
+    pieces[long] = 0
+    cut: list[tuple[int, int, int]] = []
+    for place in long.tolist() if over_long == "split" else []:
+        assert longest is not None
+        _, mask = data.tokens(int(examples[place]))
+        found = turn_pieces(mask, longest)
+        pieces[place] = len(found)
+        cut += [(start, stop - start, int(mask[start:stop].sum())) for start, stop in found]
+        changed["over-long, split at turns"] += bool(found)
+        lost = int(lengths[place]) - sum(stop - start for start, stop in found)
+        dropped["over-long, tokens that fit into no piece"] += lost if found else 0
+    dropped["over-long"] = int((pieces == 0).sum())
+    origin = np.repeat(np.arange(len(examples)), pieces)
+    starts = np.zeros(len(origin), np.int32)
+    lengths, trained = lengths[origin].astype(np.int64), trained[origin]
+    if cut:
+        of_long = np.isin(origin, long)
+        starts[of_long], lengths[of_long], trained[of_long] = zip(*cut, strict=True)
+    documents = Documents(data.tokens, examples[origin].astype(np.int32), starts, lengths, trained)
+    return documents, +changed, +dropped
 
 
-def split(example: Example, longest: int) -> list[Example]:
-    """The example cut at turn boundaries, see :func:`sft.packing.turn_pieces`."""
-    return [
-        replace(example, input_ids=example.input_ids[start:stop], loss_mask=example.loss_mask[start:stop])
-        for start, stop in turn_pieces(example.loss_mask, longest)
-    ]
-
-
-def runs(ids: np.ndarray, trained: np.ndarray, tokenizer: Any) -> list[dict[str, Any]]:
+def runs(ids: NDArray[np.int32], trained: NDArray[np.bool_], tokenizer: Any) -> list[dict[str, Any]]:
     """A document as text, in runs of trained and untrained tokens, for people to read."""
     cuts = [0, *(np.flatnonzero(np.diff(trained.astype(np.int8))) + 1).tolist(), len(ids)]
     return [
@@ -119,10 +169,42 @@ def runs(ids: np.ndarray, trained: np.ndarray, tokenizer: Any) -> list[dict[str,
     ]
 
 
-def _name(conversation: Conversation) -> str:
-    return conversation.origin or f"{conversation.source}:{conversation.id or '?'}"
+def shown(pieces: Sequence[dict[str, Any]], chat: ChatFormat) -> dict[str, str]:
+    """The last prompt, the thinking and the answer in a document's :func:`runs`."""
+    context = (i for i, each in enumerate(pieces) if not each["trained"] and each["text"] != chat.think_close)
+    last = max(context, default=-1)
+    prompt = pieces[last]["text"] if last >= 0 else ""
+    completion = "".join(each["text"] for each in pieces[last + 1 :])
+    message = chat.parse(completion, thinking=prompt.rstrip().endswith(chat.think_open))
+    return {"prompt": prompt, "thinking": message.reasoning or "", "answer": message.content}
 
 
-def _listed(names: Sequence[str], fault: str) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{names[0].split(' ')[0]}: {len(names)} samples {fault}: {', '.join(names[:LISTED])}{more}"
+def telling(log: StageLog) -> Tell:
+    """Progress as rows of a stage's metrics, where it takes longer than some seconds."""
+    last = time.monotonic()
+
+    def tell(doing: str, done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TOLD_EVERY_S:
+            last = time.monotonic()
+            log.metrics(done, total, phase=doing)  # type: ignore[arg-type]
+
+    return tell
+
+
+def _teaching(stage: SFTStage, tokenizer: Any) -> Teaching | None:
+    """None where the stage leaves its samples as they are."""
+    make = partial(teaching, stage.strip_reasoning, stage.truncate_reasoning, tokenizer)
+    settings = stage.model_dump(mode="json", include={"strip_reasoning", "truncate_reasoning"})
+    taught = stage.strip_reasoning > 0 or stage.truncate_reasoning is not None
+    return Teaching(make, {**settings, "code": room_version("budget_control")}) if taught else None
+
+
+def _listed(data: Prepared, examples: NDArray[np.int64], fault: str, tokens: bool = False) -> str:
+    names = []
+    for example in examples[:LISTED].tolist():
+        facts = data.facts(example)
+        count = f" ({data.column('length')[example]} tokens)" if tokens else ""
+        names.append(f"{facts['row']} of {facts['source']}{count}")
+    more = f" and {len(examples) - LISTED} more" if len(examples) > LISTED else ""
+    return f"{names[0].split(' ')[0]}: {len(examples)} samples {fault}: {', '.join(names)}{more}"

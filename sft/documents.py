@@ -1,6 +1,6 @@
-"""Tokenized documents end to end in flat arrays: a few bytes a token, and a document is a view."""
+"""Tokenized documents: a few bytes of each in memory, their tokens wherever they lie."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,48 +8,43 @@ from numpy.typing import NDArray
 
 from data_recipes.tokenize import Example
 
+Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]
+"""Token ids, and whether the model learns to write each; never a document's first, which nothing in it predicts."""
+
 
 @dataclass(frozen=True)
 class Documents:
-    """N documents. Document i is ``ids[offsets[i]:offsets[i + 1]]``."""
+    """N documents: each an example, or a stretch of one."""
 
-    ids: NDArray[np.int32]
-    """Token ids, document after document."""
-    trained: NDArray[np.bool_]
-    """Whether the model is to learn to write the token; never a document's first, which nothing in it predicts."""
-    offsets: NDArray[np.int64]
-    """Where documents begin; (N + 1,)."""
+    read: Callable[[int], Tokens]
+    """An example's tokens, by its number."""
+    examples: NDArray[np.int32]
+    """(N,) the example of each document."""
+    starts: NDArray[np.int32]
+    """(N,) where it begins in the example."""
+    lengths: NDArray[np.int64]
+    """(N,) tokens of each document."""
+    trained_tokens: NDArray[np.int32]
+    """(N,) trained tokens of each document."""
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.lengths)
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document."""
-        return np.diff(self.offsets)
-
-    @property
-    def trained_tokens(self) -> NDArray[np.int64]:
-        """Trained tokens of each document."""
-        before = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
-        return before[self.offsets[1:]] - before[self.offsets[:-1]]
-
-    def span(self, document: int) -> slice:
-        """Where the document lies in ``ids`` and ``trained``."""
-        return slice(int(self.offsets[document]), int(self.offsets[document + 1]))
+    def __getitem__(self, document: int) -> Tokens:
+        start = int(self.starts[document])
+        stop = start + int(self.lengths[document])
+        ids, trained = self.read(int(self.examples[document]))
+        return ids[start:stop], trained[start:stop]
 
 
 def gather(examples: Iterable[Example]) -> Documents:
-    """One document an example."""
-    lengths: list[int] = []
-    ids: list[NDArray[np.int32]] = []
-    trained: list[NDArray[np.bool_]] = []
+    """One document an example, all in memory."""
+    held: list[Tokens] = []
     for example in examples:
-        lengths.append(len(example.input_ids))
-        ids.append(np.asarray(example.input_ids, dtype=np.int32))
-        trained.append(np.asarray(example.loss_mask, dtype=bool))
-        trained[-1][:1] = False
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-    return Documents(
-        np.concatenate([np.empty(0, np.int32), *ids]), np.concatenate([np.empty(0, bool), *trained]), offsets
-    )
+        trained = np.asarray(example.loss_mask, dtype=bool)
+        trained[:1] = False
+        held.append((np.asarray(example.input_ids, dtype=np.int32), trained))
+    numbers = np.arange(len(held), dtype=np.int32)
+    lengths = np.array([len(ids) for ids, _ in held], np.int64)
+    trained_tokens = np.array([trained.sum() for _, trained in held], np.int32)
+    return Documents(held.__getitem__, numbers, np.zeros_like(numbers), lengths, trained_tokens)

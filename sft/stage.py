@@ -1,20 +1,21 @@
 """A supervised fine-tuning stage, top to bottom."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.errors import DataError
 from common.files import write_json
-from common.stage import StageContext
+from common.stage import StageContext, StageLog
 from data_recipes.config import Mixture
 from sft.config import SFTStage
 
 if TYPE_CHECKING:
-    from sft.data import Prepared
+    from data_recipes.chat.base import ChatFormat
+    from data_recipes.prepared import Prepared
+    from sft.documents import Documents
 
-HELD_OUT = 64
-"""At most so many conversations are kept from training, to measure the loss on."""
 SHOWN = 8
 """Documents written to samples.jsonl."""
 
@@ -32,14 +33,12 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         ConfigError: the batch or the processes do not divide, or a LoRA target matches nothing.
         IsolationError: documents of a batch see each other.
     """
-    from budget_control.transforms import teaching
     from data_recipes.chat import chat_format
-    from data_recipes.mixture import build
     from models.adapters import attach, merge
     from models.loading import load_model, load_tokenizer, save_model
     from models.sequence_parallel import sequence_group, spread
     from sft.collate import Collator
-    from sft.data import hold_out, prepare
+    from sft.data import prepare, stage_data, telling
     from sft.packing import pack, singly
     from sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
@@ -48,19 +47,18 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     train, packing = config.train, config.pack
 
     # Data: samples, taught their budgets, as documents in rows.
-    taught = teaching(config.strip_reasoning, config.truncate_reasoning, tokenizer)
-    built = build(mixtures[config.data], context.data_root, context.seed, taught, chat)
-    kept, held_out = hold_out(built.conversations, HELD_OUT, context.seed)
-    longest, over_long = config.limit
-    data = prepare(kept, chat, tokenizer, longest, over_long)
-    unseen = prepare(held_out, chat, tokenizer, longest, "drop").documents
-    if not len(data.documents):
-        raise DataError(f"data.{config.data}: no sample is left to train on; dropped: {dict(data.dropped)}")
-    rows = pack(data.documents.lengths, packing.length) if packing else singly(data.documents.lengths)
+    mixture, tell = mixtures[config.data], telling(context.log)
+    prepared = prepare(config, mixture, chat, tokenizer, context.folder, context.data_root, context.seed, tell=tell)
+    data = stage_data(config, prepared, context.seed)
+    report, documents = prepared.index["report"], data.documents
+    if not len(documents):
+        dropped = {**report["dropped"], **data.dropped}
+        raise DataError(f"data.{config.data}: no sample is left to train on; dropped: {dropped}")
+    rows = pack(documents.lengths, packing.length) if packing else singly(documents.lengths)
     ranks = packing.sequence_parallel if packing else 1
     rank = int(os.environ.get("RANK", "0")) % ranks
-    batches = Collator(data.documents, rows, bool(packing and packing.isolate), tokenizer.pad_token_id, rank, ranks)
-    alone = Collator(unseen, singly(unseen.lengths), False, tokenizer.pad_token_id)
+    batches = Collator(documents, rows, bool(packing and packing.isolate), tokenizer.pad_token_id, rank, ranks)
+    alone = Collator(data.held_out, singly(data.held_out.lengths), False, tokenizer.pad_token_id)
 
     # Model and trainer.
     arguments = sft_arguments(train, context.folder / "checkpoints", batches, context.device, context.seed)
@@ -77,20 +75,20 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     trainer = make_trainer(model, tokenizer, arguments, train, batches, alone, context.log)
 
     account = {
-        **built.report.as_dict(),
-        "held_out": len(held_out),
+        **report,
+        "held_out": data.held_out_samples,
         "by_domain": dict(data.by_domain),
-        "changed": dict(built.report.changed + data.changed),
-        "dropped": dict(built.report.dropped + data.dropped),
-        "documents": len(data.documents),
-        "document_tokens": int(data.documents.lengths.sum()),
-        "trained_tokens": int(data.documents.trained_tokens.sum()),
+        "changed": dict(Counter(report["changed"]) + data.changed),
+        "dropped": dict(Counter(report["dropped"]) + data.dropped),
+        "documents": len(documents),
+        "document_tokens": int(documents.lengths.sum()),
+        "trained_tokens": int(documents.trained_tokens.sum()),
         "rows": len(rows),
         "fill": rows.fill,
     }
     if trainer.is_world_process_zero():
         write_json(context.folder / "data.json", account)
-        show(data, tokenizer, context)
+        show(prepared, documents, chat, tokenizer, context.log)
 
     # Training, after a check on a real batch that no document sees another.
     trainer.train_or_resume()
@@ -110,20 +108,12 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     }
 
 
-def show(data: "Prepared", tokenizer: Any, context: StageContext) -> None:
+def show(prepared: "Prepared", documents: "Documents", chat: "ChatFormat", tokenizer: Any, log: StageLog) -> None:
     """Writes a few documents, evenly spread over the data, to samples.jsonl, with what is trained marked."""
-    from sft.data import runs
+    from sft.data import runs, shown
 
-    documents = data.documents
     for document in range(0, len(documents), max(1, len(documents) // SHOWN)):
-        conversation, span = data.origins[document], documents.span(document)
-        last = conversation.messages[-1]
-        context.log.sample(
-            kind="train",
-            domain=conversation.domain,
-            source=conversation.source,
-            prompt=next((each.content for each in conversation.messages if each.role == "user"), ""),
-            thinking=last.reasoning,
-            answer=last.content,
-            runs=runs(documents.ids[span], documents.trained[span], tokenizer),
-        )
+        facts = prepared.facts(int(documents.examples[document]))
+        pieces = runs(*documents[document], tokenizer)
+        parts = shown(pieces, chat)
+        log.sample(kind="train", domain=facts["domain"], source=facts["source"], **parts, runs=pieces)

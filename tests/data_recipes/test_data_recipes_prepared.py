@@ -1,34 +1,39 @@
 """Prepared sets: the same bytes whatever happens on the way, exact counts, and only needed work."""
 
+import copy
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
 
+from budget_control.transforms import teaching
 from common.errors import DataError
 from common.files import sha256_file
-from data_recipes import prepared
+from data_recipes import draw, prepared
 from data_recipes.chat import chat_format
+from data_recipes.chat.chatml import ChatML
 from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation
 from data_recipes.mixture import build
-from data_recipes.prepared import Prepared, prepare, read_shard
-from data_recipes.tokenize import encode_batch
+from data_recipes.prepared import Prepared, prepare
+from data_recipes.tokenize import Example, encode_batch
+from data_recipes.transforms import Teaching, Transform
 
 CHAT = chat_format("chatml")
+STRIPPED = Teaching(partial(teaching, 0.5, None, None), {"strip_reasoning": 0.5})
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepared, "PART", 20)
+    monkeypatch.setattr(draw, "PART", 20)
 
 
 def write(path: Path, count: int, **more: str) -> str:
@@ -47,8 +52,8 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.iterdir()}
 
 
-def examples(folder: Path) -> Counter[tuple[int, ...]]:
-    return Counter(tuple(Prepared(folder)[i].input_ids) for i in range(len(Prepared(folder))))
+def encoded(conversations: list[Conversation], tokenizer: Any) -> list[Example]:
+    return [example for each in encode_batch(conversations, CHAT, tokenizer) for example in each]
 
 
 def test_it_holds_what_the_mixture_holds(tmp_path: Path, gpt2_like: Any) -> None:
@@ -57,19 +62,18 @@ def test_it_holds_what_the_mixture_holds(tmp_path: Path, gpt2_like: Any) -> None
     mixture = Mixture(sources={one: 50, two: 75, "miniature:chat": 5}, max_characters=120)
     data = prepare(mixture, CHAT, gpt2_like, tmp_path / "set", seed=3)
     built = build(mixture, seed=3)
-    wanted = [example for each in encode_batch(built.conversations, CHAT, gpt2_like) for example in each]
-    assert examples(tmp_path / "set") == Counter(tuple(example.input_ids) for example in wanted)
+    wanted = encoded(built.conversations, gpt2_like)
+    assert list(data) == wanted
     assert data.index["tokens"] == sum(len(example.input_ids) for example in wanted)
     assert data.index["trained_tokens"] == sum(sum(example.loss_mask) for example in wanted)
     assert sum(sum(data[i].loss_mask) for i in range(len(data))) == data.index["trained_tokens"]
     assert data.index["report"]["dropped"] == built.report.as_dict()["dropped"]
     assert data.index["report"]["sources"] == built.report.as_dict()["sources"]
-    assert Counter(data.facts(i)["domain"] for i in range(len(data))) == Counter(
-        c.domain
-        for c, each in zip(built.conversations, encode_batch(built.conversations, CHAT, gpt2_like))
-        for _ in each
-    )
-    assert [data.facts(i)["source"] for i in range(20)] != sorted(data.facts(i)["source"] for i in range(20))
+    origins = [each.origin.rpartition("/")[2] for each in built.conversations]
+    assert [data.facts(i)["row"] for i in range(len(data))] == origins
+    assert [data.index["domains"][n] for n in data.column("domain")] == [c.domain for c in built.conversations]
+    assert data.column("sample").tolist() == list(range(len(wanted)))
+    assert data.column("length").tolist() == [len(example.input_ids) for example in wanted]
     card = (tmp_path / "set" / "README.md").read_text()
     assert f"{data.index['tokens']:,} tokens" in card and "| MIT |" in card and "## Left out" in card
 
@@ -86,8 +90,7 @@ def test_caps_and_special_tokens_are_those_of_the_mixture(tmp_path: Path, gpt2_l
     )
     data = prepare(mixture, CHAT, gpt2_like, tmp_path / "set", seed=3)
     built = build(mixture, seed=3, chat=CHAT)
-    wanted = [example for each in encode_batch(built.conversations, CHAT, gpt2_like) for example in each]
-    assert examples(tmp_path / "set") == Counter(tuple(example.input_ids) for example in wanted)
+    assert list(data) == encoded(built.conversations, gpt2_like)
     assert data.index["report"]["dropped"] == built.report.as_dict()["dropped"] == {
         "bad row: special token": 1, "domain math is capped": 25, "domain chat is capped": 7,
     }  # fmt: skip
@@ -116,7 +119,7 @@ def test_a_changed_weight_redoes_only_its_source(tmp_path: Path, gpt2_like: Any)
     prepare(Mixture(sources={one: 60, two: 30}), CHAT, gpt2_like, tmp_path / "set")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*.arrow")}
     prepare(Mixture(sources={one: 60, two: 45}), CHAT, gpt2_like, tmp_path / "set")
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*.arrow")}
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*-*.arrow")}
     assert {name: stamp for name, stamp in before.items() if "one-jsonl" in name}.items() <= after.items()
     assert len([name for name in after if "one-jsonl" in name]) == 3 and len(after) == 6
     assert not {name for name in before if "two-jsonl" in name} & set(after)
@@ -128,12 +131,105 @@ def halve(conversation: Conversation, rng: Random) -> tuple[Conversation | None,
     return (conversation, None) if rng.random() < 0.5 else (None, "tails")
 
 
-def test_transforms_are_counted_in_the_index(tmp_path: Path, gpt2_like: Any) -> None:
-    mixture = Mixture(sources={write(tmp_path / "one.jsonl", 50): 100})
-    data = prepare(mixture, CHAT, gpt2_like, tmp_path / "set", transforms={"halve": halve})
-    assert 20 < len(data) < 80 and data.index["report"]["dropped"] == {"tails": 100 - len(data)}
-    assert data.index["report"]["samples"] == len(data)
-    assert max(examples(tmp_path / "set").values()) == 2
+def shout(conversation: Conversation, rng: Random) -> tuple[Conversation | None, str | None]:
+    *before, answer = conversation.messages
+    return replace(conversation, messages=(*before, replace(answer, content="Y" * rng.randrange(1, 5)))), "shouted"
+
+
+def coins() -> list[Transform]:
+    return [halve, shout]
+
+
+COINS = Teaching(coins, {"coins": 1})
+
+
+def test_samples_are_taught_as_the_mixture_is_and_counted(tmp_path: Path, gpt2_like: Any) -> None:
+    mixture = Mixture(sources={write(tmp_path / "one.jsonl", 50): 120, "miniature:chat": 5})
+    data = prepare(mixture, CHAT, gpt2_like, tmp_path / "set", seed=2, teaching=COINS)
+    built = build(mixture, seed=2, transforms=coins())
+    assert list(data) == encoded(built.conversations, gpt2_like) and 40 < len(data) < 90
+    assert data.index["report"] == json.loads(json.dumps(built.report.as_dict()))
+    messages = [each.messages for each in built.conversations]
+    said = dict(zip(data.column("sample").tolist(), data.column("said").tolist()))
+    assert [*said] == list(range(len(messages)))
+    assert [[*said.values()].index(each) for each in said.values()] == [messages.index(each) for each in messages]
+
+
+def test_two_workers_teach_what_one_teaches(tmp_path: Path, gpt2_like: Any) -> None:
+    mixture = Mixture(sources={write(tmp_path / "one.jsonl", 70): 100, "miniature:chat": 30})
+    prepare(mixture, CHAT, gpt2_like, tmp_path / "a", teaching=STRIPPED)
+    prepare(mixture, CHAT, gpt2_like, tmp_path / "b", teaching=STRIPPED, workers=2)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_whole_set_is_used_as_it_is(tmp_path: Path, gpt2_like: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = Mixture(sources={write(tmp_path / "one.jsonl", 30): 30})
+    prepare(mixture, CHAT, gpt2_like, tmp_path / "set")
+
+    def refused(*args: Any) -> None:
+        raise AssertionError("the sources were read again")
+
+    monkeypatch.setattr(prepared, "draw", refused)
+    assert len(prepare(mixture, CHAT, gpt2_like, tmp_path / "set")) == 30
+    with pytest.raises(AssertionError):
+        prepare(mixture, CHAT, gpt2_like, tmp_path / "set", seed=1)
+
+
+def change_code(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, path: Path) -> dict[str, Any]:
+    monkeypatch.setattr(prepared, "room_version", lambda room: "another")
+    return {}
+
+
+def change_tokenizer(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, path: Path) -> dict[str, Any]:
+    other = copy.deepcopy(tokenizer.backend_tokenizer)
+    other.add_tokens(["yy"])
+    return {"tokenizer": other}
+
+
+def change_chat(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, path: Path) -> dict[str, Any]:
+    return {"chat": ChatML("another", "You are another")}
+
+
+def change_teaching(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, path: Path) -> dict[str, Any]:
+    return {"teaching": Teaching(coins, {"coins": 2})}
+
+
+def change_data(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, path: Path) -> dict[str, Any]:
+    path.write_text(path.read_text().replace("y", "z"))
+    return {}
+
+
+@pytest.mark.parametrize("change", [change_code, change_tokenizer, change_chat, change_teaching, change_data])
+def test_a_set_made_otherwise_is_never_used(
+    tmp_path: Path, gpt2_like: Any, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    mixture = Mixture(sources={write(tmp_path / "one.jsonl", 30): 30})
+    given = {"chat": CHAT, "tokenizer": gpt2_like, "teaching": COINS}
+    prepare(mixture, folder=tmp_path / "set", **given)
+    before = content(tmp_path / "set")
+    given |= change(monkeypatch, gpt2_like, tmp_path / "one.jsonl")
+    prepare(mixture, folder=tmp_path / "set", **given)
+    prepare(mixture, folder=tmp_path / "fresh", **given)
+    after = content(tmp_path / "set")
+    assert after == content(tmp_path / "fresh")
+    assert {name for name in before if name.startswith("one-")}.isdisjoint(after)
+
+
+def test_teaching_that_draws_by_place_is_drawn_anew_where_places_change(tmp_path: Path, gpt2_like: Any) -> None:
+    """And only there: a set without teaching keeps the parts of the other source (see above)."""
+    one, two = write(tmp_path / "one.jsonl", 60), write(tmp_path / "two.jsonl", 60)
+    prepare(Mixture(sources={one: 60, two: 30}), CHAT, gpt2_like, tmp_path / "set", teaching=COINS)
+    prepare(Mixture(sources={one: 60, two: 45}), CHAT, gpt2_like, tmp_path / "set", teaching=COINS)
+    prepare(Mixture(sources={one: 60, two: 45}), CHAT, gpt2_like, tmp_path / "fresh", teaching=COINS)
+    assert content(tmp_path / "fresh") == content(tmp_path / "set")
+
+
+def test_large_rows_make_small_parts(tmp_path: Path, gpt2_like: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "ROW", 100)  # 2,000 bytes a part
+    name = write(tmp_path / "one.jsonl", 100, licence="x" * 400)
+    data = prepare(Mixture(sources={name: 100}), CHAT, gpt2_like, tmp_path / "set")
+    assert {shard["examples"] for shard in data.index["shards"]} <= {3, 4}
+    assert list(data) == encoded(build(Mixture(sources={name: 100})).conversations, gpt2_like)
 
 
 def test_bad_rows_stop_it_before_anything_is_written(tmp_path: Path, gpt2_like: Any) -> None:
@@ -161,16 +257,17 @@ import sys
 import time
 from pathlib import Path
 from tokenizers import Tokenizer
-from data_recipes import prepared
+from budget_control.transforms import teaching
+from data_recipes import draw, prepared
 from data_recipes.chat import chat_format
 from data_recipes.config import Mixture
-prepared.PART = 20
-write_shard = prepared._write_shard
+draw.PART = 20
+write_shard = prepared.write_shard
 def slowly(*args, **more):
     write_shard(*args, **more)
     print("shard", flush=True)
     time.sleep(0.05)
-prepared._write_shard = slowly
+prepared.write_shard = slowly
 folder = Path(sys.argv[1])
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 mixture = Mixture(sources={f"file:{folder / 'one.jsonl'}": 200})
@@ -190,10 +287,9 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, gpt2_like: Any)
     process.send_signal(signal.SIGKILL)
     process.wait()
     made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*.arrow")}
-    assert 3 <= len(made) < 8 and not (tmp_path / "set" / "index.json").exists()
+    assert 3 <= len(made) < 10 and not (tmp_path / "set" / "index.json").exists()
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2], capture_output=True)
     assert made.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("*.arrow")}.items()
     prepare(Mixture(sources={name: 200}), CHAT, gpt2_like, tmp_path / "fresh")
     assert content(tmp_path / "fresh") == content(tmp_path / "set")
-    shard = next((tmp_path / "set").glob("*.arrow"))
-    assert read_shard(shard).num_rows >= 20 and np.load(tmp_path / "set" / "order.npy").shape == (200,)
+    assert len(Prepared(tmp_path / "set")) == 200

@@ -51,5 +51,5 @@ def test_counts_of_documents() -> None:
     documents = gather([Example([5, 6, 7], [1, 1, 0]), Example([8, 8], [1, 1])])
     assert isinstance(documents, Documents) and len(documents) == 2
     assert documents.lengths.tolist() == [3, 2] and documents.trained_tokens.tolist() == [1, 1]
-    assert documents.ids.dtype == np.int32
+    assert documents[0][0].dtype == np.int32
     assert collate(documents, [[1]], True, 0)["input_ids"].dtype == torch.int64
