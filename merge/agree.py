@@ -100,7 +100,9 @@ def _config_differences(a: TensorSource, b: TensorSource) -> Iterator[str]:
 
 
 def _token_ids(generation: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in generation.items() if key.endswith("token_id")}
+    """Trainers write ``[2]`` or ``2`` for one end token."""
+    ids = {key: value for key, value in generation.items() if key.endswith("token_id")}
+    return {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in ids.items()}
 
 
 def _tokenizer_differences(a: TensorSource, b: TensorSource) -> Iterator[str]:

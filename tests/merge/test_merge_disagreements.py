@@ -184,7 +184,7 @@ def test_a_disagreement_is_named_and_leaves_nothing(case: Case, make_pair_of: Ca
 def test_how_models_were_saved_is_no_disagreement(llama_pair: tuple[Path, Path], tmp_path: Path):
     a, b = llama_pair
     set_json(b / "config.json", _name_or_path="elsewhere", transformers_version="5.0", use_cache=False)
-    set_json(b / "generation_config.json", temperature=0.6, transformers_version="5.0")
+    set_json(b / "generation_config.json", temperature=0.6, eos_token_id=[2], transformers_version="5.0")
     set_json(b / "tokenizer_config.json", local_files_only=True, is_local=True, name_or_path="elsewhere")
     set_json(b / "tokenizer.json", truncation={"max_length": 7}, padding={"length": 3})
     (b / "README.md").write_text("B")
