@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanoalign.cli_generate import generate
+from nanoalign.cli_prepare import prepare
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, SetOption, known, load_recipe
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from nanoalign.recipe.schema import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="See what a recipe trains on, and make more of it.")
+app.command()(prepare)
 app.command()(generate)
 
 WIDTH = 120

@@ -1,0 +1,78 @@
+"""``nanoalign data prepare``: the tokens of SFT stages, before any GPU is needed."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
+
+if TYPE_CHECKING:
+    from data_recipes.draw import Tell
+    from nanoalign.progress import Display
+    from nanoalign.recipe.schema import Recipe
+
+
+def prepare(
+    recipe: RecipeArgument,
+    stage: Annotated[str | None, typer.Option(help="One SFT stage; else all of them.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that render and tokenize.")] = 1,
+    set_: SetOption = None,
+    data_root: DataRootOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Render and tokenize what SFT stages train on.
+
+    A run does this by itself, with one process; what is there already it takes as it is. Run it again after a stop: it
+    goes on where it was.
+    """
+    from rich.console import Console
+
+    from data_recipes.chat import chat_format
+    from nanoalign.graph import stage_seed
+    from nanoalign.progress import clock, display
+    from sft.data import prepare as prepare_stage
+
+    loaded = load_recipe(recipe, set_, None, data_root)
+    names = [name for name, section in loaded.stages.items() if section.kind == "sft"]
+    if workers > 1:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the work already
+    chosen = [known("SFT stage", stage, names)] if stage else names
+    shown, chat = display(Console()), chat_format(loaded.chat)
+    try:
+        for number, name in enumerate(chosen, 1):
+            section: Any = loaded.stages[name]
+            begun = time.monotonic()
+            shown.start(name, "sft", number, len(chosen), "preparing")
+            data = prepare_stage(
+                section,
+                loaded.data[section.data],
+                chat,
+                _tokenizer(loaded, section.from_, root),
+                root / loaded.name / name,
+                data_root,
+                stage_seed(loaded, name),
+                workers,
+                _telling(shown),
+            )
+            counts = f"{len(data):,} examples, {data.index['tokens']:,} tokens"
+            shown.note(f"{name}: {counts} -> {data.folder} ({clock(time.monotonic() - begun)})")
+    finally:
+        shown.close()
+
+
+def _tokenizer(recipe: "Recipe", before: str, root: Path) -> Any:
+    """That of the stage before, if it has run; it is the base model's."""
+    from models.loading import load_tokenizer
+
+    model = root / recipe.name / before / "model"
+    return load_tokenizer(model if model.is_dir() else recipe.model)
+
+
+def _telling(shown: "Display") -> "Tell":
+    def tell(doing: str, done: int, total: int | None) -> None:
+        shown.row({"time": time.time(), "step": done, "total_steps": total, "phase": doing})
+
+    return tell
