@@ -224,6 +224,8 @@ def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"{node.name}/tensorboard/events.out.tfevents.*"
     if node.stage.kind in RESULT_FILES:
         yield f"{node.name}/{RESULT_FILES[node.stage.kind]}"
+    if node.stage.kind == "sft":
+        yield f"{node.name}.prepared/{{README.md,index.json,examples.arrow,*-train-*.arrow}}"
     if node.stage.kind == "dpo":
         yield f"{node.name}/round-0/round.json"
         for number in range(1, node.stage.rounds + 1):

@@ -5,13 +5,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from common.errors import NanoalignError
+from common.errors import DataError, NanoalignError
 from data_recipes.config import Mixture, SourceUse
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from data_recipes.conversation import Conversation
 
 SAMPLED = 32
 """Samples of a source whose lengths are measured."""
@@ -68,7 +70,8 @@ class MixturePlan:
 def plan_mixture(
     name: str, mixture: Mixture, chat: str, tokenizer: "Tokenizer | None", data_root: Path | None
 ) -> MixturePlan:
-    """The size of a mixture. Raises DataError where a source's files are missing."""
+    """The size of a mixture. Raises DataError where a source's files are missing, or where the run would stop at one of
+    the first rows."""
     from data_recipes.sources import describe
 
     sources: list[SourcePlan] = []
@@ -78,7 +81,8 @@ def plan_mixture(
         about = describe(source, data_root, use.split)
         sources.append(SourcePlan(source, use.samples, about["rows"], about["where"], about["licence"]))
         if not source.startswith(SLOW) and about["found"]:
-            lengths[source] = measure(first_samples(source, use.split, data_root), chat, tokenizer)
+            found = first_samples(source, use, data_root, chat, mixture.on_bad_row)
+            lengths[source] = measure(found, chat, tokenizer)
     samples = sum(source.samples for source in sources)
     measured = [examples for found in lengths.values() for examples in found]
     means = {source: statistics.fmean(map(sum, found)) for source, found in lengths.items() if found}
@@ -94,17 +98,30 @@ def plan_mixture(
     )
 
 
-def first_samples(source: str, split: str, data_root: Path | None) -> list[Any]:
-    """A few conversations of a source; bad rows are left to the stage."""
-    from data_recipes.sources import load, stream
+def first_samples(
+    source: str, use: SourceUse, data_root: Path | None, chat: str, on_bad_row: Literal["stop", "skip"]
+) -> "list[Conversation]":
+    """A few conversations of a source, without bad rows. Raises DataError for those that training stops at."""
+    from data_recipes.chat import chat_format
+    from data_recipes.files import BadRow
+    from data_recipes.sources import LoadReport, faults, load, stream
 
     if source.startswith("miniature:"):
-        return load(source, SAMPLED, "test" if split == "test" else "train", data_root).conversations
-    rows = islice(stream(source, "test" if split == "test" else "train", data_root), 4 * SAMPLED)
-    return [row for row in rows if hasattr(row, "messages")][:SAMPLED]
+        return load(source, SAMPLED, use.split, data_root).conversations
+    report = LoadReport(source, use.split)
+    form = None if chat.startswith("hf:") else chat_format(chat)  # a template of transformers takes seconds to load
+    found = []
+    for row in islice(stream(source, use.split, data_root, report, form), 4 * SAMPLED):
+        if isinstance(row, BadRow):
+            report.count_bad(row)
+        else:
+            found.append(row)
+    if report.bad and on_bad_row == "stop" and use.split == "train":
+        raise DataError(faults(source, report))
+    return found[:SAMPLED]
 
 
-def measure(conversations: Iterable[Any], chat: str, tokenizer: "Tokenizer | None") -> list[list[int]]:
+def measure(conversations: "Iterable[Conversation]", chat: str, tokenizer: "Tokenizer | None") -> list[list[int]]:
     """Tokens of the training examples that each conversation gives."""
     from data_recipes.chat import chat_format
 

@@ -10,6 +10,14 @@ from pydantic.fields import FieldInfo
 
 from nanoalign.recipe.source import Path_
 
+PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a name of letters, digits, - and _, starting with a letter or digit",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, -, _ and ., starting with a letter or digit",
+    r"^https?://": "an address that starts with http:// or https://",
+    r"(?s)\{conversation\}.*\{answer\}": "a text that holds {conversation} and, after it, {answer}",
+}
+"""What the patterns of the sections ask for, in words."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` (did you mean `x`?)``, or the known words where none is near and they are few."""
@@ -80,7 +88,8 @@ def describe(error: Any, owner: type[BaseModel] | None) -> str:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"expected a mapping, got {_show(given)}"
     if kind == "string_pattern_mismatch":
-        return f"`{given}` is no name: letters, digits, - and _, starting with a letter or digit"
+        pattern = error["ctx"]["pattern"]
+        return f"expected {PATTERNS.get(pattern, f'a text that matches {pattern}')}, got {_show(given)}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
     message = error["msg"].replace("Input should be a valid", "expected a").replace("Input should be", "expected")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from common.errors import DataError
 from models.config import Training
 from nanoalign import plan as planning
 from nanoalign.artifacts import StageRecord, write_record
@@ -146,6 +147,20 @@ def test_missing_files_of_a_source_are_named_by_line(tmp_path: Path, monkeypatch
     result = CliRunner().invoke(app, ["plan", str(tmp_path / "tiny.yaml")])
     assert result.exit_code == 2
     assert "tiny.yaml:7: data.mixed.sources.file:nowhere.jsonl: " in result.output and "no such file" in result.output
+
+
+@pytest.mark.parametrize("fault", ["", "{oops"])
+def test_bad_rows_are_met_as_the_run_meets_them(tmp_path: Path, fault: str) -> None:
+    good = '{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}'
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join([good, fault or good.replace("2+2", "<SPECIAL_12>"), good]), encoding="utf-8")
+    text = RECIPE.replace("miniature:math: 30, miniature:tools: 10", f"'file:{rows}': 2")
+    (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:2"):
+        planning.make(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None)
+    (tmp_path / "tiny.yaml").write_text(text.replace("': 2}", "': 2}, on_bad_row: skip"), encoding="utf-8")
+    data = planning.make(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None).stages[0].data
+    assert data is not None and len(data.lengths) == 2 and data.samples == 2
 
 
 def test_an_unknown_model_has_no_estimates(tmp_path: Path) -> None:
