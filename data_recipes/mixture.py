@@ -13,13 +13,12 @@ from data_recipes.caps import over_the_caps
 from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture, SourceUse
 from data_recipes.conversation import Conversation
+from data_recipes.duplicates import ExactDuplicates, NearDuplicates
 from data_recipes.quality import QualityFlags
 from data_recipes.sources import LoadReport, load
 from data_recipes.transforms import (
     Contamination,
-    ExactDuplicates,
     Filter,
-    NearDuplicates,
     Transform,
     apply,
     at_most,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_recipes.chat.base import ChatFormat
 from data_recipes.conversation import Conversation
+from data_recipes.duplicates import ExactDuplicates
 from data_recipes.mixture import MixtureReport
 from data_recipes.quality import FLAGS, flags
 from data_recipes.tokenize import encode_batch
-from data_recipes.transforms import ExactDuplicates
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from random import Random
 from typing import Any
 
@@ -87,52 +86,6 @@ def at_most(characters: int) -> Filter:
     return lambda conversation: (
         None if len(text_of(conversation)) <= characters else f"longer than {characters} characters"
     )
-
-
-class ExactDuplicates:
-    """Leaves out samples whose messages and tools were seen before, apart from case and white space."""
-
-    def __init__(self) -> None:
-        self._seen: set[bytes] = set()
-
-    def __call__(self, conversation: Conversation) -> str | None:
-        parts = [
-            f"{message.role}\0{message.content}\0{message.reasoning or ''}\0{message.tool_calls}"
-            for message in conversation.messages
-        ]
-        text = " ".join("\1".join([*parts, str(conversation.tools), str(conversation.task)]).lower().split())
-        digest = blake2b(text.encode(), digest_size=16).digest()
-        if digest in self._seen:
-            return "duplicate"
-        self._seen.add(digest)
-        return None
-
-
-class NearDuplicates:
-    """Leaves out samples that share most of their word triples with an earlier one (MinHash, Broder 1997; datasketch's
-    locality-sensitive hashing finds the candidates, the signatures decide)."""
-
-    def __init__(self, threshold: float = 0.8, permutations: int = 128) -> None:
-        from datasketch import MinHashLSH
-
-        self._threshold = threshold
-        self._permutations = permutations
-        # Searching a little below the threshold costs few candidates and hardly ever misses one above it.
-        self._index = MinHashLSH(threshold=threshold * 0.85, num_perm=permutations)
-        self._signatures: list[Any] = []
-
-    def __call__(self, conversation: Conversation) -> str | None:
-        from datasketch import MinHash
-
-        words = words_of(text_of(conversation))
-        triples = {" ".join(words[i : i + 3]).encode() for i in range(max(1, len(words) - 2))}
-        signature = MinHash(num_perm=self._permutations, seed=1)
-        signature.update_batch(triples)
-        if any(self._signatures[i].jaccard(signature) >= self._threshold for i in self._index.query(signature)):
-            return "near duplicate"
-        self._index.insert(len(self._signatures), signature)
-        self._signatures.append(signature)
-        return None
 
 
 class Contamination:

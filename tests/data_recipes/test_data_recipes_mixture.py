@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from data_recipes.chat import chat_format
 from data_recipes.config import Mixture, SourceUse
 from data_recipes.conversation import Conversation, Message
+from data_recipes.duplicates import ExactDuplicates, NearDuplicates
 from data_recipes.mixture import build
-from data_recipes.transforms import Contamination, ExactDuplicates, NearDuplicates, apply
+from data_recipes.transforms import Contamination, apply
 
 WORDS = [
     "river",
@@ -99,6 +100,26 @@ def test_exact_duplicates_differ_in_case_and_space_only() -> None:
     check = ExactDuplicates()
     samples = [sample("What is  it?"), sample("what is it?"), sample("what is it", "yes"), sample("What is it?", "no")]
     assert [check(each) for each in samples] == [None, "duplicate", None, None]
+
+
+@given(st.lists(st.integers(0, 3000), max_size=4000), st.integers(4, 6))
+@settings(max_examples=15, deadline=None)
+def test_exact_duplicates_are_those_of_a_set(texts: list[int], repeat: int) -> None:
+    """Over a thousand different samples, so that the table doubles more than once."""
+    texts += range(0, 3000, repeat)
+    check, seen = ExactDuplicates(), set()
+    for text in texts:
+        assert (check(sample(str(text))) is not None) == (text in seen)
+        seen.add(text)
+
+
+def test_near_duplicates_are_found_after_the_tables_doubled() -> None:
+    rng = Random(1)
+    check = NearDuplicates()
+    originals = [sentence(rng, 40) for _ in range(1700)]
+    assert not any(check(sample(" ".join(words))) for words in originals)
+    assert all(check(sample(" ".join(["first", *words]))) for words in originals[::10])
+    assert all(check(sample(" ".join(words))) for words in originals[::10])
 
 
 @pytest.mark.parametrize(("edits", "recall"), [(1, 1.0), (2, 1.0), (3, 0.95), (4, 0.6)])
