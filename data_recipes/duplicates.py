@@ -13,7 +13,7 @@ from data_recipes.transforms import text_of, words_of
 
 FULLEST = 0.75
 """Of a table's slots; then it doubles."""
-AT_ONCE = 1 << 16
+AT_ONCE = 1 << 14
 """Sketches that are read together when tables double."""
 EQUAL = np.array([(value < 16) + (value % 16 == 0) for value in range(256)], np.uint8)
 """Of two bytes' exclusive or: in how many of their halves they agree."""

@@ -250,7 +250,7 @@ def make_trainer(
         model=model,
         args=arguments,
         data_collator=collator,
-        train_dataset=Dataset.from_dict({"row": range(len(collator.rows))}),
+        train_dataset=Dataset.from_dict({"row": np.arange(len(collator.rows))}),
         processing_class=tokenizer,
         callbacks=[bounds],
         train=train,
