@@ -11,12 +11,15 @@ import re
 import select
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+from common.errors import ConfigError
 from reward.answers import final_number, stated_answer
 
 LONGEST = 400
@@ -128,16 +131,23 @@ class _Worker:
         return reply.strip() == b"true"
 
     def _renew(self) -> subprocess.Popen[bytes]:
+        """Raises ConfigError where a new process ends before it is ready: no answer is wrong for that."""
         self._stop()
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(_WORKER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert process.stdout
-        process.stdout.readline()  # it is ready: its imports take seconds that are nobody's question
-        self._process, self._end, self._asked = process, weakref.finalize(self, _end, process), 0
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(_WORKER)],  # beside it lies a code.py, which is not Python's
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+            assert process.stdout
+            ready = process.stdout.readline()  # its imports take seconds that are nobody's question
+            self._process, self._end, self._asked = process, weakref.finalize(self, _end, process), 0
+            if not ready:
+                self._stop()
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+                raise ConfigError(f"reward math: the process of math-verify does not start: {said[-1]}")
         return process
 
     def _stop(self) -> None:
@@ -150,5 +160,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):
-        if pipe:
-            pipe.close()
+        with suppress(BrokenPipeError):  # what the dead process has not read is still in the pipe's buffer
+            if pipe:
+                pipe.close()

@@ -1,9 +1,16 @@
+import os
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import ConfigError
+from reward import mathematics
 from reward.answers import final_number, stated_answer
 from reward.mathematics import MathVerifier
 
@@ -91,13 +98,43 @@ def test_integers_need_no_worker_and_are_exact(gold: int, answer: int) -> None:
     assert not verifier.started
 
 
-def test_a_hanging_or_dying_worker_scores_zero_and_is_replaced() -> None:
+def test_an_answer_that_takes_too_long_scores_zero() -> None:
     verifier = MathVerifier(workers=2)
     huge = r"\boxed{(x+1)^{100000}}"
     scores = verifier.scores([("x+1", huge), ("x+1", r"\boxed{1+x}"), ("y+2", r"\boxed{2+y}")])
     assert scores == [0.0, 1.0, 1.0]
-    hasty = MathVerifier(workers=1, timeout_s=0.0)
-    assert hasty.scores([("x+1", r"\boxed{1+x}")] * 2) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_dead_or_hanging_worker_scores_zero_and_is_replaced(fate: signal.Signals) -> None:
+    verifier = MathVerifier(workers=1)
+    assert verifier.score("x+1", r"\boxed{1+x}") == 1.0
+    worker = verifier._workers.queue[0]
+    assert worker._process
+    worker._process.send_signal(fate)
+    if fate == signal.SIGKILL:
+        worker._process.wait()
+    worker._timeout_s = 0.2
+    assert verifier.score("x+1", r"\boxed{1+x}") == 0.0
+    worker._timeout_s = 60.0
+    assert verifier.score("x+1", r"\boxed{1+x}") == 1.0
+
+
+def test_a_worker_that_cannot_start_is_an_error_and_no_wrong_answer(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "math_worker.py").write_text("import math_verifi")
+    monkeypatch.setattr(mathematics, "_WORKER", tmp_path / "math_worker.py")
+    with pytest.raises(ConfigError, match=r"math-verify does not start: .*math_verifi"):
+        MathVerifier(workers=1).score("x+1", r"\boxed{1+x}")
+
+
+def test_workers_find_what_their_parent_finds(tmp_path: Path) -> None:
+    """On clusters packages lie where PYTHONPATH says."""
+    fake = "parse = lambda text, parsing_timeout: text\nverify = lambda gold, answer, timeout_seconds: '1+x' in answer"
+    (tmp_path / "math_verify.py").write_text(fake)
+    code = "from reward.mathematics import MathVerifier; print(MathVerifier(1).score('x+2', r'\\boxed{1+x}'))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "1.0"
 
 
 def test_it_works_outside_the_main_thread(verifier: MathVerifier) -> None:
