@@ -5,6 +5,7 @@ functions on this device.
 """
 
 import logging
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ def mamba_ssm() -> Any:
     """
     if "selective_scan_cuda" not in sys.modules:  # mamba_ssm imports its Mamba-1 extension, absent from pure wheels
         sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
+    # Triton keeps what its autotuners find beside the kernels it compiled, so that only the first process searches.
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     from mamba_ssm.ops.triton import ssd_combined
 
     from models.tuned import load
