@@ -242,13 +242,18 @@ def measure(side: str, task: str, folder: Path, seconds: float, start: float) ->
     if len(rows) < 3:
         tail = (folder / "log.txt").read_text(errors="replace")[-1500:]
         return {"error": f"{len(rows)} steps", "exit": child.returncode, "log": tail}
+    return summary(side, folder) | {"start_s": (first or started) - started, "peak_gpu_gb": peak}
+
+
+def summary(side: str, folder: Path) -> dict[str, Any]:
+    """What the files of a run say, also of one that was ended from outside."""
+    rows = rows_of(folder)
     times = [row["time"] for row in rows]
     memory = folder / "memory.json"
     tenth = max(1, len(rows) // 10)
     rest = rows[1:]
     return {
         "steps": len(rows),
-        "start_s": (first or started) - started,
         "wall_s": times[-1] - times[0],
         "step_s": statistics.median(b - a for a, b in pairwise(times)),
         "rollout_tokens_per_s": statistics.median(row["rollout_tokens_per_s"] for row in rest),
@@ -256,7 +261,6 @@ def measure(side: str, task: str, folder: Path, seconds: float, start: float) ->
         "sync_s": statistics.median(row["sync_s"] for row in rest),
         "completion_tokens": statistics.fmean(row["completions/mean_length"] for row in rest),
         "peak_allocated_gb": json.loads(memory.read_text())["allocated_gb"] if memory.is_file() else None,
-        "peak_gpu_gb": peak,
         "reward_first": mean([row["reward"] for row in rows[:tenth]]).as_dict(),
         "reward_last": mean([row["reward"] for row in rows[-tenth:]]).as_dict(),
         "mismatch_max": max(row["mismatch"] for row in rows) if "mismatch" in rows[0] else None,
