@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -123,7 +123,7 @@ def origin(
         "teaching": dict(teaching.settings) if teaching else None,
         "seed": seed,
         "mixture": mixture.model_dump_json(),  # as text, for the order of sources counts
-        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()],
     }
 
 
@@ -134,6 +134,15 @@ def find(folder: Path, made_from: Mapping[str, Any]) -> "Prepared | None":
     except DataError:
         return None
     return found if found.index["made_from"] == made_from else None
+
+
+class _Mapped(NamedTuple):
+    """A shard, mapped into memory: its table, and views of the tokens of all its examples."""
+
+    table: "pa.Table"
+    offsets: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
 
 
 class Prepared:
@@ -153,7 +162,7 @@ class Prepared:
         self.folder = folder
         self._examples = read_table(folder / EXAMPLES)
         self._shard, self._row = self.column("shard"), self.column("row")
-        self._shards: dict[int, pa.Table] = {}
+        self._shards: dict[int, _Mapped] = {}
 
     def __len__(self) -> int:
         return len(self._row)
@@ -169,19 +178,21 @@ class Prepared:
 
     def tokens(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Token ids, and whether each is trained: views of the mapped file."""
-        table, row = self._place(number)
-        start, stop = shards.offsets(table)[row : row + 2]
-        return shards.flat(table, "input_ids")[start:stop], shards.flat(table, "loss_mask")[start:stop].view(np.bool_)
+        shard, row = self._place(number)
+        tokens = slice(shard.offsets[row], shard.offsets[row + 1])
+        return shard.ids[tokens], shard.trained[tokens]
 
     def facts(self, number: int) -> dict[str, str]:
         """Source, domain, language, licence and id of an example's sample, and the row that it was read from."""
-        table, row = self._place(number)
-        return {key: table[key][row].as_py() for key in FACTS}
+        shard, row = self._place(number)
+        return {key: shard.table[key][row].as_py() for key in FACTS}
 
-    def _place(self, number: int) -> "tuple[pa.Table, int]":
+    def _place(self, number: int) -> tuple[_Mapped, int]:
         shard = int(self._shard[number])
         if shard not in self._shards:
-            self._shards[shard] = read_table(self.folder / self.index["shards"][shard]["file"])
+            table = read_table(self.folder / self.index["shards"][shard]["file"])
+            trained = shards.flat(table, "loss_mask").view(np.bool_)
+            self._shards[shard] = _Mapped(table, shards.offsets(table), shards.flat(table, "input_ids"), trained)
         return self._shards[shard], int(self._row[number])
 
 
