@@ -26,15 +26,16 @@ WHOLE = "whole"
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` becomes ``cuda`` where there is one, else ``cpu``.
+    """``auto`` becomes ``cuda`` where there is one, else ``cpu``; ``cuda:1`` is the second.
 
     Raises:
-        ConfigError: ``cuda`` is asked for and there is none, or the name is unknown.
+        ConfigError: a CUDA device is asked for that is not there, or the name is unknown.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device: expected auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda is asked for, but torch finds no CUDA device")
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device} is asked for, but torch finds {torch.cuda.device_count()} CUDA devices")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device

@@ -134,6 +134,8 @@ class GRPOStage(Section):
     """Reward name to weight: task, instruction, math, tools, code, format, length, preference, judge."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
+    reward_gpu: int | None = Field(None, ge=0)
+    """Which of the stage's GPUs the reward model scores on; null is the trainer's own."""
     judge: Judge | None = None
     """The endpoint behind `judge`."""
     group_size: int = Field(8, ge=2)

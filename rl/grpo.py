@@ -71,7 +71,8 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     if config.reward_model is not None:
         from rl.reward_model import load_reward_model
 
-        judge = load_reward_model(context.inputs["reward_model"], device)
+        judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
+        judge = load_reward_model(context.inputs["reward_model"], judge_device)
     rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
     rollouts = StepRollouts(config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards)
     trainer = make_trainer(

@@ -118,6 +118,8 @@ def load_reward_model(
     Raises:
         CheckpointError: ``folder`` holds no reward model of this suite.
     """
+    import torch
+
     from data_recipes.chat import chat_format
     from models.loading import load_tokenizer
     from models.training import resolve_device
@@ -131,8 +133,9 @@ def load_reward_model(
     chat = chat_format(name)
 
     def score(samples: Sequence[Sample]) -> list[float]:
-        return scores(
-            model, [answer_ids(sample.messages, sample.answer, chat, tokenizer) for sample in samples], batch_size
-        )
+        asked = [answer_ids(sample.messages, sample.answer, chat, tokenizer) for sample in samples]
+        here = model.device if model.device.type == "cuda" else -1
+        with torch.cuda.device(here):  # Triton launches on the current device
+            return scores(model, asked, batch_size)
 
     return score

@@ -173,6 +173,8 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     if isinstance(stage, GRPOStage):
         yield from _scored(stage.data, stage.reward, parts, known)
         yield from _reward(stage.reward, stage.reward_model, known)
+        if stage.reward_gpu is not None and stage.reward_model is None:
+            yield ("reward_gpu",), "is the reward model's, and there is no `reward_model`"
         if "judge" in stage.reward and stage.judge is None:
             yield ("reward", "judge"), "needs `judge:`, the endpoint that it asks"
         if stage.judge is not None and "judge" not in stage.reward:

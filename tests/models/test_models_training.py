@@ -76,8 +76,11 @@ def test_a_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
 
 
 def test_unknown_devices_are_errors() -> None:
-    with pytest.raises(ConfigError, match="expected auto, cpu or cuda, got 'tpu'"):
-        resolve_device("tpu")
+    for name in ("tpu", "cpu:1", "cuda:", "cuda:one"):
+        with pytest.raises(ConfigError, match=f"got '{name}'|{name} is asked for"):
+            resolve_device(name)
+    with pytest.raises(ConfigError, match="cuda:64 is asked for, but torch finds"):
+        resolve_device("cuda:64")
 
 
 def test_one_process_trains_on_one_gpu_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
