@@ -1,4 +1,4 @@
-# benchmarks/sft_long_context.py whole, on one H100 in at most 9 minutes; run in the repository root after `. setup.sh`; JSON to $OUT
+# benchmarks/sft_long_context.py whole, on one H100 in some 15 minutes, more than one call of 10: LIMIT, and run again with what is missing; run in the repository root after `. setup.sh`; JSON to $OUT
 : ${OUT:=/tmp/out}; mkdir -p $OUT; J=$OUT/sft_long_context.json; B="python benchmarks/sft_long_context.py --json $J"
 END=$((SECONDS + ${LIMIT:-530}))
 go() { left=$((END - SECONDS)); t=$1; shift; [ $left -lt 20 ] && { echo "no time for $*"; return; }; [ $t -gt $left ] && t=$left; echo "--- $* ($(date +%T))"; $B --timeout $t "$@" 2>&1 | grep -v "^[a-z0-9_]*\.[a-z_0-9]* *  " ; }
@@ -10,14 +10,13 @@ has slice.triton.131072.mfu || go 60 --only slice.triton.131072 --set '{"keep":7
 has slice.triton.131072.mfu || go 60 --only slice.triton.131072 --set '{"keep":5}'
 go 150 --only nano9b_lora.131072
 has nano9b_lora.131072.mfu || go 110 --only nano9b_lora.131072 --set '{"keep":2,"host_gb":40,"steps":1}'
-go 60 --only isolation.bfloat16 isolation.float32
+go 60 --only isolation.float32
+go 150 --only isolation.bfloat16
 go 40 --only loss
-go 30 --only slice.transformers.2048 slice.transformers.4096
-go 30 --only slice.wheels.8192 slice.wheels.16384
-go 30 --only slice.triton.8192 slice.triton.32768 slice.triton.65536 slice.triton.16384
-go 50 --only slice.triton.262144
+for name in transformers.2048 transformers.4096 wheels.8192 wheels.16384 triton.8192 triton.16384 triton.32768 triton.65536; do go 75 --only slice.$name; done
+go 100 --only slice.triton.262144
 go 40 --only kernels
-go 30 --only slice.transformers.8192 slice.wheels.4096 slice.torch.8192 slice.torch.16384
+for name in wheels.32768 torch.8192 torch.16384; do go 75 --only slice.$name; done
 [ $((END - SECONDS)) -gt 40 ] && PROFILE=1 timeout 45 python benchmarks/sft_long_context.py --inside --only slice.triton.131072 --set '{"steps":1}' 2>&1 | grep profile
 python - <<P
 import json; d=json.load(open("$J")); print(json.dumps(d["setting"])); [print(f"{k:44} {v:.6g}") for k,v in d["figures"].items()]
