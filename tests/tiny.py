@@ -1,9 +1,9 @@
-"""The hybrid that tests of several rooms train, adapt and merge, and a tokenizer that goes with it."""
+"""The models that tests of several rooms train, adapt, merge and serve, and a tokenizer that goes with them."""
 
 from typing import Any
 
 import torch
-from transformers import NemotronHConfig, NemotronHForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
 from models.hybrid import install
 
@@ -31,6 +31,17 @@ def tiny_hybrid(vocab_size: int = 64, **token_ids: int) -> NemotronHForCausalLM:
     )
     install(model)
     return model
+
+
+def tied_llama(vocab_size: int, **ids: int) -> LlamaForCausalLM:
+    """A Llama whose head is its embedding, the same at every call."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, tie_word_embeddings=True, **ids,
+        )
+    )  # fmt: skip
 
 
 def tiny_tokenizer(chat_name: str) -> Any:

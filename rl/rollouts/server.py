@@ -74,6 +74,8 @@ class ServerEngine:
             with whole_folder(self.exchange) as temporary:
                 save_file(_unshared(weights), temporary / "model.safetensors")
             self.load_folder(self.exchange)
+        if self.own is not None and not torch.cuda.is_available():
+            self._ask("/collective_rpc", {"method": "repack_head"})
         self._ask("/reset_prefix_cache", {})
 
     def load_folder(self, folder: Path) -> None:
@@ -210,6 +212,8 @@ def open_server(
         arguments = command_line(options)
         if settings.weights == "nccl":
             arguments += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
+        if not torch.cuda.is_available():
+            arguments += ["--worker-extension-cls", "rl.rollouts.vllm.PackedHead"]
         if settings.gpus is not None:
             arguments += ["--tensor-parallel-size", str(len(settings.gpus))]
         own = OwnServer(model, tags, exchange / "server.log", arguments, settings.gpus)

@@ -186,6 +186,13 @@ class VLLMEngine:
         return Completion(token_ids, logprobs, forced, output.finish_reason)
 
 
+class PackedHead:
+    """For the workers of a server on the CPU (``--worker-extension-cls``): the same from outside, by collective_rpc."""
+
+    def repack_head(self) -> None:
+        _repack_head(self.get_model())  # type: ignore[attr-defined]  # the worker's
+
+
 def _repack_head(model: torch.nn.Module) -> None:
     """vLLM's CPU build (0.31) computes with a packed copy of the head; a head that is tied to the embedding gets no
     tensor of its own, and a reload would leave its copy as it was."""

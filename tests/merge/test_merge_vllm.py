@@ -11,7 +11,7 @@ os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import rl.rollouts
 from common.stage import StageContext, StageLog
@@ -25,7 +25,7 @@ from merge.stage import measurements, run
 from models.loading import load_tokenizer, save_model
 from rl.config import Rollouts
 from rl.reward_trainer import load_scorer
-from tests.tiny import tiny_hybrid, tiny_tokenizer, token_ids
+from tests.tiny import tied_llama, tiny_hybrid, tiny_tokenizer, token_ids
 
 CHAT = "nemotron-nano-v2"
 MIXTURES = {
@@ -34,16 +34,6 @@ MIXTURES = {
 }
 JUDGED: dict[str, Any] = {"reward": {"preference": 1.0}, "reward_model": "judge"}
 SUITES = {"reasoning": Suite(data="math", **JUDGED), "chat": Suite(data="talk", **JUDGED)}
-
-
-def tied_llama(vocab_size: int, **ids: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, tie_word_embeddings=True, **ids,
-        )
-    )  # fmt: skip
 
 
 def moved(model: PreTrainedModel, seed: int, by: float) -> PreTrainedModel:

@@ -15,12 +15,14 @@ import psutil
 from budget_control.rule import BudgetRule
 from common.errors import ConfigError
 from data_recipes.chat import chat_format
-from models.loading import load_model, load_tokenizer
+from models.loading import load_model, load_tokenizer, save_model
 from rl.config import Rollouts
 from rl.rollouts import open_engine
 from rl.rollouts.base import EngineLostError, Request, Sampling
+from rl.rollouts.hf import HFEngine
 from rl.rollouts.server import ServerEngine
 from tests.rl.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
+from tests.tiny import tied_llama, tiny_tokenizer, token_ids
 
 PROMPT = "<SPECIAL_11>User\nsay words\n<SPECIAL_11>Assistant\n<think>\n"
 
@@ -93,6 +95,23 @@ def test_killed_in_the_middle_of_a_rollout(engines, small_base):
     assert server.lost == 1
     assert [c.token_ids for c in again[:8]] == [c.token_ids for c in whole]
     check_logprobs(again[:8], asked, type(hf)(changed, hf.thinking, batch_size=8))
+
+
+def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
+    """vLLM's CPU build computes with a packed copy of it."""
+    tokenizer = tiny_tokenizer("nemotron-nano-v2")
+    model = tied_llama(len(tokenizer), **token_ids(tokenizer))
+    save_model(model, tokenizer, tmp_path / "model")
+    settings = Rollouts(engine="vllm_server", max_tokens=1, deadline_s=120)
+    server = open_engine(
+        "vllm_server", tmp_path / "model", tokenizer, chat_format("nemotron-nano-v2"), batch_size=8, max_length=256,
+        settings=settings, exchange=tmp_path / "exchange",
+    )  # fmt: skip
+    changed = changed_model(tmp_path / "model")
+    server.load_weights(changed.state_dict().items())
+    asked = requests(tmp_path / "model", 4)
+    check_logprobs(server.generate(asked), asked, HFEngine(changed, server.engine.thinking, batch_size=8))
+    server.close()
 
 
 def test_a_server_that_hangs_is_given_up_at_the_deadline(engines, small_base):
