@@ -228,7 +228,7 @@ def test_large_rows_make_small_parts(tmp_path: Path, gpt2_like: Any, monkeypatch
     monkeypatch.setattr(draw, "ROW", 100)  # 2,000 bytes a part
     name = write(tmp_path / "one.jsonl", 100, licence="x" * 400)
     data = prepare(Mixture(sources={name: 100}), CHAT, gpt2_like, tmp_path / "set")
-    assert {shard["examples"] for shard in data.index["shards"]} <= {3, 4}
+    assert max(shard["examples"] for shard in data.index["shards"]) <= 4  # by rows alone it would be 20
     assert list(data) == encoded(build(Mixture(sources={name: 100})).conversations, gpt2_like)
 
 
