@@ -1,7 +1,7 @@
 # benchmarks/sft_long_context.py whole, on one H100 in some 15 minutes, more than one call of 10: LIMIT, and run again with what is missing; run in the repository root after `. setup.sh`; JSON to $OUT
 : ${OUT:=/tmp/out}; mkdir -p $OUT; J=$OUT/sft_long_context.json; B="python benchmarks/sft_long_context.py --json $J"
 END=$((SECONDS + ${LIMIT:-530}))
-go() { left=$((END - SECONDS)); t=$1; shift; [ $left -lt 20 ] && { echo "no time for $*"; return; }; [ $t -gt $left ] && t=$left; echo "--- $* ($(date +%T))"; $B --timeout $t "$@" 2>&1 | grep -v "^[a-z0-9_]*\.[a-z_0-9]* *  " ; }
+go() { left=$((END - SECONDS)); t=$1; shift; [ $# = 2 ] && has "$2." && return; [ $left -lt 20 ] && { echo "no time for $*"; return; }; [ $t -gt $left ] && t=$left; echo "--- $* ($(date +%T))"; $B --timeout $t "$@" 2>&1 | grep -v "^[a-z0-9_]*\.[a-z_0-9]* *  " ; }
 has() { grep -q "\"$1" $J 2>/dev/null; }
 # the first step of a fresh machine: an empty Triton cache, configurations from models/tuned.json
 export TRITON_CACHE_DIR=/tmp/triton-final
