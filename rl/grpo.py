@@ -119,7 +119,9 @@ class StepRollouts:
         seconds = time.perf_counter() - started
         self.engine.sleep()
         tokens = sum(len(completion.token_ids) for completion in completions)
-        difference = self.probe(asked, completions)
+        difference = self.probe(asked, completions, PROBE)
+        if not difference <= self.stage.max_mismatch:  # a few completions are a small sample
+            difference = self.probe(asked, completions, len(completions))
         require_fresh(difference, self.stage.max_mismatch, step)
         samples = [
             judged(prompt.messages, prompt.mode, prompt.ids, completion, self.scorer.thinking, self.chat,
@@ -149,9 +151,9 @@ class StepRollouts:
             metrics=metrics,
         )
 
-    def probe(self, asked: Sequence[Prompt], completions: Sequence[Completion]) -> float:
-        """The mismatch of engine and trainer over a few completions, spread over the prompts."""
-        places = range(0, len(completions), max(1, len(completions) // PROBE))
+    def probe(self, asked: Sequence[Prompt], completions: Sequence[Completion], count: int) -> float:
+        """The mismatch of engine and trainer over about ``count`` completions, spread over the prompts."""
+        places = range(0, len(completions), max(1, len(completions) // count))
         scores = self.scorer.score([[*asked[place].ids, *completions[place].token_ids] for place in places])
         return mismatch(
             [completions[place].logprobs for place in places],

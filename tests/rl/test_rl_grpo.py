@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,31 @@ def test_stale_weights_stop_the_stage(stage, tmp_path, monkeypatch, make_model):
     with pytest.raises(StaleWeightsError, match="max_mismatch"):
         stage(tmp_path / "run", settings)
     assert rows(tmp_path / "run/metrics.jsonl")[0]["mismatch"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_mismatch_of_the_few_probed_completions_alone_is_measured_on_all(stage, tmp_path, monkeypatch):
+    from models.loading import load_model
+    from rl import rollouts
+
+    open_engine = rollouts.open_engine
+
+    def noisy(kind, model, *args, **more):
+        if kind == "hf":
+            return open_engine("hf", model, *args, **more)
+        engine = open_engine("hf", load_model(model), *args, batch_size=16)
+        generate = engine.generate
+
+        def off_in_every_second(requests):
+            answers = generate(requests)
+            far = [replace(each, logprobs=tuple(value + 0.2 for value in each.logprobs)) for each in answers]
+            return [far[place] if place % 2 == 0 else each for place, each in enumerate(answers)]
+
+        engine.generate = off_in_every_second
+        return engine
+
+    monkeypatch.setattr(rollouts, "open_engine", noisy)
+    stage(tmp_path / "run", config(max_mismatch=1.17, rollouts=Rollouts(engine="vllm", max_tokens=10, grace=2)))
+    assert all(1.05 < row["mismatch"] < 1.17 for row in rows(tmp_path / "run/metrics.jsonl"))
 
 
 def test_mismatch_is_the_mean_factor_over_sampled_tokens():
