@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from common.errors import ConfigError
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -65,6 +69,20 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def alone(folder: Path, busy: str) -> Iterator[None]:
+    """Makes the folder and holds it while this lasts.
+
+    Raises ConfigError where another process holds it; ``busy`` says what that one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout:
+        raise ConfigError(f"{folder}: {busy} (it holds {folder / '.lock'})") from None
 
 
 @functools.cache

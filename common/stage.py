@@ -15,7 +15,7 @@ class StageLog:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def metrics(self, step: int, total_steps: int | None = None, **values: float) -> None:
+    def metrics(self, step: int, total_steps: int | None = None, **values: float | str) -> None:
         """One step's figures. Usual names: loss, reward, tokens_per_s, tokens, learning_rate, phase (a word)."""
         self._append("metrics.jsonl", {"time": time.time(), "step": step, "total_steps": total_steps, **values})
 

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from common.errors import ConfigError, DataError
-from common.files import fingerprint, room_version, sha256_file
+from common.errors import DataError
+from common.files import alone, fingerprint, room_version, sha256_file
 from data_recipes import shards
 from data_recipes.caps import as_text, digest
 from data_recipes.catalog import CATALOG
@@ -81,7 +80,8 @@ def prepare(
     tokenizer = offsets_tokenizer(tokenizer)
     encoder, transforms = ExampleEncoder(chat, tokenizer), teaching.make() if teaching else ()
     draws, report = draw(mixture, data_root, seed, chat, tell)
-    with _lock(folder), _workers(chat, tokenizer, teaching, workers) as pool:
+    busy = "another process prepares this set"
+    with alone(folder, busy), _workers(chat, tokenizer, teaching, workers) as pool:
         work = partial(write_shard, encoder=encoder, transforms=transforms)
         paths: list[Path] = []
         done, total = 0, report.samples
@@ -286,13 +286,3 @@ def _run(
 def _result(job: tuple[Future[None], int]) -> int:
     job[0].result()
     return job[1]
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", blocking=False):
-            yield
-    except Timeout:
-        raise ConfigError(f"{folder}: another process prepares this set (it holds {folder / '.lock'})") from None

@@ -71,7 +71,7 @@ def run(
                 result = evaluate(engine, chat, tokenizer, tasks[name], mode, rewards[name], rollouts, context.seed)
                 done += 1
                 phase = f"{checkpoint}, {name}, {label(mode)}"
-                context.log.metrics(done, total, score=result.score.value, phase=phase)  # type: ignore[arg-type]
+                context.log.metrics(done, total, score=result.score.value, phase=phase)
                 _show(context, checkpoint, result)
                 return result
 

@@ -3,6 +3,7 @@ checkpoints that are whole or not there, and figures on their way to the stage's
 
 import math
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -31,10 +32,9 @@ def resolve_device(device: str) -> str:
     Raises:
         ConfigError: a CUDA device is asked for that is not there, or the name is unknown.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {device} is asked for, but torch finds {torch.cuda.device_count()} CUDA devices")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

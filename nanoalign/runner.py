@@ -16,11 +16,10 @@ from types import FrameType
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from common.errors import ConfigError, StageError
-from common.files import whole_file, write_json
+from common.files import alone, whole_file, write_json
 from nanoalign.artifacts import StageRecord, clear, read_record, write_record
 from nanoalign.graph import BASE, Node, after, makes_model, needed_by, nodes, stage_seed
 from nanoalign.launch import command
@@ -66,7 +65,7 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
     """
     folder = options.root / recipe.name
     wanted = needed_by(recipe, options.until) if options.until else set(recipe.stages)
-    with _lock(folder), _sigterm():
+    with alone(folder, "another nanoalign is at work on this run"), _sigterm():
         for name in after(recipe, options.force):
             clear(folder / name)
         with whole_file(folder / "recipe.yaml") as temporary:
@@ -267,16 +266,6 @@ def _report(folder: Path, console: Console, *, anew: bool) -> None:
     if anew or not (folder / "report.json").exists():
         report.write(folder)
         console.print(f"report: {folder / 'report.html'}", highlight=False)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", blocking=False):
-            yield
-    except Timeout:
-        raise ConfigError(f"{folder}: another nanoalign is at work on this run (it holds {folder / '.lock'})") from None
 
 
 @contextmanager

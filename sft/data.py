@@ -187,7 +187,7 @@ def telling(log: StageLog) -> Tell:
         nonlocal last
         if time.monotonic() - last >= TOLD_EVERY_S:
             last = time.monotonic()
-            log.metrics(done, total, phase=doing)  # type: ignore[arg-type]
+            log.metrics(done, total, phase=doing)
 
     return tell
 

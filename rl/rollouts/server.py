@@ -131,9 +131,11 @@ class ServerEngine:
         token_ids, sampling = tuple(answer["token_ids"]), request.sampling
         rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
         drawn = answer["logprobs"]
-        likeliest = [max(tokens, key=tokens.__getitem__) for tokens in drawn["top_logprobs"]]
-        stops = {f"token_id:{token}" for token in self.thinking.stop_ids}
-        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids, [token in stops for token in likeliest]))
+        stopped = None
+        if sampling.thinking_budget is not None:
+            stops = {f"token_id:{token}" for token in self.thinking.stop_ids}
+            stopped = [max(tokens, key=tokens.__getitem__) in stops for tokens in drawn["top_logprobs"]]
+        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids, stopped))
         return Completion(token_ids, tuple(drawn["token_logprobs"]), forced, answer["finish_reason"])
 
     def _ask_all(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ loading did to them (prepacking on CPU, fused projections): ``model.load_weights
 
 import gc
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,10 +177,10 @@ class VLLMEngine:
     def _completion(self, request: Request, output: Any) -> Completion:
         token_ids, sampling = tuple(output.token_ids), request.sampling
         rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
-        drawn, shown = output.logprobs, 1 if sampling.thinking_budget is None else 2
-        stopped = [token in self.thinking.stop_ids for token in drawn.token_ids[shown - 1 :: shown]]
+        drawn, limited = output.logprobs, sampling.thinking_budget is not None
+        stopped = [token in self.thinking.stop_ids for token in drawn.token_ids[1::2]] if limited else None
         forced = tuple(rule.forced_mask(request.prompt_ids, token_ids, stopped))
-        logprobs = tuple(drawn.logprobs[::shown])
+        logprobs = tuple(drawn.logprobs[:: 2 if limited else 1])
         if output.finish_reason not in ("stop", "length"):
             raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")
         return Completion(token_ids, logprobs, forced, output.finish_reason)
@@ -189,8 +189,11 @@ class VLLMEngine:
 class PackedHead:
     """For the workers of a server on the CPU (``--worker-extension-cls``): the same from outside, by collective_rpc."""
 
+    get_model: Callable[[], torch.nn.Module]
+    """The worker's."""
+
     def repack_head(self) -> None:
-        _repack_head(self.get_model())  # type: ignore[attr-defined]  # the worker's
+        _repack_head(self.get_model())
 
 
 def _repack_head(model: torch.nn.Module) -> None:

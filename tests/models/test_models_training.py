@@ -77,7 +77,7 @@ def test_a_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
 
 def test_unknown_devices_are_errors() -> None:
     for name in ("tpu", "cpu:1", "cuda:", "cuda:one"):
-        with pytest.raises(ConfigError, match=f"got '{name}'|{name} is asked for"):
+        with pytest.raises(ConfigError, match=f"expected auto, cpu, cuda or cuda:N, got '{name}'"):
             resolve_device(name)
     with pytest.raises(ConfigError, match="cuda:64 is asked for, but torch finds"):
         resolve_device("cuda:64")

@@ -122,37 +122,42 @@ def test_killed_in_the_middle_of_a_sync_a_stage_goes_on(small_base, tmp_path):
     assert figures["mismatch_max"] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_stale_weights_stop_the_stage(stage, tmp_path, monkeypatch, make_model):
-    """An engine that keeps the first weights is caught as soon as training has moved the others."""
+@pytest.fixture
+def with_engine(monkeypatch):
+    """Lets a stage generate with an HF engine of its own, changed in place by what is given."""
     from models.loading import load_model
     from rl import rollouts
 
     open_engine = rollouts.open_engine
 
-    def stale(kind, model, *args, **more):
-        if kind == "hf":
-            return open_engine("hf", model, *args, **more)
-        engine = open_engine("hf", load_model(model), *args, batch_size=16)
-        engine.load_weights = lambda tensors: None
-        return engine
+    def use(change):
+        def changed(kind, model, *args, **more):
+            if kind == "hf":
+                return open_engine("hf", model, *args, **more)
+            engine = open_engine("hf", load_model(model), *args, batch_size=16)
+            change(engine)
+            return engine
 
-    monkeypatch.setattr(rollouts, "open_engine", stale)
+        monkeypatch.setattr(rollouts, "open_engine", changed)
+
+    return use
+
+
+def test_stale_weights_stop_the_stage(stage, tmp_path, with_engine):
+    """An engine that keeps the first weights is caught as soon as training has moved the others."""
+
+    def stale(engine):
+        engine.load_weights = lambda tensors: None
+
+    with_engine(stale)
     settings = config(6, rollouts=Rollouts(engine="vllm", max_tokens=10, grace=2))
     with pytest.raises(StaleWeightsError, match="max_mismatch"):
         stage(tmp_path / "run", settings)
     assert rows(tmp_path / "run/metrics.jsonl")[0]["mismatch"] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_mismatch_of_the_few_probed_completions_alone_is_measured_on_all(stage, tmp_path, monkeypatch):
-    from models.loading import load_model
-    from rl import rollouts
-
-    open_engine = rollouts.open_engine
-
-    def noisy(kind, model, *args, **more):
-        if kind == "hf":
-            return open_engine("hf", model, *args, **more)
-        engine = open_engine("hf", load_model(model), *args, batch_size=16)
+def test_a_mismatch_of_the_few_probed_completions_alone_is_measured_on_all(stage, tmp_path, with_engine):
+    def noisy(engine):
         generate = engine.generate
 
         def off_in_every_second(requests):
@@ -161,9 +166,8 @@ def test_a_mismatch_of_the_few_probed_completions_alone_is_measured_on_all(stage
             return [far[place] if place % 2 == 0 else each for place, each in enumerate(answers)]
 
         engine.generate = off_in_every_second
-        return engine
 
-    monkeypatch.setattr(rollouts, "open_engine", noisy)
+    with_engine(noisy)
     stage(tmp_path / "run", config(max_mismatch=1.17, rollouts=Rollouts(engine="vllm", max_tokens=10, grace=2)))
     assert all(1.05 < row["mismatch"] < 1.17 for row in rows(tmp_path / "run/metrics.jsonl"))
 
