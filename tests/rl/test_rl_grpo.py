@@ -36,16 +36,16 @@ def config(steps: int = 2, **changes) -> GRPOStage:
 
 
 @pytest.fixture
-def stage(small_base, tmp_path):
+def stage(small_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a source's name, path and all, seeds its draw
     prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(8)]
-    source = tmp_path / "prompts.jsonl"
-    source.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
+    Path("prompts.jsonl").write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
 
     def run(folder, settings):
         context = StageContext(
             "instruct", folder, {"from": small_base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder)
         )
-        return grpo.run(settings, {"m": Mixture(sources={f"file:{source}": 8})}, context)
+        return grpo.run(settings, {"m": Mixture(sources={"file:prompts.jsonl": 8})}, context)
 
     return run
 
