@@ -185,7 +185,7 @@ def nano9b(total: int, host_gb: float, keep: int = 0, tokens: int = 16384, steps
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     lengths = lengths_of(total)
     batch = pack(NANO_9B["vocab_size"], lengths)
-    offload = HostOffload(NANO_9B["hidden_size"], int(host_gb * 1e9))
+    offload = HostOffload(int(host_gb * 1e9))
     losses = []
 
     def step() -> None:

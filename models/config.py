@@ -61,9 +61,10 @@ class Training(Section):
     """With gradient_checkpointing: tokens of a tile."""
     keep_blocks: int = Field(0, ge=0)
     """With gradient_checkpointing: so many blocks, the last ones, keep their wide products instead of recomputing them;
-    each takes 4 to 5 times the memory of its input."""
+    each takes 4 to 7 times the memory of its input, on the GPU or, with offload_gb, on the host."""
     offload_gb: float = Field(0.0, ge=0)
-    """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks."""
+    """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks and the
+    products that keep_blocks keeps, the first ones saved; the rest stays on the GPU."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimizer steps between resumable checkpoints."""
     lora: LoRA | None = None

@@ -1,134 +1,220 @@
-"""Checkpointed activations in pinned host memory, copied while the GPU computes.
+"""Activations in pinned host memory, copied while the GPU computes.
 
-What a checkpointed block keeps is its input: (B, T, hidden) for each block. The first ones are needed last, so they go
-to the host, and come back one or two tiles ahead of the backward pass; the rest stays. Copies run on a stream of their
-own.
+What checkpoints save outside of their recomputation goes to the host: the inputs of blocks, and of blocks that keep
+their wide products (:mod:`models.tiling`) those too. The first ones saved are needed last, so they go, as many as the
+host holds, and come back a few gigabytes ahead of the backward pass; the rest stays. Memory is moved as it lies: a
+contiguous tensor alone, views of one storage with the whole of it, once for all that saved it.
+
+Copies run on a stream of their own; memory is taken and given back on the stream that computes, which waits where it
+would overtake a copy. So what the GPU holds does not depend on how far the CPU runs ahead.
 """
 
+import ctypes
+import mmap
+import weakref
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
 SLAB = 2**30
-"""Bytes pinned at once. torch's own pinned allocator rounds every tensor up to a power of two."""
-AHEAD = 3
-"""Tensors fetched before they are asked for."""
-LAG = 12
-"""Copies that may be under way: without a limit the CPU, far ahead of the GPU, would fill its memory with them."""
+"""Bytes pinned at once."""
+LAG = 4 * 2**30
+"""Bytes of tensors on their way out that still take memory on the GPU; past it, computing waits for copying."""
+AHEAD = 3 * 2**30
+"""Bytes fetched before they are asked for."""
+
+
+@dataclass
+class _Parked:
+    """A stretch of a storage: on its way to the host, there, or back."""
+
+    place: int
+    host: Tensor
+    near: Tensor | None
+    """Its bytes on the GPU, as long as they are there."""
+    copied: Any
+    """The event at the end of the last copy."""
+    source: StorageWeakRef
+    """Keeps the storage's identity, not its memory, from being given to another."""
+    uses: int = 0
+
+
+@dataclass(frozen=True)
+class _View:
+    """A saved tensor: where it lies in a parked stretch."""
+
+    parked: _Parked
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def take(self) -> Tensor:
+        """The tensor on the GPU, after the copy. The stretch is dropped with its last use."""
+        parked = self.parked
+        assert parked.near is not None
+        parked.copied.wait()
+        near = parked.near.view(self.dtype)
+        parked.uses -= 1
+        if not parked.uses:
+            parked.near = None
+        return near.as_strided(self.shape, self.stride, near.storage_offset() + self.offset)
 
 
 class HostOffload:
-    """Saved tensors whose last dimension is ``hidden`` go to the host, the first ``host_bytes`` of each forward pass.
+    """Saved activations go to the host, the first of each forward pass, as many as ``host_bytes`` of memory hold.
 
     Use: ``with offload.forward(): loss = ...``, then ``loss.backward()``, then the next forward pass, which takes the
     same host memory again.
     """
 
-    def __init__(self, hidden: int, host_bytes: int, least: int = 2**20) -> None:
-        """``least`` is the size in elements under which tensors stay where they are."""
-        self.hidden, self.host_bytes, self.least = hidden, host_bytes, least
+    def __init__(self, host_bytes: int, least: int = 2**21, kind: str = "cuda") -> None:
+        """Storages under ``least`` bytes stay where they are, and those on other devices than ``kind``."""
+        self.host_bytes, self.least, self.kind = host_bytes, least, kind
+        self.device = torch.get_device_module(kind)
+        self.stream: Any = None
         self.slabs: list[Tensor] = []
         self.parked: list[_Parked] = []
         self.parked_bytes = 0
-        self.last: Tensor | None = None
-        """The last tensor parked, held so that no other takes its address."""
-        self.stream: torch.cuda.Stream | None = None
+        if kind == "cuda":
+            weakref.finalize(self, _unpin, self.slabs).atexit = False
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """What is saved for the backward pass inside is offloaded."""
-        self.parked, self.parked_bytes, self.slab, self.used = [], 0, 0, 0
-        if self.stream is None and torch.cuda.is_available():
-            self.stream = torch.cuda.Stream()
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
-                yield
-        finally:
-            self.last = None
+        if self.stream is None and self.device.is_available():
+            self.stream = self.device.Stream()
+        if self.stream is not None:  # a backward pass that was broken off left copies behind
+            self.device.current_stream().wait_stream(self.stream)
+        self.parked, self.parked_bytes = [], 0
+        self.known: dict[tuple[int, ...], _Parked] = {}
+        self.leaving: deque[_Parked] = deque()
+        self.leaving_bytes = 0
+        self.used = [0] * len(self.slabs)
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+            yield
 
     def _pack(self, tensor: Tensor) -> Any:
-        wanted = tensor.is_cuda and tensor.dim() == 3 and tensor.shape[-1] == self.hidden  # (B, T, hidden), no weight
-        if not wanted or (tensor.is_leaf and tensor.requires_grad) or tensor.numel() < self.least:
+        if tensor.device.type != self.kind or not _activation(tensor):
             return tensor
-        last = self.last
-        if last is not None and tensor.data_ptr() == last.data_ptr() and tensor.shape == last.shape:
-            self.parked[-1].uses += 1  # saved by two pieces of one tile
-            return self.parked[-1]
-        if self.parked_bytes + tensor.nbytes > self.host_bytes:
-            self.last = None
+        storage, size = tensor.untyped_storage(), tensor.element_size()
+        if storage.nbytes() < self.least:
             return tensor
-        if len(self.parked) > LAG:
-            self.parked[-LAG].out.synchronize()
-        self.parked.append(_Parked(tensor, self._room(tensor), len(self.parked), self.stream))
-        self.parked_bytes, self.last = self.parked_bytes + tensor.nbytes, tensor
-        return self.parked[-1]
+        self._let_go()
+        start, end = 0, storage.nbytes()
+        if tensor.is_contiguous():
+            start = tensor.storage_offset() * size
+            end = start + tensor.nbytes
+        key = (storage._cdata, tensor._version, start, end)
+        parked = self.known.get(key) or self._park(storage, start, end)
+        if parked is None:
+            return tensor
+        self.known[key] = parked
+        parked.uses += 1
+        return _View(parked, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset() - start // size)
 
-    def _room(self, tensor: Tensor) -> Tensor:
-        """Pinned memory for a tensor, in the next slab that has room."""
-        while self.slab < len(self.slabs) and self.used + tensor.nbytes > self.slabs[self.slab].nbytes:
-            self.slab, self.used = self.slab + 1, 0
-        if self.slab == len(self.slabs):
-            self.slabs.append(torch.empty(max(SLAB, tensor.nbytes), dtype=torch.uint8, pin_memory=True))
-        piece = self.slabs[self.slab][self.used : self.used + tensor.nbytes]
-        self.used += -(-tensor.nbytes // 256) * 256
-        return piece.view(tensor.dtype).view(tensor.shape)
+    def _park(self, storage: torch.UntypedStorage, start: int, end: int) -> _Parked | None:
+        """Starts the copy out; None where the host is full."""
+        host = self._room(end - start)
+        if host is None:
+            return None
+        near = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, start, (end - start,))
+        parked = _Parked(len(self.parked), host, near, self._copy(host, near), StorageWeakRef(storage))
+        self.parked.append(parked)
+        self.leaving.append(parked)
+        self.parked_bytes += end - start
+        self.leaving_bytes += end - start
+        return parked
+
+    def _let_go(self) -> None:
+        """Gives up what has been copied out, and what has to be by now."""
+        while self.leaving and (self.leaving_bytes > LAG or self.leaving[0].copied.query()):
+            parked = self.leaving.popleft()
+            parked.copied.wait()
+            parked.near = None
+            self.leaving_bytes -= parked.host.nbytes
+
+    def _room(self, size: int) -> Tensor | None:
+        """Pinned memory in the first slab that has room, or in a new one; None where the host is full."""
+        aligned = -(-size // 512) * 512
+        for place, slab in enumerate(self.slabs):
+            if self.used[place] + aligned <= slab.nbytes:
+                break
+        else:
+            left = self.host_bytes - sum(slab.nbytes for slab in self.slabs)
+            if left < aligned:
+                return None
+            slab, place = _slab(max(aligned, min(SLAB, left)), pinned=self.kind == "cuda"), len(self.slabs)
+            self.slabs.append(slab)
+            self.used.append(0)
+        start = self.used[place]
+        self.used[place] += aligned
+        return slab[start : start + size]
+
+    def _copy(self, target: Tensor, source: Tensor) -> Any:
+        """Copies behind what the computing stream has been given so far; returns the event at the copy's end."""
+        copied = self.device.Event()
+        self.stream.wait_stream(self.device.current_stream())
+        with self.device.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+            copied.record(self.stream)
+        return copied
 
     def _unpack(self, packed: Any) -> Tensor:
-        if not isinstance(packed, _Parked):
+        if not isinstance(packed, _View):
             return packed
-        if packed.place >= len(self.parked) or self.parked[packed.place] is not packed:
+        place, ahead = packed.parked.place, 0
+        if place >= len(self.parked) or self.parked[place] is not packed.parked:
             raise RuntimeError("activations of an earlier forward pass were offloaded, and the last one overwrote them")
-        later = self.parked[packed.place + LAG].read if packed.place + LAG < len(self.parked) else None
-        if later is not None:
-            later.synchronize()
-        for place in range(packed.place, max(-1, packed.place - AHEAD - 1), -1):
-            self.parked[place].fetch()
+        while place >= 0 and ahead <= AHEAD:
+            parked = self.parked[place]
+            if parked.uses:
+                ahead += parked.host.nbytes
+                if parked.near is None:
+                    parked.near = torch.empty_like(parked.host, device=self.kind)
+                    parked.copied = self._copy(parked.near, parked.host)
+            place -= 1
         return packed.take()
 
 
-class _Parked:
-    """One tensor on the host."""
+def _activation(tensor: Tensor) -> bool:
+    """Whether a saved tensor belongs to the pass alone: no weight, no view or cast of one, no index."""
+    base = tensor if tensor._base is None else tensor._base
+    held = isinstance(base, nn.Parameter) or (base.is_leaf and base.requires_grad)  # by others, for its gradient
+    return tensor.is_floating_point() and max(tensor.dim(), base.dim()) >= 3 and not held  # weights are matrices
 
-    def __init__(self, tensor: Tensor, host: Tensor, place: int, stream: Any) -> None:
-        self.host, self.place, self.stream = host, place, stream
-        self.uses = 1
-        self.back: Tensor | None = None
-        self.read: torch.cuda.Event | None = None
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            host.copy_(tensor, non_blocking=True)
-            self.out = stream.record_event()
-        tensor.record_stream(stream)
 
-    def fetch(self) -> None:
-        """Starts the copy back, unless it is there or done with. It follows the copy out: both are on one stream."""
-        if self.back is None and self.uses:
-            with torch.cuda.stream(self.stream):
-                self.back = self.host.to("cuda", non_blocking=True)
-                self.here = self.stream.record_event()
+def _slab(size: int, pinned: bool) -> Tensor:
+    """Host memory. Pages are touched by several threads, huge ones where the system has them, before they are pinned:
+    cudaHostAlloc does all that alone, page by page."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    slab = torch.frombuffer(memory, dtype=torch.uint8)
+    if pinned:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        address, step = slab.data_ptr(), 2**26
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda at: ctypes.memset(address + at, 0, min(step, size - at)), range(0, size, step)))
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, size, 0))
+    return slab
 
-    def take(self) -> Tensor:
-        """The tensor on the GPU; the current stream waits for it. Dropped after its last use."""
-        back = self.back
-        assert back is not None
-        stream = torch.cuda.current_stream()
-        stream.wait_event(self.here)
-        back.record_stream(stream)
-        self.read = stream.record_event()
-        self.uses -= 1
-        if not self.uses:
-            self.back = None
-        return back
+
+def _unpin(slabs: list[Tensor]) -> None:
+    for slab in slabs:
+        torch.cuda.cudart().cudaHostUnregister(slab.data_ptr())
 
 
 def offload_activations(model: PreTrainedModel, host_gb: float) -> HostOffload:
-    """Offloads what the checkpointed blocks of ``model`` keep, up to ``host_gb`` gigabytes (10^9 bytes) of pinned host
-    memory, in every forward pass with gradients. The backward pass must come before the next of these."""
-    offload, entered = HostOffload(model.config.hidden_size, int(host_gb * 1e9)), ExitStack()
+    """Offloads what checkpoints keep in ``model``, up to ``host_gb`` gigabytes (10^9 bytes) of pinned host memory, in
+    every forward pass with gradients. The backward pass must come before the next of these."""
+    offload, entered = HostOffload(int(host_gb * 1e9)), ExitStack()
 
     def enter(decoder: nn.Module, args: Any) -> None:
         if torch.is_grad_enabled():
