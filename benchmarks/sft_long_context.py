@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -28,13 +29,12 @@ import transformers
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
 from common.files import whole_file
-from models import tuned
 from models.adapters import attach
 from models.config import LoRA
 from models.documents import packed_inputs
 from models.hybrid import install
 from models.isolation import check_isolation
-from models.kernels import mamba_ssm, verify
+from models.kernels import verify
 from models.known import KNOWN
 from models.loss import causal_loss, linear_cross_entropy
 from models.offload import HostOffload
@@ -128,7 +128,9 @@ def use_wheels() -> None:
     top level imports compiled CUDA, and so does the fused path that it prefers."""
     from transformers.models.nemotron_h import modeling_nemotron_h as theirs
 
-    scan = mamba_ssm().mamba_chunk_scan_combined
+    sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")  # its Mamba-1 extension
+    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as scan
+
     known = inspect.signature(scan).parameters
 
     def chunk_scan(*args: Any, **kwargs: Any) -> Any:
@@ -301,15 +303,12 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help="measure in this process")
     parser.add_argument("--timeout", type=int, default=150, help="seconds for each")
     parser.add_argument("--json", type=Path, help="figures, added to those that the file has")
-    parser.add_argument("--tuned", type=Path, help="with --inside: write the autotuned configurations there")
     arguments = parser.parse_args()
     known = measurements()
     if arguments.inside:
         transformers.logging.set_verbosity_error()
         function, settings = known[arguments.only[0]]
         figures = function(**settings | arguments.set)
-        if arguments.tuned:
-            arguments.tuned.write_text(json.dumps(tuned.found(), indent=1) + "\n")
         print("FIGURES " + json.dumps(figures))
         return
     results: dict[str, Any] = {}

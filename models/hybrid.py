@@ -24,7 +24,7 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mi
 from models.documents import isolate, unisolate
 from models.kernels import TORCH, Kernels, KernelSet, choose
 from models.lowrank import project
-from models.mamba2 import conv_step, document_runs, ssd_step
+from models.mamba2 import conv_step, document_runs, split_channels, ssd_step
 
 
 class Mamba2Path:
@@ -32,6 +32,7 @@ class Mamba2Path:
 
     layer_idx: int
     num_heads: int
+    head_dim: int
     n_groups: int
     ssm_state_size: int
     intermediate_size: int
@@ -92,7 +93,7 @@ class Mamba2Path:
         last_BKD = x_BTD[:, -(self.conv_kernel_size - 1) :].clone()
         x_BTD = self._convolve(x_BTD, previous_BKD, document_BT)
         y, state_BHPN = self._recur(x_BTD, self._steps(dt), state_BHPN, document_BT, None)
-        return y.flatten(2), last_BKD, state_BHPN
+        return y, last_BKD, state_BHPN
 
     def gate(self, y: Tensor, gate: Tensor) -> Tensor:
         """What goes into ``out_proj``."""
@@ -107,17 +108,9 @@ class Mamba2Path:
     def _time_step_limit(self) -> tuple[float, float]:
         return self.time_step_limit
 
-    def _split(self, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The convolution's activated output (..., D) as x (..., H, P), input and output (..., G, N)."""
-        channels = self.intermediate_size // self.num_heads * heads
-        state = (x.shape[-1] - channels) // 2
-        x, inputs, outputs = x.split([channels, state, state], dim=-1)
-        by_group = (-1, self.ssm_state_size)
-        return x.unflatten(-1, (heads, -1)), inputs.unflatten(-1, by_group), outputs.unflatten(-1, by_group)
-
     def _decode(self, x_BD: Tensor, dt_BH: Tensor, layer: Any) -> Tensor:
         x_BD, conv_state = conv_step(x_BD, layer.conv_states[0], self.conv1d.weight.squeeze(1), self.conv1d.bias)
-        x, inputs, outputs = self._split(F.silu(x_BD), self.num_heads)
+        x, inputs, outputs = split_channels(F.silu(x_BD), self.num_heads, self.head_dim, self.ssm_state_size)
         A_H = -torch.exp(self.A_log.float())
         y, state = ssd_step(x, dt_BH, A_H, inputs, outputs, layer.recurrent_states[0], self.D)
         if torch.compiler.is_compiling():  # CUDA graphs want the cache's tensors to keep their addresses
@@ -136,7 +129,7 @@ class Mamba2Path:
         mask_BT: Tensor | None,
         seq_idx_BT: Tensor | None,
     ) -> Tensor:
-        """Many tokens at once. ``layer`` is the cache's layer where it holds earlier tokens, else None."""
+        """Many tokens at once, to (B, T, heads x channels). ``layer``: the cache's where it holds earlier tokens."""
         if mask_BT is not None:
             x_BTD = x_BTD * mask_BT.unsqueeze(-1).to(x_BTD.dtype)
         document_BT = None if seq_idx_BT is None else document_runs(seq_idx_BT)
@@ -164,10 +157,9 @@ class Mamba2Path:
         heads: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
         """The scan of the mixer's ``heads``, whose channels and time steps come in, with its last state."""
-        x, inputs, outputs = self._split(x_BTD, dt_BTH.shape[2])
         A_H, D_H = -torch.exp(self.A_log[heads].float()), self.D[heads].float()
-        chunk = self.chunk_size
-        return self.kernels.scan(x, dt_BTH, A_H, inputs, outputs, chunk, D_H, state_BHPN, document_BT, mask_BT)
+        shape = (self.head_dim, self.ssm_state_size, self.chunk_size)
+        return self.kernels.scan(x_BTD, dt_BTH, A_H, D_H, shape, state_BHPN, document_BT, mask_BT)
 
 
 class NemotronHPath(Mamba2Path, NemotronHMamba2Mixer):
@@ -215,15 +207,25 @@ def install(model: PreTrainedModel, kernels: Kernels = "torch") -> int:
         ConfigError: Triton kernels are asked for and cannot run here.
         IsolationError: they differ from the torch functions, or leak.
     """
-    mixers = []
     for module in model.modules():
         module.__class__ = PATHS.get(type(module), type(module))
-        if isinstance(module, Mamba2Path):
-            mixers.append(module)
-    chosen = choose(kernels, model.device) if mixers or kernels == "triton" else TORCH
-    for mixer in mixers:
-        mixer.kernels = chosen
+    count = use_kernels(model, kernels, model.device)
     isolate(model)
+    return count
+
+
+def use_kernels(model: nn.Module, kernels: Kernels, device: torch.device) -> int:
+    """Sets the kernels of every mixer on this path, for training and prefill on ``device``. Returns their number.
+
+    Raises:
+        ConfigError: Triton kernels are asked for and cannot run here.
+        IsolationError: they differ from the torch functions, or leak.
+    """
+    mixers = [module for module in model.modules() if isinstance(module, Mamba2Path)]
+    sizes = {(mixer.head_dim, mixer.ssm_state_size, mixer.num_heads // mixer.n_groups) for mixer in mixers}
+    chosen = [choose(kernels, device, size) for size in sorted(sizes)]
+    for mixer in mixers:
+        mixer.kernels = chosen[0]
     return len(mixers)
 
 

@@ -1,13 +1,10 @@
-"""Triton kernels for CUDA behind the functions of :mod:`models.mamba2`: mamba-ssm's scan and kernels of our own.
+"""Triton kernels for CUDA behind the functions of :mod:`models.mamba2`, and the same in torch.
 
-All come from wheels without compiled CUDA. They are used only after :func:`verify` has compared them with the torch
-functions on this device.
+They need nothing but the Triton that comes with torch, and are used only after :func:`verify` has compared them with
+the torch functions on this device.
 """
 
 import logging
-import os
-import sys
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,10 +13,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from common.errors import ConfigError, IsolationError
-from models.mamba2 import causal_conv, ssd_scan
+from models.mamba2 import causal_conv, split_channels, ssd_scan
 
 Kernels = Literal["auto", "torch", "triton"]
 log = logging.getLogger(__name__)
@@ -37,86 +33,47 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def mamba_ssm() -> Any:
-    """mamba-ssm's module of the scan, with the shipped configurations.
-
-    Raises:
-        ImportError: they, or triton, are not there.
-    """
-    if "selective_scan_cuda" not in sys.modules:  # mamba_ssm imports its Mamba-1 extension, absent from pure wheels
-        sys.modules["selective_scan_cuda"] = types.ModuleType("selective_scan_cuda")
-    # Triton keeps what its autotuners find beside the kernels it compiled, so that only the first process searches.
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
-    from mamba_ssm.ops.triton import ssd_combined
-
-    from models.tuned import load
-
-    load()
-    return ssd_combined
+Shape = tuple[int, int, int]
+"""Channels of a head, size of the state, and tokens of a chunk (which the Triton scan chooses by itself)."""
 
 
-def triton_scan(
-    x_BTHP: Tensor,
+def scan(
+    channels_BTD: Tensor,
     dt_BTH: Tensor,
     A_H: Tensor,
-    input_BTGN: Tensor,
-    output_BTGN: Tensor,
-    chunk: int,
-    D_H: Tensor | None = None,
+    D_H: Tensor,
+    shape: Shape,
     initial_BHPN: Tensor | None = None,
     document_BT: Tensor | None = None,
     mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`models.mamba2.ssd_scan` by mamba-ssm's Triton kernels."""
-    dt_BTH = dt_BTH.float() if mask_BT is None else dt_BTH.float() * mask_BT.unsqueeze(-1)
-    batch, length = dt_BTH.shape[:2]
-    seq_idx = None if document_BT is None else document_BT.int().expand(batch, length).contiguous()
-    dtype = x_BTHP.dtype
-    inputs = (x_BTHP, dt_BTH, A_H, input_BTGN.to(dtype), output_BTGN.to(dtype), D_H, initial_BHPN, seq_idx)
-    tokens = _SavedScan.apply(chunk, *inputs)
-    return _Scan.apply(*tokens, chunk, *(None if tensor is None else tensor.detach() for tensor in inputs))
+    """:func:`models.mamba2.ssd_scan` of the convolution's output, x and the state's inputs and outputs side by side.
 
-
-class _SavedScan(torch.autograd.Function):
-    """Saves what the scan's backward pass reads, before the scan runs, so that a checkpoint's recomputation ends here.
-
-    Returns two tensors without memory, which stand for the scan's outputs until :class:`_Scan` computes them.
+    Returns y (B, T, H P) in the channels' dtype and the last state (B, H, P, N) in fp32.
     """
-
-    @staticmethod
-    def forward(ctx: Any, chunk: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.chunk = chunk
-        ctx.save_for_backward(*inputs)
-        x, _, _, entered = inputs[:4]
-        assert x is not None and entered is not None
-        batch, _, heads, channels = x.shape
-        state = x.new_empty((), dtype=torch.float32).expand(batch, heads, channels, entered.shape[-1])
-        return x.new_empty(()).expand(x.shape), state
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        x, dt, A, entered, read, D, initial, seq_idx = ctx.saved_tensors
-        backward = mamba_ssm()._mamba_chunk_scan_combined_bwd
-        dx, ddt, dA, d_entered, d_read, dD, _, _, d_initial = backward(
-            grad_y, x, dt, A, entered, read, x, ctx.chunk,  # of the output it takes the shape only: there is no gate
-            D=D, initial_states=initial, dfinal_states=grad_state.contiguous(), seq_idx=seq_idx,
-        )  # fmt: skip
-        return None, dx, ddt, dA, d_entered, d_read, dD, d_initial, None
+    head_dim, size, chunk = shape
+    x, inputs, outputs = split_channels(channels_BTD, len(A_H), head_dim, size)
+    y, state = ssd_scan(x, dt_BTH, A_H, inputs, outputs, chunk, D_H, initial_BHPN, document_BT, mask_BT)
+    return y.flatten(2), state
 
 
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, state: Tensor, chunk: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, dt, A, entered, read, D, initial, seq_idx = inputs
-        forward = mamba_ssm()._mamba_chunk_scan_combined_fwd
-        out = forward(x, dt, A, entered, read, chunk, D=D, initial_states=initial, seq_idx=seq_idx)
-        return out[0], out[5].float()
+def triton_scan(
+    channels_BTD: Tensor,
+    dt_BTH: Tensor,
+    A_H: Tensor,
+    D_H: Tensor,
+    shape: Shape,
+    initial_BHPN: Tensor | None = None,
+    document_BT: Tensor | None = None,
+    mask_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`scan` by :mod:`models.triton_scan`."""
+    from models.triton_scan import SavedScan, Scan
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        return grad_y, grad_state, None, *[None] * 8
+    dt_BTH = dt_BTH.float() if mask_BT is None else dt_BTH.float() * mask_BT.unsqueeze(-1)
+    inputs = (channels_BTD, dt_BTH.contiguous(), A_H, D_H, initial_BHPN, document_BT)
+    tokens = SavedScan.apply(*inputs, *shape[:2])
+    return Scan.apply(*tokens, *(None if tensor is None else tensor.detach() for tensor in inputs), *shape[:2])
 
 
 def triton_conv(
@@ -159,12 +116,13 @@ class KernelSet:
     squared_relu: Callable[[Tensor], Tensor]
 
 
-TORCH = KernelSet(ssd_scan, causal_conv, gated_norm, squared_relu)
+TORCH = KernelSet(scan, causal_conv, gated_norm, squared_relu)
 TRITON = KernelSet(triton_scan, triton_conv, triton_gated_norm, triton_squared_relu)
 
 
-def choose(kernels: Kernels, device: torch.device) -> KernelSet:
-    """The kernels for a device. ``auto`` takes Triton's on CUDA where they can be had and agree with torch's.
+def choose(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = (80, 128, 16)) -> KernelSet:
+    """The kernels for a device. ``auto`` takes Triton's on CUDA where they can be had and agree with torch's, for
+    mixers of this ``size``: channels of a head, size of the state, heads of a group.
 
     Raises:
         ConfigError: ``triton`` is asked for and cannot run here.
@@ -173,7 +131,7 @@ def choose(kernels: Kernels, device: torch.device) -> KernelSet:
     if kernels == "torch" or (kernels == "auto" and device.type != "cuda"):
         return TORCH
     try:
-        verify(device)
+        verify(device, size)
     except (ConfigError, IsolationError) as error:
         if kernels == "triton":
             raise
@@ -183,87 +141,98 @@ def choose(kernels: Kernels, device: torch.device) -> KernelSet:
 
 
 @cache
-def verify(device: torch.device, tolerance: float = 0.02) -> dict[str, float]:
-    """Compares the kernels with the torch functions on a small pack: outputs, gradients, and what crosses documents.
+def verify(
+    device: torch.device, size: tuple[int, int, int] = (80, 128, 16), tolerance: float = 0.02
+) -> dict[str, float]:
+    """Compares the kernels with the torch functions on a small pack in bf16: outputs, gradients, and a document in the
+    pack with itself alone, which must be the same to the last bit. ``size`` is :func:`choose`'s.
 
     Returns the relative differences.
 
     Raises:
-        ConfigError: there is no CUDA device, or a kernel cannot be imported.
-        IsolationError: a kernel differs by more than bf16 explains, or lets one document change another.
+        ConfigError: there is no CUDA device, or no Triton.
+        IsolationError: a kernel differs by more than bf16 explains, or a document by anything.
     """
     if device.type != "cuda":
         raise ConfigError(f"kernels=triton: needs a CUDA device, the model is on {device}")
     try:
-        mamba_ssm()
         import models.triton_kernels  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"kernels=triton: needs mamba-ssm (its Triton part) and triton: {error}") from error
+        raise ConfigError(f"kernels=triton: needs triton, which comes with torch's CUDA builds: {error}") from error
     found = {}
-    for name, outputs, inputs, leak in _trials(device):
+    for name, outputs, inputs, leak in _trials(device, *size):
         for part, (a, b) in {"output": outputs, "gradient": inputs}.items():
             found[f"{name}.{part}"] = float((a - b).norm() / a.norm())
         wrong = max(found[f"{name}.output"], found[f"{name}.gradient"])
-        if leak > 0 or not wrong <= tolerance:
-            raise IsolationError(f"Triton {name}: differs from torch by {found}, and crosses documents by {leak:.2e}")
+        if leak != 0 or not wrong <= tolerance:
+            raise IsolationError(f"Triton {name}: differs from torch by {found}, and alone from packed by {leak:.2e}")
     return found
 
 
-def _trials(device: torch.device) -> Iterator[tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor], float]]:
-    """For every kernel: its name, outputs and gradients of all inputs (torch's, Triton's), and what crosses documents.
+Pair = tuple[Tensor, Tensor]
+
+
+def _trials(device: torch.device, head_dim: int, size: int, share: int) -> Iterator[tuple[str, Pair, Pair, float]]:
+    """For every kernel: its name, outputs and gradients of all inputs (torch's, Triton's), and how far the second
+    document, behind a loud one, is from itself alone.
 
     The scan and the convolution continue an earlier stretch, as tiles do (see :mod:`models.tiling`). Lengths divide by
     16, as tiles' do, so that nothing is compiled for this check alone.
     """
-    length, start, heads, channels, groups, size, dtype = 2048, 937, 32, 80, 2, 128, torch.bfloat16
+    length, start, heads, groups, dtype = 2048, 928, 2 * share, 2, torch.bfloat16
+    inner = heads * head_dim
+    width = inner + 2 * groups * size
     draw = torch.Generator(device).manual_seed(0)
 
     def noise(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, device=device, dtype=dtype, generator=draw)
 
-    x = noise(1, length, heads, channels)
     document = (torch.arange(length, device=device) >= start).long().unsqueeze(0)
     A = -torch.arange(1.0, heads + 1, device=device)
-    scanned = [x, F.softplus(noise(1, length, heads).float() - 2), noise(1, length, groups, size),
-               noise(1, length, groups, size), noise(heads, dtype=torch.float32),
-               noise(1, heads, channels, size, dtype=torch.float32)]  # fmt: skip
-    convolved = [x.flatten(2), noise(heads * channels, 4), noise(heads * channels), noise(1, 3, heads * channels)]
-    normed = [x.flatten(2), noise(1, length, heads * channels), noise(heads * channels)]
+    channels, y = noise(1, length, width), noise(1, length, inner)
+    scanned = [channels, F.softplus(noise(1, length, heads).float() - 2), noise(heads, dtype=torch.float32),
+               noise(1, heads, head_dim, size, dtype=torch.float32)]  # fmt: skip
+    convolved = [channels, noise(width, 4), noise(width), noise(1, 3, width)]
 
     def scan(function: Any) -> Callable[..., Tensor]:
-        def run(x: Tensor, dt: Tensor, inputs: Tensor, outputs: Tensor, D: Tensor, initial: Tensor) -> Tensor:
-            y, state = function(x, dt, A, inputs, outputs, 128, D, initial, document)
+        def run(channels: Tensor, dt: Tensor, D: Tensor, initial: Tensor) -> Tensor:
+            y, state = function(channels, dt, A, D, (head_dim, size, 128), initial, document[:, -channels.shape[1] :])
             return torch.cat([y.float().flatten(), state.flatten()])
 
         return run
 
     def conv(function: Any) -> Callable[..., Tensor]:
-        return lambda x, weight, bias, previous: function(x, weight, bias, previous, document, silu=True)
+        def run(x: Tensor, weight: Tensor, bias: Tensor, previous: Tensor) -> Tensor:
+            return function(x, weight, bias, previous, document[:, -x.shape[1] :], silu=True).flatten()
+
+        return run
 
     def norm(function: Any) -> Callable[..., Tensor]:
-        return lambda y, gate, weight: function(y, gate, weight, 2 * channels, 1e-5)
+        return lambda y, gate, weight: function(y, gate, weight, share * head_dim, 1e-5)
 
     makers: dict[str, tuple[Callable[[Any], Callable[..., Tensor]], list[Tensor]]] = {
         "scan": (scan, scanned),
         "conv": (conv, convolved),
-        "gated_norm": (norm, normed),
-        "squared_relu": (lambda function: function, [x]),
+        "gated_norm": (norm, [y, noise(1, length, inner), noise(inner)]),
+        "squared_relu": (lambda function: function, [y]),
     }
     for name, (make, inputs) in makers.items():
         outputs, grads = [], []
         for kernels in (TORCH, TRITON):
             leaves = [tensor.clone().requires_grad_() for tensor in inputs]
-            y = make(getattr(kernels, name))(*leaves)
-            grad = torch.autograd.grad(y.float().square().sum(), leaves)
-            outputs.append(y.detach().float())
+            out = make(getattr(kernels, name))(*leaves)
+            grad = torch.autograd.grad(out.float().square().sum(), leaves)
+            outputs.append(out.detach().float())
             grads.append(torch.cat([(part / part.norm()).float().flatten() for part in grad]))
         leak = 0.0
         if name in ("scan", "conv"):
-            loud = inputs[0].clone()
-            loud[:, :start] *= 100
-            run, width = make(getattr(TRITON, name)), heads * channels
-            first, second = (
-                run(value, *inputs[1:]).flatten()[start * width : length * width] for value in (inputs[0], loud)
-            )
-            leak = float((first.float() - second.float()).abs().max())
+            run, each = make(getattr(TRITON, name)), inner if name == "scan" else width
+            loud, alone = list(inputs), list(inputs)
+            loud[0] = torch.cat([inputs[0][:, :start] * 100, inputs[0][:, start:]], dim=1)
+            alone[0] = inputs[0][:, start:]
+            if name == "scan":
+                alone[1] = inputs[1][:, start:]
+            alone[-1] = torch.zeros_like(inputs[-1])
+            packed, single = run(*loud)[start * each : length * each], run(*alone)[: (length - start) * each]
+            leak = float((packed.float() - single.float()).abs().max())
         yield name, (outputs[0], outputs[1]), (grads[0], grads[1]), leak

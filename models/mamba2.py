@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.chunks import once_for_each
+
 BLOCK = 64
 """Chunks whose recurrence is solved by one S x S matrix product; longer sequences go block by block."""
 
 
+@once_for_each
 def document_runs(seq_idx_BT: Tensor) -> Tensor:
     """Numbers the runs of equal values from 0, so that two documents never share a number. (B, T) to (B, T) int64."""
     changed = seq_idx_BT[:, 1:] != seq_idx_BT[:, :-1]
@@ -183,6 +186,14 @@ def _recurrence(
         entering.append(after[:, :-1])
         state, owner_B = after[:, -1], owners_BS[:, -1]
     return torch.cat(entering, dim=1) if len(entering) > 1 else entering[0], state
+
+
+def split_channels(channels: Tensor, heads: int, head_dim: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution's output (..., D) as x (..., H, P), and as input and output (..., G, N)."""
+    inner = heads * head_dim
+    group = (channels.shape[-1] - inner) // 2
+    x, inputs, outputs = channels.split([inner, group, group], dim=-1)
+    return x.unflatten(-1, (heads, head_dim)), inputs.unflatten(-1, (-1, size)), outputs.unflatten(-1, (-1, size))
 
 
 def ssd_step(

@@ -110,7 +110,7 @@ class SequenceParallelMamba2(Mamba2Path):
         mask_BT: Tensor | None,
         seq_idx_BT: Tensor | None,
     ) -> Tensor:
-        """(B, L, D) and (B, L, H) to (B, L, H, P); ``seq_idx_BT`` is that of the whole pack."""
+        """(B, L, D) and (B, L, H) to (B, L, H P); ``seq_idx_BT`` is that of the whole pack."""
         if cache is not None:
             raise IsolationError("sequence parallelism knows no cache")
         ranks, rank = self.group.size(), self.group.rank()

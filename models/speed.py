@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from models.config import Training
-from models.hybrid import Mamba2Path
-from models.kernels import choose
+from models.hybrid import use_kernels
 from models.offload import offload_activations
 from models.tiling import tile
 
@@ -17,11 +16,7 @@ def prepare(model: nn.Module, train: Training, device: torch.device) -> None:
         ConfigError: ``train.kernels`` is triton and it cannot run here.
         IsolationError: it differs from the torch functions, or leaks.
     """
-    mixers = [module for module in model.modules() if isinstance(module, Mamba2Path)]
-    if mixers:
-        chosen = choose(train.kernels, device)
-        for mixer in mixers:
-            mixer.kernels = chosen
+    use_kernels(model, train.kernels, device)
     if train.gradient_checkpointing:
         tile(model, train.tile, train.keep_blocks)
         if train.offload_gb and device.type == "cuda":

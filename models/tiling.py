@@ -3,7 +3,8 @@
 Inside a block of NemotronH the widest tensor is 4 to 5 times the hidden size; at 131,072 tokens a Mamba block's
 projection, states and their gradients would take tens of gigabytes. Here a block runs tile by tile: an MLP's tiles do
 not know of each other; a Mamba block's hand on the convolution's last inputs and the state, so that the result is that
-of one long sequence, documents isolated, and gradients flow back through them.
+of one long sequence, documents isolated, and gradients flow back through them. A Mamba block's tiles end where a chunk
+of the scan does (:func:`models.chunks.tile_bounds`): a document is cut into the same chunks wherever it lies.
 
 Each tile is its own activation checkpoint: what stays is the block's input. A checkpointed piece ends in a product (see
 :mod:`models.lowrank`), which recomputation leaves out, so that ``down_proj`` and ``out_proj`` run once. Blocks that
@@ -12,6 +13,8 @@ the input, and compute again only what is elementwise, norms and the convolution
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
 
+from models.chunks import once_for_each, tile_bounds
 from models.hybrid import Mamba2Path
 from models.kernels import TORCH, KernelSet
 from models.lowrank import project
@@ -131,18 +135,17 @@ class TiledNemotronHBlock(NemotronHBlock):
             y, previous, state = mixer.stretch(channels, steps, *carried)
             return narrow(y, gate, x), previous, state
 
-        document_BT = None if seq_idx is None else document_runs(seq_idx)
-        previous = state = document = None
-        outputs, start = [], 0
-        for x in hidden_states.split(self.tile, dim=1):
-            if document_BT is not None:
-                document = document_BT[:, start : start + x.shape[1]]
-                if previous is not None:
-                    same = document_BT[:, start - previous.shape[1] : start] == document[:, :1]
-                    previous = torch.where(same.unsqueeze(-1), previous, 0)
-                    state = torch.where(same[:, -1, None, None, None], state, 0)
-                document = document - document[:, :1]
-            carried = (previous, state, document)
+        previous = state = None
+        outputs = []
+        for stretch in _stretches(hidden_states.shape[1], seq_idx, self.tile):
+            x = hidden_states[:, stretch.start : stretch.end]
+            if stretch.begins:
+                previous = state = None
+            elif stretch.same_BK is not None and previous is not None:
+                same_BK = stretch.same_BK[:, -previous.shape[1] :]
+                previous = torch.where(same_BK.unsqueeze(-1), previous, 0)
+                state = torch.where(same_BK[:, -1, None, None, None], state, 0)
+            carried = (previous, state, stretch.document_BT)
             if self.keep:
                 gate, channels, steps = mixer.parts(_checkpointed(wide, x))
                 y, previous, state = _checkpointed(mixer.stretch, channels, steps, *carried)
@@ -150,8 +153,40 @@ class TiledNemotronHBlock(NemotronHBlock):
             else:
                 y, previous, state = _checkpointed(whole, x, *carried)
                 outputs.append(y)
-            start += x.shape[1]
         return torch.cat(outputs, dim=1)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A tile of a pack."""
+
+    start: int
+    end: int
+    begins: bool
+    """Whether nothing is handed on to it: a document begins."""
+    document_BT: Tensor | None = None
+    """Its documents, numbered from 0."""
+    same_BK: Tensor | None = None
+    """Whether the tokens in front of it are of its first document."""
+
+
+def _stretches(tokens: int, seq_idx: Tensor | None, tile: int) -> list[_Stretch]:
+    if seq_idx is None:
+        return [_Stretch(start, min(start + tile, tokens), start == 0) for start in range(0, tokens, tile)]
+    return _packed_stretches(seq_idx, tile)
+
+
+@once_for_each
+def _packed_stretches(seq_idx: Tensor, tile: int) -> list[_Stretch]:
+    document_BT = document_runs(seq_idx)
+    batch, tokens = document_BT.shape
+    starts = [0] if batch > 1 else [0, *(document_BT[0].diff().nonzero().flatten() + 1).tolist()]
+    found = []
+    for start, end in pairwise(tile_bounds(starts, tokens, tile)):
+        first_B1 = document_BT[:, start : start + 1]
+        before_BK = document_BT[:, max(0, start - tile) : start] == first_B1
+        found.append(_Stretch(start, end, start in starts, document_BT[:, start:end] - first_B1, before_BK))
+    return found
 
 
 def _checkpointed(function: Callable[..., Any], *inputs: Tensor | None) -> Any:

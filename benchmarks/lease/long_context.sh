@@ -3,7 +3,7 @@
 END=$((SECONDS + ${LIMIT:-530}))
 go() { left=$((END - SECONDS)); t=$1; shift; [ $# = 2 ] && has "$2." && return; [ $left -lt 20 ] && { echo "no time for $*"; return; }; [ $t -gt $left ] && t=$left; echo "--- $* ($(date +%T))"; $B --timeout $t "$@" 2>&1 | grep -v "^[a-z0-9_]*\.[a-z_0-9]* *  " ; }
 has() { grep -q "\"$1" $J 2>/dev/null; }
-# the first step of a fresh machine: an empty Triton cache, configurations from models/tuned.json
+# the first step of a fresh machine: an empty Triton cache
 export TRITON_CACHE_DIR=/tmp/triton-final
 go 100 --only slice.triton.131072
 has slice.triton.131072.mfu || go 60 --only slice.triton.131072 --set '{"keep":7}'
