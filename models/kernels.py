@@ -85,7 +85,7 @@ def triton_conv(
     silu: bool = False,
 ) -> Tensor:
     """:func:`models.mamba2.causal_conv` in one pass."""
-    from models.triton_kernels import CausalConv
+    from models.triton_conv import CausalConv
 
     if previous_BKD is not None:
         previous_BKD = previous_BKD.to(x_BTD.dtype)
@@ -156,7 +156,7 @@ def verify(
     if device.type != "cuda":
         raise ConfigError(f"kernels=triton: needs a CUDA device, the model is on {device}")
     try:
-        import models.triton_kernels  # noqa: F401
+        import triton  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"kernels=triton: needs triton, which comes with torch's CUDA builds: {error}") from error
     found = {}
