@@ -177,7 +177,7 @@ def _backward_step(
     x, document, grad_y, grad_x, grad_previous, stride_t, grad_stride_t, t, first, length, channels, d_mask,
     factors, offset, earlier, owners, pending, sums,
     K: tl.constexpr, HAS_DOCUMENT: tl.constexpr, SILU: tl.constexpr, MASKED: tl.constexpr, WEIGHTS: tl.constexpr,
-    PREVIOUS: tl.constexpr, COUNT: tl.constexpr,
+    HAS_PREVIOUS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """``COUNT`` tokens from ``t`` on: the slope of each one before SiLU enters the gradients of the ``K`` inputs it
     saw, which completes the earliest's. ``pending``: what the last ``K - 1`` tokens' gradients are so far; ``sums``:
@@ -212,7 +212,7 @@ def _backward_step(
         elif i < K - 1:
             mask = mask & (done >= first)
         tl.store(grad_x + t * channels + (i - (K - 1)) * channels, passed[K - 1], mask=mask)
-        if MASKED and PREVIOUS:
+        if MASKED and HAS_PREVIOUS:
             if done < 0:
                 tl.store(grad_previous + (K - 1 + done) * channels, passed[K - 1], mask=d_mask)
         pending = passed[: K - 1]
@@ -225,8 +225,8 @@ def _backward_march(
     x, previous, document, grad_y, grad_x, grad_previous, partial, stride_t, grad_stride_t, first, length, channels,
     d_mask, factors, offset,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_DOCUMENT: tl.constexpr,
-    SILU: tl.constexpr, MASKED: tl.constexpr, WEIGHTS: tl.constexpr, PREVIOUS: tl.constexpr,
-    BT: tl.constexpr, STEP: tl.constexpr, BD: tl.constexpr,
+    SILU: tl.constexpr, MASKED: tl.constexpr, WEIGHTS: tl.constexpr, BT: tl.constexpr, STEP: tl.constexpr,
+    BD: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of the inputs from ``first`` on, and these tokens' part of the weight's and the bias's."""
     earlier, owners = _earlier(
@@ -243,14 +243,14 @@ def _backward_march(
         earlier, owners, pending, sums = _backward_step(
             x, document, grad_y, grad_x, grad_previous, stride_t, grad_stride_t, t, first, length, channels, d_mask,
             factors, offset, earlier, owners, pending, sums,
-            K, HAS_DOCUMENT, SILU, MASKED, WEIGHTS, PREVIOUS, STEP,
+            K, HAS_DOCUMENT, SILU, MASKED, WEIGHTS, HAS_PREVIOUS, STEP,
         )  # fmt: skip
     # The last inputs are seen by K - 1 tokens more; what these add to the weight's gradient is the next program's.
     after = first + tl.cdiv(end - first, STEP) * STEP
     _backward_step(
         x, document, grad_y, grad_x, grad_previous, stride_t, grad_stride_t, after, first, length, channels, d_mask,
         factors, offset, earlier, owners, pending, sums,
-        K, HAS_DOCUMENT, SILU, MASKED, False, PREVIOUS, K - 1,
+        K, HAS_DOCUMENT, SILU, MASKED, False, HAS_PREVIOUS, K - 1,
     )  # fmt: skip
     if WEIGHTS:
         for row in tl.static_range(K + HAS_BIAS):
@@ -262,10 +262,9 @@ def _conv_backward(
     x, weight, bias, previous, document, grad_y, grad_x, grad_previous, partial, stride_b, stride_t,
     grad_stride_b, grad_stride_t, length, channels,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_DOCUMENT: tl.constexpr,
-    SILU: tl.constexpr, WEIGHTS: tl.constexpr, PREVIOUS: tl.constexpr,
-    BT: tl.constexpr, STEP: tl.constexpr, BD: tl.constexpr,
+    SILU: tl.constexpr, WEIGHTS: tl.constexpr, BT: tl.constexpr, STEP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """All gradients in one pass. ``WEIGHTS``, ``PREVIOUS``: whether the weights' and ``previous``'s are asked for."""
+    """All gradients in one pass; ``WEIGHTS``: those of the weight and the bias too."""
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     first, batch, d_mask = tl.program_id(1).to(tl.int64) * BT, tl.program_id(2).to(tl.int64), d < channels
     x += batch * stride_b + d
@@ -273,7 +272,6 @@ def _conv_backward(
     grad_x += batch * length * channels + d
     if HAS_PREVIOUS:
         previous += batch * (K - 1) * channels + d
-    if PREVIOUS:
         grad_previous += batch * (K - 1) * channels + d
     if HAS_DOCUMENT:
         document += batch * length
@@ -284,13 +282,13 @@ def _conv_backward(
         _backward_march(
             x, previous, document, grad_y, grad_x, grad_previous, partial, stride_t, grad_stride_t, first, length,
             channels, d_mask, factors, offset,
-            K, HAS_BIAS, HAS_PREVIOUS, HAS_DOCUMENT, SILU, False, WEIGHTS, PREVIOUS, BT, STEP, BD,
+            K, HAS_BIAS, HAS_PREVIOUS, HAS_DOCUMENT, SILU, False, WEIGHTS, BT, STEP, BD,
         )  # fmt: skip
     else:
         _backward_march(
             x, previous, document, grad_y, grad_x, grad_previous, partial, stride_t, grad_stride_t, first, length,
             channels, d_mask, factors, offset,
-            K, HAS_BIAS, HAS_PREVIOUS, HAS_DOCUMENT, SILU, True, WEIGHTS, PREVIOUS, BT, STEP, BD,
+            K, HAS_BIAS, HAS_PREVIOUS, HAS_DOCUMENT, SILU, True, WEIGHTS, BT, STEP, BD,
         )  # fmt: skip
 
 
@@ -333,12 +331,12 @@ class CausalConv(torch.autograd.Function):
         x_BTD, weight_DK, bias_D, previous_BKD, document_BT = ctx.saved_tensors
         batch, length, channels = x_BTD.shape
         width = weight_DK.shape[1]
-        _, to_weight, to_bias, to_previous, *_ = ctx.needs_input_grad
+        _, to_weight, to_bias, *_ = ctx.needs_input_grad
         if grad_BTD.stride(2) != 1:
             grad_BTD = grad_BTD.contiguous()
         blocks = triton.cdiv(length, BACKWARD_TOKENS)
         grad_x = torch.empty(x_BTD.shape, dtype=x_BTD.dtype, device=x_BTD.device)
-        grad_previous = torch.empty_like(previous_BKD) if to_previous else None
+        grad_previous = None if previous_BKD is None else torch.empty_like(previous_BKD)
         partial = None
         if to_weight or to_bias:
             rows = width + (bias_D is not None)
@@ -347,9 +345,9 @@ class CausalConv(torch.autograd.Function):
             x_BTD, weight_DK, bias_D, previous_BKD, document_BT, grad_BTD, grad_x, grad_previous, partial,
             x_BTD.stride(0), x_BTD.stride(1), grad_BTD.stride(0), grad_BTD.stride(1), length, channels,
             width, bias_D is not None, previous_BKD is not None, document_BT is not None, ctx.silu,
-            partial is not None, to_previous, BACKWARD_TOKENS, STEP, CHANNELS, num_warps=WARPS, maxnreg=REGISTERS,
+            partial is not None, BACKWARD_TOKENS, STEP, CHANNELS, num_warps=WARPS, maxnreg=REGISTERS,
         )  # fmt: skip
-        if to_previous:
+        if ctx.unread:
             grad_previous = F.pad(grad_previous, (0, 0, ctx.unread, 0))
         grad_weight = grad_bias = None
         if partial is not None:
