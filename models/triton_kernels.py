@@ -1,4 +1,4 @@
-"""Triton kernels of our own: the gated norm, the squared ReLU, and from :mod:`models.triton_conv` the convolution.
+"""Triton kernels of our own: the gated norm and the squared ReLU (:mod:`models.triton_conv` has the convolution).
 
 CUDA only. Each is one pass over memory in each direction, where eager torch makes three to six. They read strided views
 and count offsets in 64 bits: a pack's projection has more than 2^31 elements.
@@ -14,10 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from models.triton_conv import CausalConv
-
-__all__ = ["CausalConv", "GatedNorm", "SquaredReLU"]
 
 ELEMENTS, ROWS = 4096, 16
 """Sizes of a program's block: elements of the squared ReLU, rows of the gated norm."""
