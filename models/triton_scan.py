@@ -9,7 +9,8 @@ each chunk, rounded to the inputs' dtype, as the products that read it would rou
     states      the state that enters each chunk, one program for a few channels of a head, chunk after chunk; with
                 REVERSE the gradient of the state that leaves it, from the last chunk to the first
     outputs     all of a chunk's tokens for the heads of a group
-    gradients   of x, of the decays, and of the group's B and C, summed over its heads
+    gradients   of x and of the decays
+    group_gradients   of B and C, summed over the heads of their group
     time_steps  the gradients of dt and A from those of the decays
 
 Shapes: B batch, T tokens, M = B T tokens of all rows, H heads, P channels of a head, G groups of heads, N state size,
@@ -30,14 +31,21 @@ from models.chunks import LONGEST, Chunks, chunks_of
 
 
 class Block(NamedTuple):
-    """Channels of a head that a kernel's products take at once, warps of a program, stages of its pipeline."""
+    """Channels of a head that a kernel's products take at once, warps of a program, stages of its pipeline, and the
+    registers that a thread may have (0: as the compiler likes)."""
 
     channels: int
     warps: int
     stages: int
+    registers: int = 0
 
 
-BLOCKS = {"states": Block(16, 4, 3), "outputs": Block(16, 4, 3), "gradients": Block(16, 8, 2)}
+BLOCKS = {
+    "states": Block(16, 4, 3),
+    "outputs": Block(16, 4, 3),
+    "gradients": Block(16, 4, 3),
+    "group_gradients": Block(16, 4, 3),
+}
 HEADS = 16
 """Heads whose gradients of B and C one program adds up, at most."""
 
@@ -158,13 +166,13 @@ def _outputs(
 
 @triton.jit
 def _gradients(
-    x, key, query, grad_y, steps, decays, begin, states, grads, D, grad_x, grad_key, grad_query, grad_steps,
-    grad_decays, grad_D, stride, stride_grad_y, stride_out, stride_group, of_split, tokens, heads, share,
+    x, key, query, grad_y, steps, decays, begin, states, grads, D, grad_x, grad_scores, grad_steps, grad_decays,
+    grad_D, stride, stride_grad_y, stride_out, tokens, heads, share,
     P: tl.constexpr, N: tl.constexpr, HAS_D: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """``grads`` are the gradients of the states that leave the chunks. Gradients of B and C go where ``stride_group``
-    (from token to token) and ``of_split`` (from one part of a group's heads to the next) say."""
+    """``grads`` are the gradients of the states that leave the chunks; ``grad_scores`` (Z, H / HEADS, Q, Q) those of the
+    products of C and B, without what every head multiplies them by, summed over a part of a group's heads."""
     chunk, h0 = tl.program_id(0), tl.program_id(1) * HEADS
     start = tl.load(begin + chunk).to(tl.int64)
     size = (tl.load(begin + chunk + 1) - start).to(tl.int32)
@@ -177,8 +185,6 @@ def _gradients(
     scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
     causal = q[:, None] >= q[None, :]
     of_scores = tl.zeros((Q, Q), dtype=tl.float32)
-    of_keys = tl.zeros((Q, BN), dtype=tl.float32)
-    of_queries = tl.zeros((Q, BN), dtype=tl.float32)
     for turn in range(HEADS):
         h = h0 + turn
         of_head = h.to(tl.int64) * tokens + start
@@ -208,10 +214,6 @@ def _gradients(
             left = tl.load(grads + at + p[:, None] * N + n[None, :], mask=cells, other=0.0)
             wide_values, wide_slopes = values.to(tl.float32), slopes.to(tl.float32)
             products = tl.dot(slopes, tl.trans(values), products, input_precision=PRECISION)
-            scaled = (wide_slopes * from_start[:, None]).to(keys.dtype)
-            of_queries = tl.dot(scaled, entered, of_queries, input_precision=PRECISION)
-            scaled = (wide_values * (step * to_end)[:, None]).to(keys.dtype)
-            of_keys = tl.dot(scaled, left, of_keys, input_precision=PRECISION)
             read = tl.dot(queries, tl.trans(entered), input_precision=PRECISION)
             of_read += tl.sum(wide_slopes * read, axis=1)
             back = tl.dot(keys, tl.trans(left), input_precision=PRECISION) * to_end[:, None]
@@ -235,9 +237,57 @@ def _gradients(
         tl.store(grad_decays + of_head + q, of_decay, mask=mask)
         if HAS_D:
             tl.store(grad_D + chunk * heads + h, of_skip)
-    narrow = of_scores.to(keys.dtype)
-    of_queries = tl.dot(narrow, keys, of_queries, input_precision=PRECISION)
-    of_keys = tl.dot(tl.trans(narrow), queries, of_keys, input_precision=PRECISION)
+    part = chunk.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    to = grad_scores + part * Q * Q + q[:, None] * Q + q[None, :]
+    tl.store(to, of_scores.to(grad_scores.dtype.element_ty))
+
+
+@triton.jit
+def _group_gradients(
+    x, key, query, grad_y, steps, decays, begin, states, grads, grad_scores, grad_key, grad_query,
+    stride, stride_grad_y, stride_group, of_split, tokens, heads, share,
+    P: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The gradients of B and C go where ``stride_group`` (from token to token) and ``of_split`` (from one part of a
+    group's heads to the next) say."""
+    chunk, h0 = tl.program_id(0), tl.program_id(1) * HEADS
+    start = tl.load(begin + chunk).to(tl.int64)
+    size = (tl.load(begin + chunk + 1) - start).to(tl.int32)
+    q, n = tl.arange(0, Q), tl.arange(0, BN)
+    mask, n_mask = q < size, n < N
+    of_keys = tl.zeros((Q, BN), dtype=tl.float32)
+    of_queries = tl.zeros((Q, BN), dtype=tl.float32)
+    for turn in range(HEADS):
+        h = h0 + turn
+        of_head = h.to(tl.int64) * tokens + start
+        end = tl.load(decays + of_head + size - 1)
+        decay = tl.load(decays + of_head + q, mask=mask, other=0.0)
+        from_start = tl.exp(decay)
+        to_end = tl.exp(end - decay) * tl.load(steps + of_head + q, mask=mask, other=0.0)
+        at = (chunk.to(tl.int64) * heads + h) * P * N
+        for first in range(0, P, BP):
+            p = first + tl.arange(0, BP)
+            here, cells = mask[:, None] & (p < P)[None, :], (p < P)[:, None] & n_mask[None, :]
+            channel = (h * P + p)[None, :]
+            values = tl.load(x + start * stride + q[:, None] * stride + channel, mask=here, other=0.0)
+            slopes = tl.load(
+                grad_y + start * stride_grad_y + q[:, None] * stride_grad_y + channel, mask=here, other=0.0
+            )
+            entered = tl.load(states + at + p[:, None] * N + n[None, :], mask=cells, other=0.0)
+            left = tl.load(grads + at + p[:, None] * N + n[None, :], mask=cells, other=0.0)
+            scaled = (slopes.to(tl.float32) * from_start[:, None]).to(entered.dtype)
+            of_queries = tl.dot(scaled, entered, of_queries, input_precision=PRECISION)
+            scaled = (values.to(tl.float32) * to_end[:, None]).to(entered.dtype)
+            of_keys = tl.dot(scaled, left, of_keys, input_precision=PRECISION)
+    in_group = mask[:, None] & n_mask[None, :]
+    group = start * stride + (h0 // share) * N + q[:, None] * stride + n[None, :]
+    keys = tl.load(key + group, mask=in_group, other=0.0)
+    queries = tl.load(query + group, mask=in_group, other=0.0)
+    part = chunk.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    of_scores = tl.load(grad_scores + part * Q * Q + q[:, None] * Q + q[None, :])
+    of_queries = tl.dot(of_scores, keys, of_queries, input_precision=PRECISION)
+    of_keys = tl.dot(tl.trans(of_scores), queries, of_keys, input_precision=PRECISION)
     to = start * stride_group + (h0 // share) * N + q[:, None] * stride_group + n[None, :]
     to += (h0 % share // HEADS).to(tl.int64) * of_split
     tl.store(grad_key + to, of_keys.to(grad_key.dtype.element_ty), mask=in_group)
@@ -281,9 +331,10 @@ class _Plan:
 
     def block(self, kernel: str) -> dict[str, int]:
         """Constants of a launch."""
-        channels, warps, stages = BLOCKS[kernel]
-        state = max(16, triton.next_power_of_2(self.N))
-        return {"Q": self.Q, "BP": channels, "BN": state, "num_warps": warps, "num_stages": stages}
+        block = BLOCKS[kernel]
+        found = {"Q": self.Q, "BP": block.channels, "BN": max(16, triton.next_power_of_2(self.N))}
+        found |= {"num_warps": block.warps, "num_stages": block.stages}
+        return found | ({"maxnreg": block.registers} if block.registers else {})
 
     def split(self, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, B and C as views."""
@@ -359,11 +410,17 @@ def backward(
         grad_key, grad_query = parts
     grad_steps, grad_decays = plan.empty(plan.heads, plan.tokens), plan.empty(plan.heads, plan.tokens)
     by_chunk = plan.empty(2, plan.chunks.count, plan.heads)
-    _gradients[(plan.chunks.count, plan.heads // plan.part)](
-        x, key, query, grad_y, *decays, plan.chunks.begin, states, grads, D_H, grad_x, grad_key, grad_query,
-        grad_steps, grad_decays, by_chunk[0], plan.stride, grad_y.stride(1), out.stride(1), grad_key.stride(-2),
-        grad_key.stride(0) if splits > 1 else 0, plan.tokens, plan.heads, plan.share, plan.P, plan.N,
-        D_H is not None, plan.precision, plan.part, **plan.block("gradients"),
+    grid = (plan.chunks.count, plan.heads // plan.part)
+    grad_scores = plan.empty(*grid, plan.Q, plan.Q, dtype=plan.dtype)
+    _gradients[grid](
+        x, key, query, grad_y, *decays, plan.chunks.begin, states, grads, D_H, grad_x, grad_scores, grad_steps,
+        grad_decays, by_chunk[0], plan.stride, grad_y.stride(1), out.stride(1), plan.tokens, plan.heads, plan.share,
+        plan.P, plan.N, D_H is not None, plan.precision, plan.part, **plan.block("gradients"),
+    )  # fmt: skip
+    _group_gradients[grid](
+        x, key, query, grad_y, *decays, plan.chunks.begin, states, grads, grad_scores, grad_key, grad_query,
+        plan.stride, grad_y.stride(1), grad_key.stride(-2), grad_key.stride(0) if splits > 1 else 0, plan.tokens,
+        plan.heads, plan.share, plan.P, plan.N, plan.precision, plan.part, **plan.block("group_gradients"),
     )  # fmt: skip
     if splits > 1:
         out[..., plan.inner :] = parts.sum(1).movedim(0, 1).reshape(plan.batch, plan.length, -1)
@@ -396,9 +453,9 @@ class SavedScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        grads = backward(grad_y, grad_state, *ctx.saved_tensors, *ctx.sizes)
-        initial = ctx.saved_tensors[4]
-        return *grads[:4], None if initial is None else grads[4], None, None, None
+        saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
+        grads = backward(grad_y, grad_state, *saved, *ctx.sizes)
+        return *grads[:4], None if saved[4] is None else grads[4], None, None, None
 
 
 class Scan(torch.autograd.Function):
