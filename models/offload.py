@@ -207,7 +207,8 @@ def _slab(size: int, pinned: bool) -> Tensor:
 
 
 def _unpin(slabs: list[Tensor]) -> None:
-    torch.cuda.synchronize()  # copies may be under way
+    if slabs:
+        torch.cuda.synchronize()  # copies may be under way
     for slab in slabs:
         torch.cuda.cudart().cudaHostUnregister(slab.data_ptr())
 
