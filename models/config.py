@@ -60,8 +60,8 @@ class Training(Section):
     tile: int = Field(16384, ge=16)
     """With gradient_checkpointing: tokens of a tile."""
     keep_blocks: int = Field(0, ge=0)
-    """With gradient_checkpointing: so many blocks, the last ones, keep their wide products instead of recomputing them;
-    each takes 4 to 7 times the memory of its input, on the GPU or, with offload_gb, on the host."""
+    """With gradient_checkpointing: so many blocks, evenly spread, keep their wide products instead of recomputing
+    them; each takes 4 to 7 times the memory of its input, on the GPU or, with offload_gb, on the host."""
     offload_gb: float = Field(0.0, ge=0)
     """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks and the
     products that keep_blocks keeps, the first ones saved; the rest stays on the GPU."""

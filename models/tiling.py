@@ -203,8 +203,8 @@ TILED: dict[type[nn.Module], type[nn.Module]] = {
 def tile(model: nn.Module, tokens: int = 16384, keep: int = 0) -> int:
     """Tiles every known block of ``model``, in place, with the kernels of its mixers (:mod:`models.hybrid`).
 
-    It takes effect without gradients, and with gradient checkpointing. ``tokens`` is a tile's length; the last ``keep``
-    blocks keep their products. Returns how many modules are tiled.
+    It takes effect without gradients, and with gradient checkpointing. ``tokens`` is a tile's length; ``keep`` blocks,
+    spread evenly so that copies to the host are too, keep their products. Returns how many modules are tiled.
     """
     kernels = next((module.kernels for module in model.modules() if isinstance(module, Mamba2Path)), TORCH)
     for module in model.modules():
@@ -215,5 +215,6 @@ def tile(model: nn.Module, tokens: int = 16384, keep: int = 0) -> int:
     for place, module in enumerate(tiled):
         module.tile = tokens
         if isinstance(module, TiledNemotronHBlock):
-            module.keep, module.kernels = place >= len(tiled) - keep, kernels
+            module.keep = (place + 1) * keep // len(tiled) > place * keep // len(tiled)
+            module.kernels = kernels
     return len(tiled)

@@ -42,10 +42,11 @@ class Block(NamedTuple):
 
 BLOCKS = {
     "states": Block(16, 4, 3),
-    "outputs": Block(16, 4, 3),
+    "outputs": Block(16, 4, 4),
     "gradients": Block(16, 4, 3),
-    "group_gradients": Block(16, 4, 3),
+    "group_gradients": Block(32, 8, 3, 128),
 }
+"""The fastest of some dozen on an H100, for the heads of Nemotron Nano v2."""
 HEADS = 16
 """Heads whose gradients of B and C one program adds up, at most."""
 
@@ -171,8 +172,8 @@ def _gradients(
     P: tl.constexpr, N: tl.constexpr, HAS_D: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """``grads`` are the gradients of the states that leave the chunks; ``grad_scores`` (Z, H / HEADS, Q, Q) those of the
-    products of C and B, without what every head multiplies them by, summed over a part of a group's heads."""
+    """``grads`` are the gradients of the states that leave the chunks; ``grad_scores`` (Z, H / HEADS, Q, Q) those of
+    C B summed over a part of a group's heads."""
     chunk, h0 = tl.program_id(0), tl.program_id(1) * HEADS
     start = tl.load(begin + chunk).to(tl.int64)
     size = (tl.load(begin + chunk + 1) - start).to(tl.int32)
