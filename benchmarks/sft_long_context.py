@@ -168,11 +168,10 @@ def profile(step: Callable[[], None]) -> None:
     """Prints where one step's GPU time goes."""
     kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds) as profiler:
-        step()
-        torch.cuda.synchronize()
+        (seconds,) = timed(step, 1)
     rows = [row for row in profiler.key_averages() if row.self_device_time_total > 0 and not row.cpu_time_total]
     rows = sorted(rows, key=lambda row: -row.self_device_time_total)
-    print(f"profile: {sum(row.self_device_time_total for row in rows) / 1e3:.0f} ms of kernels")
+    print(f"profile: {sum(row.self_device_time_total for row in rows) / 1e3:.0f} ms of kernels in {seconds:.2f} s")
     for row in rows[:28]:
         print(f"profile: {row.self_device_time_total / 1e3:8.1f} ms {row.count:6d} x {row.key[:110]}")
 
