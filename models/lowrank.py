@@ -5,10 +5,13 @@ everything that the backward pass reads is there again, and a product saves its 
 forward ends in additions, behind the product, and makes two more passes over the output.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -16,15 +19,71 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     if isinstance(layer, LoraLinear) and _plain(layer):
         shape, x, weight = x.shape[:-1], x.flatten(0, -2), layer.base_layer.weight
         plus = None if plus is None else plus.flatten(0, -2)
-        for name in layer.active_adapters:
-            down, up = (part[name].weight.to(x.dtype) for part in (layer.lora_A, layer.lora_B))
-            plus = _linear(F.linear(layer.lora_dropout[name](x), down) * layer.scaling[name], up, plus)
-        if plus is not None and layer.active_adapters and _alike(x, weight, plus):
-            return plus.addmm_(x, weight.T).unflatten(0, shape)  # ours alone, and no view: added to in place
+        adapters = [
+            (layer.lora_A[name].weight.to(x.dtype), layer.lora_B[name].weight.to(x.dtype), layer.scaling[name])
+            for name in layer.active_adapters
+        ]
+        dropouts = [layer.lora_dropout[name] for name in layer.active_adapters]
+        alike = _alike(x, weight, x if plus is None else plus)
+        if alike and len(adapters) == 1 and not (layer.training and isinstance(dropouts[0], nn.Dropout)):
+            promised, read = _SavedLowRank.apply(x, weight, *adapters[0], plus)
+            inputs = (x, weight, adapters[0][1], plus)
+            product = _LowRank.apply(promised, read, *(None if each is None else each.detach() for each in inputs))
+            return product.unflatten(0, shape)
+        for (down, up, scaling), dropout in zip(adapters, dropouts):
+            plus = _linear(F.linear(dropout(x), down) * scaling, up, plus)
         return _linear(x, weight, plus).unflatten(0, shape)
     if type(layer) is nn.Linear and layer.bias is None and not _hooked(layer):
         return _linear(x, layer.weight, plus)
     return layer(x) if plus is None else plus + layer(x)
+
+
+class _SavedLowRank(torch.autograd.Function):
+    """Saves what the backward pass of a frozen weight with an adapter reads, before the large product runs, so that a
+    checkpoint's recomputation ends here. Returns a tensor without memory, which stands for the product until
+    :class:`_LowRank` computes it, and what the adapter reads of ``x``.
+
+    Shapes: R rows (tokens), D inputs, E outputs, K rank.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_RD: Tensor, weight_ED: Tensor, down_KD: Tensor, up_EK: Tensor, scaling: float,
+        plus_RE: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        read_RK = x_RD @ down_KD.T * scaling
+        ctx.scaling, ctx.added = scaling, plus_RE is not None
+        ctx.save_for_backward(x_RD, weight_ED, down_KD, up_EK, read_RK)
+        ctx.mark_non_differentiable(read_RK)
+        return x_RD.new_empty(()).expand(len(x_RD), len(weight_ED)), read_RK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RE: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x_RD, weight_ED, down_KD, up_EK, read_RK = ctx.saved_tensors
+        grad_RK = grad_RE @ up_EK * ctx.scaling
+        grad_x = (grad_RK @ down_KD).addmm_(grad_RE, weight_ED) if ctx.needs_input_grad[0] else None
+        grad_weight = grad_RE.T @ x_RD if ctx.needs_input_grad[1] else None
+        return (
+            grad_x, grad_weight, grad_RK.T @ x_RD, grad_RE.T @ read_RK, None, grad_RE if ctx.added else None
+        )  # fmt: skip
+
+
+class _LowRank(torch.autograd.Function):
+    """Computes what :class:`_SavedLowRank` promised; its gradient passes through to it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, promised: Tensor, read_RK: Tensor, x_RD: Tensor, weight_ED: Tensor, up_EK: Tensor,
+        plus_RE: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        low = read_RK @ up_EK.T if plus_RE is None else torch.addmm(plus_RE, read_RK, up_EK.T)
+        return low.addmm_(x_RD, weight_ED.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RE: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_RE, *[None] * 5
 
 
 def _plain(layer: LoraLinear) -> bool:

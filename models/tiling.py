@@ -137,8 +137,9 @@ class TiledNemotronHBlock(NemotronHBlock):
 
         previous = state = None
         outputs = []
-        for stretch in _stretches(hidden_states.shape[1], seq_idx, self.tile):
-            x = hidden_states[:, stretch.start : stretch.end]
+        stretches = _stretches(hidden_states.shape[1], seq_idx, self.tile)
+        tiles = hidden_states.split([stretch.tokens for stretch in stretches], dim=1)  # one gradient for all of them
+        for x, stretch in zip(tiles, stretches):
             if stretch.begins:
                 previous = state = None
             elif stretch.same_BK is not None and previous is not None:
@@ -160,8 +161,7 @@ class TiledNemotronHBlock(NemotronHBlock):
 class _Stretch:
     """A tile of a pack."""
 
-    start: int
-    end: int
+    tokens: int
     begins: bool
     """Whether nothing is handed on to it: a document begins."""
     document_BT: Tensor | None = None
@@ -172,7 +172,7 @@ class _Stretch:
 
 def _stretches(tokens: int, seq_idx: Tensor | None, tile: int) -> list[_Stretch]:
     if seq_idx is None:
-        return [_Stretch(start, min(start + tile, tokens), start == 0) for start in range(0, tokens, tile)]
+        return [_Stretch(min(tile, tokens - start), start == 0) for start in range(0, tokens, tile)]
     return _packed_stretches(seq_idx, tile)
 
 
@@ -185,7 +185,7 @@ def _packed_stretches(seq_idx: Tensor, tile: int) -> list[_Stretch]:
     for start, end in pairwise(tile_bounds(starts, tokens, tile)):
         first_B1 = document_BT[:, start : start + 1]
         before_BK = document_BT[:, max(0, start - tile) : start] == first_B1
-        found.append(_Stretch(start, end, start in starts, document_BT[:, start:end] - first_B1, before_BK))
+        found.append(_Stretch(end - start, start in starts, document_BT[:, start:end] - first_B1, before_BK))
     return found
 
 

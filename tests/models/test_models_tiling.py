@@ -61,15 +61,21 @@ def test_tiled_packs_isolate_their_documents():
     assert report.gradient_difference is not None and report.gradient_difference < 1e-4
 
 
+RANK = 3
+"""Of the adapters here: no other dimension is as small."""
+
+
 class Products(TorchDispatchMode):
-    """Counts matrix products."""
+    """Counts matrix products, but for those of adapters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            first, second = args[-2:]
+            self.count += RANK not in (*first.shape, *second.shape)
         return func(*args, **(kwargs or {}))
 
 
@@ -91,8 +97,14 @@ def test_kept_products_are_not_computed_again_and_last_ones_never():
     assert backward_products(kept) == linear
 
 
+def test_frozen_weights_have_one_product_in_the_backward_pass():
+    model = attach(trainable(), LoRA(rank=RANK), 0).get_base_model()
+    tile(model, 64, keep=99)
+    assert backward_products(model) == 2 * 2 + 2 * 2 + 4
+
+
 def test_adapters_in_tiles_are_pefts():
-    lora = LoRA(rank=3)
+    lora = LoRA(rank=RANK)
     models = [attach(trainable(checkpointing), lora, 0) for checkpointing in (False, True)]
     for model in models:
         torch.manual_seed(1)
