@@ -49,25 +49,46 @@ class Chunks:
         return len(self.fresh)
 
 
-def chunks_of(document_BT: Tensor | None, length: int, batch: int, tokens: int, device: torch.device) -> Chunks:
-    """Chunks of at most ``length`` tokens of (``batch``, ``tokens``) in documents numbered by ``document_BT`` (which
-    may have one row for all), or in one a row."""
-    if document_BT is None:
-        return _plain(length, batch, tokens, device)
-    return _of_documents(document_BT, length, batch)
+def document_runs(seq_idx_BT: Tensor) -> Tensor:
+    """Numbers the runs of equal values from 0, so that two documents never share a number. (B, T) to (B, T) int64."""
+    changed = seq_idx_BT[:, 1:] != seq_idx_BT[:, :-1]
+    return F.pad(changed.cumsum(1), (1, 0))
 
 
-@cache
-def _plain(length: int, batch: int, tokens: int, device: torch.device) -> Chunks:
-    return _of_documents.__wrapped__(torch.zeros(1, tokens, dtype=torch.int32, device=device), length, batch)  # type: ignore[attr-defined]
+class Documents:
+    """Which document each token belongs to, and the chunks that follow from it, found once.
+
+    No tensor but an object, which a checkpoint hands on as it is: tensors come back from it as others.
+    """
+
+    def __init__(self, runs_BT: Tensor) -> None:
+        """``runs_BT``: numbers as of :func:`document_runs`, for each row or in one row for all."""
+        self.runs_BT = runs_BT
+        self.known: dict[tuple[int, int], Chunks] = {}
+
+    def chunks(self, length: int, batch: int) -> Chunks:
+        """Chunks of at most ``length`` tokens of ``batch`` rows. The first call waits for the GPU."""
+        if (length, batch) not in self.known:
+            self.known[length, batch] = _chunks(self.runs_BT.expand(batch, -1), length)
+        return self.known[length, batch]
 
 
 @once_for_each
-def _of_documents(document_BT: Tensor, length: int, batch: int) -> Chunks:
-    document_BT = document_BT.expand(batch, -1)
-    tokens = document_BT.shape[1]
-    at = torch.arange(tokens, device=document_BT.device)
-    fresh_BT = F.pad(document_BT[:, 1:] != document_BT[:, :-1], (1, 0))
+def documents_of(seq_idx_BT: Tensor) -> Documents:
+    """The documents of a pack whose tokens change ``seq_idx`` with the document."""
+    return Documents(document_runs(seq_idx_BT))
+
+
+@cache
+def plain_chunks(length: int, batch: int, tokens: int, device: torch.device) -> Chunks:
+    """Chunks of rows of one document each."""
+    return _chunks(torch.zeros(batch, tokens, dtype=torch.int32, device=device), length)
+
+
+def _chunks(runs_BT: Tensor, length: int) -> Chunks:
+    batch, tokens = runs_BT.shape
+    at = torch.arange(tokens, device=runs_BT.device)
+    fresh_BT = F.pad(runs_BT[:, 1:] != runs_BT[:, :-1], (1, 0))
     within_BT = at - torch.where(fresh_BT, at, 0).cummax(1).values
     begin = (within_BT % length == 0).flatten().nonzero().flatten()  # the one wait for the GPU
     rows = torch.searchsorted(begin, torch.arange(batch + 1, device=begin.device) * tokens)

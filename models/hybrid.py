@@ -21,10 +21,11 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 
+from models.chunks import Documents, documents_of
 from models.documents import isolate, unisolate
 from models.kernels import TORCH, Kernels, KernelSet, choose
 from models.lowrank import project
-from models.mamba2 import conv_step, document_runs, split_channels, ssd_step
+from models.mamba2 import conv_step, split_channels, ssd_step
 
 
 class Mamba2Path:
@@ -83,16 +84,16 @@ class Mamba2Path:
         dt: Tensor,
         previous_BKD: Tensor | None,
         state_BHPN: Tensor | None,
-        document_BT: Tensor | None,
+        documents: Documents | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Convolution and scan of a stretch of a longer sequence, from :meth:`parts`.
 
-        The convolution's inputs before the stretch and the state that enters it belong to ``document_BT``'s document 0;
+        The convolution's inputs before the stretch and the state that enters it belong to document 0;
         None for both at the start. Returns y (B, T, heads x channels), and the two for the next stretch.
         """
         last_BKD = x_BTD[:, -(self.conv_kernel_size - 1) :].clone()
-        x_BTD = self._convolve(x_BTD, previous_BKD, document_BT)
-        y, state_BHPN = self._recur(x_BTD, self._steps(dt), state_BHPN, document_BT, None)
+        x_BTD = self._convolve(x_BTD, previous_BKD, documents)
+        y, state_BHPN = self._recur(x_BTD, self._steps(dt), state_BHPN, documents, None)
         return y, last_BKD, state_BHPN
 
     def gate(self, y: Tensor, gate: Tensor) -> Tensor:
@@ -132,34 +133,35 @@ class Mamba2Path:
         """Many tokens at once, to (B, T, heads x channels). ``layer``: the cache's where it holds earlier tokens."""
         if mask_BT is not None:
             x_BTD = x_BTD * mask_BT.unsqueeze(-1).to(x_BTD.dtype)
-        document_BT = None if seq_idx_BT is None else document_runs(seq_idx_BT)
+        documents = None if seq_idx_BT is None else documents_of(seq_idx_BT)
         previous_BKD = None if layer is None else layer.conv_states[0].transpose(1, 2).clone()
         state = None if layer is None else layer.recurrent_states[0]
         if cache is not None:
             cache.update_conv_state(x_BTD.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size)
-        x_BTD = self._convolve(x_BTD, previous_BKD, document_BT)
-        y, state = self._recur(x_BTD, dt_BTH, state, document_BT, mask_BT)
+        x_BTD = self._convolve(x_BTD, previous_BKD, documents)
+        y, state = self._recur(x_BTD, dt_BTH, state, documents, mask_BT)
         if cache is not None:
             cache.update_recurrent_state(state, self.layer_idx)
         return y
 
-    def _convolve(self, x_BTD: Tensor, previous_BKD: Tensor | None, document_BT: Tensor | None) -> Tensor:
+    def _convolve(self, x_BTD: Tensor, previous_BKD: Tensor | None, documents: Documents | None) -> Tensor:
+        runs_BT = None if documents is None else documents.runs_BT
         weight_DK, bias_D = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        return self.kernels.conv(x_BTD, weight_DK, bias_D, previous_BKD, document_BT, silu=True)
+        return self.kernels.conv(x_BTD, weight_DK, bias_D, previous_BKD, runs_BT, silu=True)
 
     def _recur(
         self,
         x_BTD: Tensor,
         dt_BTH: Tensor,
         state_BHPN: Tensor | None,
-        document_BT: Tensor | None,
+        documents: Documents | None,
         mask_BT: Tensor | None,
         heads: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
         """The scan of the mixer's ``heads``, whose channels and time steps come in, with its last state."""
         A_H, D_H = -torch.exp(self.A_log[heads].float()), self.D[heads].float()
         shape = (self.head_dim, self.ssm_state_size, self.chunk_size)
-        return self.kernels.scan(x_BTD, dt_BTH, A_H, D_H, shape, state_BHPN, document_BT, mask_BT)
+        return self.kernels.scan(x_BTD, dt_BTH, A_H, D_H, shape, state_BHPN, documents, mask_BT)
 
 
 class NemotronHPath(Mamba2Path, NemotronHMamba2Mixer):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import ConfigError, IsolationError
+from models.chunks import Documents
 from models.mamba2 import causal_conv, split_channels, ssd_scan
 
 Kernels = Literal["auto", "torch", "triton"]
@@ -44,7 +45,7 @@ def scan(
     D_H: Tensor,
     shape: Shape,
     initial_BHPN: Tensor | None = None,
-    document_BT: Tensor | None = None,
+    documents: Documents | None = None,
     mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`models.mamba2.ssd_scan` of the convolution's output, x and the state's inputs and outputs side by side.
@@ -53,7 +54,8 @@ def scan(
     """
     head_dim, size, chunk = shape
     x, inputs, outputs = split_channels(channels_BTD, len(A_H), head_dim, size)
-    y, state = ssd_scan(x, dt_BTH, A_H, inputs, outputs, chunk, D_H, initial_BHPN, document_BT, mask_BT)
+    runs_BT = None if documents is None else documents.runs_BT
+    y, state = ssd_scan(x, dt_BTH, A_H, inputs, outputs, chunk, D_H, initial_BHPN, runs_BT, mask_BT)
     return y.flatten(2), state
 
 
@@ -64,16 +66,16 @@ def triton_scan(
     D_H: Tensor,
     shape: Shape,
     initial_BHPN: Tensor | None = None,
-    document_BT: Tensor | None = None,
+    documents: Documents | None = None,
     mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`scan` by :mod:`models.triton_scan`."""
     from models.triton_scan import SavedScan, Scan
 
     dt_BTH = dt_BTH.float() if mask_BT is None else dt_BTH.float() * mask_BT.unsqueeze(-1)
-    inputs = (channels_BTD, dt_BTH.contiguous(), A_H, D_H, initial_BHPN, document_BT)
-    tokens = SavedScan.apply(*inputs, *shape[:2])
-    return Scan.apply(*tokens, *(None if tensor is None else tensor.detach() for tensor in inputs), *shape[:2])
+    inputs, others = (channels_BTD, dt_BTH.contiguous(), A_H, D_H, initial_BHPN), (documents, *shape[:2])
+    promised = SavedScan.apply(*inputs, *others)
+    return Scan.apply(*promised, *(None if tensor is None else tensor.detach() for tensor in inputs), *others)
 
 
 def triton_conv(
@@ -194,9 +196,12 @@ def _trials(device: torch.device, head_dim: int, size: int, share: int) -> Itera
                noise(1, heads, head_dim, size, dtype=torch.float32)]  # fmt: skip
     convolved = [channels, noise(width, 4), noise(width), noise(1, 3, width)]
 
+    def ends(tokens: int) -> Documents:
+        return Documents(document[:, -tokens:])
+
     def scan(function: Any) -> Callable[..., Tensor]:
         def run(channels: Tensor, dt: Tensor, D: Tensor, initial: Tensor) -> Tensor:
-            y, state = function(channels, dt, A, D, (head_dim, size, 128), initial, document[:, -channels.shape[1] :])
+            y, state = function(channels, dt, A, D, (head_dim, size, 128), initial, ends(channels.shape[1]))
             return torch.cat([y.float().flatten(), state.flatten()])
 
         return run

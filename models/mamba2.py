@@ -14,17 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.chunks import once_for_each
-
 BLOCK = 64
 """Chunks whose recurrence is solved by one S x S matrix product; longer sequences go block by block."""
-
-
-@once_for_each
-def document_runs(seq_idx_BT: Tensor) -> Tensor:
-    """Numbers the runs of equal values from 0, so that two documents never share a number. (B, T) to (B, T) int64."""
-    changed = seq_idx_BT[:, 1:] != seq_idx_BT[:, :-1]
-    return F.pad(changed.cumsum(1), (1, 0))
 
 
 def causal_conv(
@@ -38,8 +29,8 @@ def causal_conv(
     """Depthwise causal convolution: token t sees the last K tokens, itself included, of its own document only.
 
     ``previous_BKD`` holds inputs that came before (the last K - 1 are used; zeros if None); they belong to the first
-    token's document. ``document_BT`` comes from :func:`document_runs`. Padding is the caller's: zero its inputs.
-    ``silu`` applies the activation that follows it in every Mamba-2.
+    token's document. ``document_BT`` comes from :func:`models.chunks.document_runs`. Padding is the caller's: zero its
+    inputs. ``silu`` applies the activation that follows it in every Mamba-2.
     """
     width, length = weight_DK.shape[1], x_BTD.shape[1]
     if width == 1:
@@ -87,8 +78,8 @@ def ssd_scan(
     """The selective state-space scan: ``state = exp(dt A) state + dt x (input)``, ``y = state . output + D x``.
 
     ``dt`` is positive (after softplus), ``A`` negative. The state starts at ``initial`` (zeros if None) and again at
-    exact zeros where ``document_BT`` (from :func:`document_runs`) changes. Tokens whose ``mask_BT`` is 0 leave the
-    state as it is. Large products run in x's dtype, decays and states in fp32.
+    exact zeros where ``document_BT`` (from :func:`models.chunks.document_runs`) changes. Tokens whose ``mask_BT`` is 0
+    leave the state as it is. Large products run in x's dtype, decays and states in fp32.
 
     Returns y (B, T, H, P) in x's dtype and the state after the last token (B, H, P, N) in fp32.
     """

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache
 
 from common.errors import ConfigError, IsolationError
+from models.chunks import document_runs, documents_of
 from models.documents import (
     ATTENTION,
     bounds_mask,
@@ -32,7 +33,6 @@ from models.documents import (
     unisolate,
 )
 from models.hybrid import Mamba2Path
-from models.mamba2 import document_runs
 
 ULYSSES = "nanoalign_ulysses"
 """The name under which transformers knows :func:`ulysses_attention`."""
@@ -116,13 +116,14 @@ class SequenceParallelMamba2(Mamba2Path):
         ranks, rank = self.group.size(), self.group.rank()
         x_BTD = exchange(self._shares(x_BTD), 2, 1, self.group).squeeze(2)
         dt_BTH = exchange(dt_BTH, 2, 1, self.group)
-        document_BT = None if seq_idx_BT is None else document_runs(seq_idx_BT)
+        documents = None if seq_idx_BT is None else documents_of(seq_idx_BT)
+        runs_BT = None if documents is None else documents.runs_BT
         weight_DK = self._shares(self.conv1d.weight.squeeze(1).T)[:, rank].T.contiguous()
         bias_D = None if self.conv1d.bias is None else self._shares(self.conv1d.bias)[rank].contiguous()
-        x_BTD = self.kernels.conv(x_BTD, weight_DK, bias_D, None, document_BT, silu=True)
+        x_BTD = self.kernels.conv(x_BTD, weight_DK, bias_D, None, runs_BT, silu=True)
         heads = self.num_heads // ranks
         mine = slice(rank * heads, (rank + 1) * heads)
-        y, _ = self._recur(x_BTD, dt_BTH, None, document_BT, None, mine)
+        y, _ = self._recur(x_BTD, dt_BTH, None, documents, None, mine)
         return exchange(y, 1, 2, self.group)
 
     def _shares(self, channels: Tensor) -> Tensor:

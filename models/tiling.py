@@ -24,11 +24,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
 
-from models.chunks import once_for_each, tile_bounds
+from models.chunks import Documents, document_runs, once_for_each, tile_bounds
 from models.hybrid import Mamba2Path
 from models.kernels import TORCH, KernelSet
 from models.lowrank import project
-from models.mamba2 import document_runs
 
 
 class TiledLlamaLayer(LlamaDecoderLayer):
@@ -146,7 +145,7 @@ class TiledNemotronHBlock(NemotronHBlock):
                 same_BK = stretch.same_BK[:, -previous.shape[1] :]
                 previous = torch.where(same_BK.unsqueeze(-1), previous, 0)
                 state = torch.where(same_BK[:, -1, None, None, None], state, 0)
-            carried = (previous, state, stretch.document_BT)
+            carried = (previous, state, stretch.documents)
             if self.keep:
                 gate, channels, steps = mixer.parts(_checkpointed(wide, x))
                 y, previous, state = _checkpointed(mixer.stretch, channels, steps, *carried)
@@ -164,8 +163,7 @@ class _Stretch:
     tokens: int
     begins: bool
     """Whether nothing is handed on to it: a document begins."""
-    document_BT: Tensor | None = None
-    """Its documents, numbered from 0."""
+    documents: Documents | None = None
     same_BK: Tensor | None = None
     """Whether the tokens in front of it are of its first document."""
 
@@ -185,7 +183,7 @@ def _packed_stretches(seq_idx: Tensor, tile: int) -> list[_Stretch]:
     for start, end in pairwise(tile_bounds(starts, tokens, tile)):
         first_B1 = document_BT[:, start : start + 1]
         before_BK = document_BT[:, max(0, start - tile) : start] == first_B1
-        found.append(_Stretch(end - start, start in starts, document_BT[:, start:end] - first_B1, before_BK))
+        found.append(_Stretch(end - start, start in starts, Documents(document_BT[:, start:end] - first_B1), before_BK))
     return found
 
 

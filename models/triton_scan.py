@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.chunks import LONGEST, Chunks, chunks_of
+from models.chunks import LONGEST, Documents, plain_chunks
 
 
 class Block(NamedTuple):
@@ -318,7 +318,7 @@ def _time_steps(
 class _Plan:
     """The launches of one scan: shapes, chunks and the blocks of programs."""
 
-    def __init__(self, channels: Tensor, heads: int, head_dim: int, size: int, document_BT: Tensor | None) -> None:
+    def __init__(self, channels: Tensor, heads: int, head_dim: int, size: int, documents: Documents | None) -> None:
         batch, length, width = channels.shape
         self.batch, self.length, self.heads, self.P, self.N = batch, length, heads, head_dim, size
         self.inner, self.tokens, self.stride = heads * head_dim, batch * length, channels.stride(1)
@@ -326,7 +326,10 @@ class _Plan:
         self.share = heads // self.groups
         self.part = math.gcd(self.share, HEADS)
         self.Q = chunk_length(size)
-        self.chunks: Chunks = chunks_of(document_BT, self.Q, batch, length, channels.device)
+        if documents is None:
+            self.chunks = plain_chunks(self.Q, batch, length, channels.device)
+        else:
+            self.chunks = documents.chunks(self.Q, batch)
         self.precision = "tf32x3" if channels.dtype == torch.float32 else "tf32"
         self.dtype, self.device = channels.dtype, channels.device
 
@@ -375,12 +378,12 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def forward(
     channels: Tensor, dt_BTH: Tensor, A_H: Tensor, D_H: Tensor | None, initial: Tensor | None,
-    document_BT: Tensor | None, head_dim: int, size: int,
+    documents: Documents | None, head_dim: int, size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (B, T, H P) in the channels' dtype and the last state (B, H, P, N) in fp32 from ``channels`` (B, T, D): x, B
     and C side by side. ``dt``, ``A``, ``D`` and ``initial`` are fp32 and contiguous."""
     channels = _flat(channels)
-    plan = _Plan(channels, len(A_H), head_dim, size, document_BT)
+    plan = _Plan(channels, len(A_H), head_dim, size, documents)
     x, key, query = plan.split(channels)
     decays = plan.decays(dt_BTH, A_H)
     states, final = plan.states(x, key, decays, initial)
@@ -394,11 +397,11 @@ def forward(
 
 def backward(
     grad_y: Tensor, grad_final: Tensor, channels: Tensor, dt_BTH: Tensor, A_H: Tensor, D_H: Tensor | None,
-    initial: Tensor | None, document_BT: Tensor | None, head_dim: int, size: int,
+    initial: Tensor | None, documents: Documents | None, head_dim: int, size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Gradients of :func:`forward`'s channels, dt, A, D and initial state. States are computed again."""
     channels, grad_y = _flat(channels), _flat(grad_y)
-    plan = _Plan(channels, len(A_H), head_dim, size, document_BT)
+    plan = _Plan(channels, len(A_H), head_dim, size, documents)
     x, key, query = plan.split(channels)
     decays = plan.decays(dt_BTH, A_H)
     states, _ = plan.states(x, key, decays, initial)
@@ -443,10 +446,10 @@ class SavedScan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, channels: Tensor, dt_BTH: Tensor, A_H: Tensor, D_H: Tensor | None, initial: Tensor | None,
-        document_BT: Tensor | None, head_dim: int, size: int,
+        documents: Documents | None, head_dim: int, size: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.sizes = (head_dim, size)
-        ctx.save_for_backward(channels, dt_BTH, A_H, D_H, initial, document_BT)
+        ctx.others = (documents, head_dim, size)
+        ctx.save_for_backward(channels, dt_BTH, A_H, D_H, initial)
         batch, length, _ = channels.shape
         state = dt_BTH.new_empty(()).expand(batch, len(A_H), head_dim, size)
         return channels.new_empty(()).expand(batch, length, len(A_H) * head_dim), state
@@ -455,7 +458,7 @@ class SavedScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
-        grads = backward(grad_y, grad_state, *saved, *ctx.sizes)
+        grads = backward(grad_y, grad_state, *saved, *ctx.others)
         return *grads[:4], None if saved[4] is None else grads[4], None, None, None
 
 

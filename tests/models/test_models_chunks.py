@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.chunks import LONGEST, chunks_of, once_for_each, tile_bounds
+from models.chunks import LONGEST, Documents, documents_of, once_for_each, plain_chunks, tile_bounds
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=6)
 
@@ -18,7 +18,7 @@ def test_chunks_lie_within_documents(rows: list[list[int]], length: int):
     tokens = max(sum(lengths) for lengths in rows)
     rows = [[*lengths, tokens - sum(lengths)] for lengths in rows]
     document = torch.stack([torch.repeat_interleave(torch.tensor(lengths)) for lengths in rows])
-    chunks = chunks_of(document, length, len(rows), tokens, document.device)
+    chunks = Documents(document).chunks(length, len(rows))
     bounds, at, want_begin, want_fresh, want_rows = chunks.begin.tolist(), 0, [], [], []
     for lengths in rows:
         want_rows.append(len(want_begin))
@@ -32,9 +32,16 @@ def test_chunks_lie_within_documents(rows: list[list[int]], length: int):
 
 
 def test_rows_without_documents_share_their_chunks():
-    chunks = chunks_of(None, 8, 2, 20, torch.device("cpu"))
+    chunks = plain_chunks(8, 2, 20, torch.device("cpu"))
     assert chunks.begin.tolist() == [0, 8, 16, 20, 28, 36, 40] and chunks.rows.tolist() == [0, 3, 6]
-    assert chunks_of(None, 8, 2, 20, torch.device("cpu")) is chunks
+    assert plain_chunks(8, 2, 20, torch.device("cpu")) is chunks
+
+
+def test_chunks_are_found_once_for_a_pack():
+    seq_idx = torch.tensor([[3, 3, 5, 5, 5]])
+    assert documents_of(seq_idx) is documents_of(seq_idx)
+    assert documents_of(seq_idx).chunks(2, 3) is documents_of(seq_idx).chunks(2, 3)
+    assert documents_of(seq_idx).chunks(2, 1).begin.tolist() == [0, 2, 4, 5]
 
 
 @given(LENGTHS, st.integers(1, 400))

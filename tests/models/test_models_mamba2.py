@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.mamba2 import causal_conv, conv_step, document_runs, ssd_scan, ssd_step
+from models.chunks import document_runs
+from models.mamba2 import causal_conv, conv_step, ssd_scan, ssd_step
 
 
 def recurrence(x, dt, A, inputs, outputs, D, initial, starts, mask):

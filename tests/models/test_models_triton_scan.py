@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models.chunks import Documents
 from models.kernels import scan, triton_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,9 +34,9 @@ def drawn(batch: int, tokens: int, heads: int, head_dim: int, groups: int, size:
     return channels, steps, -3 * noise(heads).abs(), noise(heads), noise(batch, heads, head_dim, size)
 
 
-def documents(*lengths: int) -> Tensor:
+def documents(*lengths: int) -> Documents:
     sizes = torch.tensor(lengths, device=DEVICE)
-    return torch.repeat_interleave(sizes).unsqueeze(0)
+    return Documents(torch.repeat_interleave(sizes).unsqueeze(0))
 
 
 @settings(max_examples=10, deadline=None)
@@ -99,9 +100,9 @@ def test_a_document_has_the_same_bits_wherever_it_lies(before: tuple[int, ...]):
 def test_a_pack_in_two_calls_is_the_pack():
     """The state after one call starts the next, to the last bit where the first ends with a chunk."""
     channels, steps, A, D, _ = drawn(1, 150, 2, 16, 1, 16)
-    document, shape = documents(20, 130), (16, 16, 32)
-    whole, last = triton_scan(channels, steps, A, D, shape, None, document)
+    shape = (16, 16, 32)
+    whole, last = triton_scan(channels, steps, A, D, shape, None, documents(20, 130))
     cut = 20 + 64
-    first, state = triton_scan(channels[:, :cut], steps[:, :cut], A, D, shape, None, document[:, :cut])
-    rest, end = triton_scan(channels[:, cut:], steps[:, cut:], A, D, shape, state, document[:, cut:] - 1)
+    first, state = triton_scan(channels[:, :cut], steps[:, :cut], A, D, shape, None, documents(20, 64))
+    rest, end = triton_scan(channels[:, cut:], steps[:, cut:], A, D, shape, state, documents(66))
     assert torch.equal(torch.cat([first, rest], 1), whole) and torch.equal(end, last)
