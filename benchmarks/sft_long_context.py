@@ -261,7 +261,7 @@ def measurements() -> dict[str, tuple[Callable[..., Figures], dict[str, Any]]]:
     found: dict[str, tuple[Callable[..., Figures], dict[str, Any]]] = {
         "kernels": (kernels, {}),
         "slice.triton.131072": (slice_step, {"path": "triton", "total": 131072, "keep": 8}),
-        "nano9b_lora.131072": (nano9b, {"total": 131072, "host_gb": 66, "keep": 7}),
+        "nano9b_lora.131072": (nano9b, {"total": 131072, "host_gb": 110, "keep": 14}),
         "isolation.bfloat16": (isolation, {"dtype": "bfloat16"}),
         "isolation.float32": (isolation, {"dtype": "float32", "kernels": "torch"}),
         "loss": (loss_memory, {}),
