@@ -46,7 +46,7 @@ SLICE = KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2-Base"] | {"hybrid_override_pat
 NANO_9B = KNOWN["nvidia/NVIDIA-Nemotron-Nano-9B-v2"]
 LENGTHS = {
     "transformers": [2048, 4096, 8192],
-    "wheels": [4096, 8192, 16384],
+    "wheels": [4096, 8192, 16384, 32768],
     "triton": [8192, 16384, 32768, 65536, 131072, 262144],
     "torch": [8192, 16384],
 }

@@ -64,7 +64,8 @@ class Training(Section):
     them; each takes 4 to 7 times the memory of its input, on the GPU or, with offload_gb, on the host."""
     offload_gb: float = Field(0.0, ge=0)
     """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks and the
-    products that keep_blocks keeps, the first ones saved; the rest stays on the GPU."""
+    products that keep_blocks keeps, the first ones saved; the rest stays on the GPU. Near the GPU's limit set
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or memory falls to pieces."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimizer steps between resumable checkpoints."""
     lora: LoRA | None = None
