@@ -19,11 +19,12 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     if isinstance(layer, LoraLinear) and _plain(layer):
         shape, x, weight = x.shape[:-1], x.flatten(0, -2), layer.base_layer.weight
         plus = None if plus is None else plus.flatten(0, -2)
+        names = [name for name in layer.active_adapters if name in layer.lora_A]  # others are on other layers
         adapters = [
             (layer.lora_A[name].weight.to(x.dtype), layer.lora_B[name].weight.to(x.dtype), layer.scaling[name])
-            for name in layer.active_adapters
+            for name in names
         ]
-        dropouts = [layer.lora_dropout[name] for name in layer.active_adapters]
+        dropouts = [layer.lora_dropout[name] for name in names]
         alike = _alike(x, weight, x if plus is None else plus)
         if alike and len(adapters) == 1 and not (layer.training and isinstance(dropouts[0], nn.Dropout)):
             promised, read = _SavedLowRank.apply(x, weight, *adapters[0], plus)
@@ -33,7 +34,7 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
         for (down, up, scaling), dropout in zip(adapters, dropouts):
             plus = _linear(F.linear(dropout(x), down) * scaling, up, plus)
         return _linear(x, weight, plus).unflatten(0, shape)
-    if type(layer) is nn.Linear and layer.bias is None and not _hooked(layer):
+    if _bare(layer):
         return _linear(x, layer.weight, plus)
     return layer(x) if plus is None else plus + layer(x)
 
@@ -88,9 +89,14 @@ class _LowRank(torch.autograd.Function):
 
 def _plain(layer: LoraLinear) -> bool:
     """Whether the adapters do nothing but add their product to a bare weight's."""
-    parts = [layer, layer.base_layer, *layer.lora_A.values(), *layer.lora_B.values()]
+    parts = [layer.base_layer, *layer.lora_A.values(), *layer.lora_B.values()]
     usual = not (layer.merged or layer.disable_adapters or getattr(layer, "lora_variant", None))
-    return usual and layer.base_layer.bias is None and not any(map(_hooked, parts))
+    return usual and not _hooked(layer) and all(map(_bare, parts))
+
+
+def _bare(layer: nn.Module) -> bool:
+    """Whether a layer is a product with its weight and nothing else."""
+    return type(layer) is nn.Linear and layer.bias is None and not _hooked(layer)
 
 
 def _hooked(layer: nn.Module) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -124,6 +125,46 @@ def test_projection_of_a_hooked_layer_calls_it(hooked: bool):
         layer.register_forward_pre_hook(lambda *_: calls.append(1))
     assert torch.allclose(project(layer, x, plus), plus + x @ layer.weight.T, atol=1e-6)
     assert len(calls) == hooked
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias")
+@pytest.mark.parametrize("grads", [True, False])
+@pytest.mark.parametrize(
+    "case", ["one", "several", "elsewhere", "bias", "dropout", "merged", "off", "autocast", "whole"]
+)
+def test_projection_of_adapters_is_pefts(case: str, grads: bool):
+    """Outputs and gradients: one adapter or two, or another layer's, with biases and so on; the weight too."""
+    torch.manual_seed(0)
+    model = get_peft_model(
+        torch.nn.ModuleDict({"a": torch.nn.Linear(4, 6, bias=False), "b": torch.nn.Linear(4, 6, bias=False)}),
+        LoraConfig(r=2, target_modules=["a"], lora_bias=case == "bias", lora_dropout=0.5 * (case == "dropout")),
+    )
+    if case in ("several", "elsewhere"):
+        model.add_adapter("other", LoraConfig(r=3, target_modules=["a", "b"] if case == "several" else ["b"]))
+        model.base_model.set_adapter(["default", "other"])
+    layer: Any = model.base_model.model["a"]
+    for name, weight in layer.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(weight)
+    if case == "merged":
+        layer.merge()
+    if case == "off":
+        layer.enable_adapters(False)
+    layer.base_layer.weight.requires_grad_(case == "whole")
+    x, plus = (torch.randn(2, 3, size).requires_grad_(grads) for size in (4, 6))
+    found = []
+    for function in (lambda: plus + layer(x), lambda: project(layer, x, plus)):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+            y = function()
+        leaves = [leaf for leaf in (x, plus, *layer.parameters()) if leaf.requires_grad]
+        more = torch.autograd.grad(y.square().sum(), leaves, allow_unused=True) if y.requires_grad else ()
+        found.append([y, *more])
+    for want, got in zip(*found, strict=True):
+        if want is None:
+            assert got is None
+        else:
+            assert (got - want).norm() < (1e-2 if case == "autocast" else 1e-5) * want.norm()
 
 
 def test_a_tiled_model_decodes_and_evaluates_as_before():
