@@ -6,7 +6,7 @@ that says so. Shapes: B batch, T tokens, Z chunks.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +20,15 @@ Result = TypeVar("Result")
 
 
 def once_for_each(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Keeps ``function``'s results for its first argument, a tensor that nobody writes to, as long as that lives."""
+    """Keeps ``function``'s results for its first argument, a tensor, as long as that lives and is not written to."""
     known: Any = WeakIdKeyDictionary()
 
     @wraps(function)
     def kept(tensor: Tensor, *arguments: Any) -> Result:
-        results = known.setdefault(tensor, {})
+        version = None if tensor.is_inference() else tensor._version
+        if tensor not in known or known[tensor][0] != version:
+            known[tensor] = version, {}
+        results = known[tensor][1]
         if arguments not in results:
             results[arguments] = function(tensor, *arguments)
         return results[arguments]
@@ -79,7 +82,7 @@ def documents_of(seq_idx_BT: Tensor) -> Documents:
     return Documents(document_runs(seq_idx_BT))
 
 
-@cache
+@lru_cache(256)
 def plain_chunks(length: int, batch: int, tokens: int, device: torch.device) -> Chunks:
     """Chunks of rows of one document each."""
     return _chunks(torch.zeros(batch, tokens, dtype=torch.int32, device=device), length)

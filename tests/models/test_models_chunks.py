@@ -68,6 +68,8 @@ def test_results_are_kept_as_long_as_the_tensor():
     first, second = torch.ones(3), torch.ones(3)
     assert total(first, 2) is total(first, 2) and total(first, 3) == 9 and total(second, 2) == 6
     assert calls == [2, 3, 2]
+    first[0] = 5
+    assert total(first, 2) == 14 and calls == [2, 3, 2, 2]  # a tensor written to is another one
     kept = weakref.ref(total(first, 2))
     del first
     gc.collect()
