@@ -73,6 +73,8 @@ def triton_scan(
     from models.triton_scan import SavedScan, Scan
 
     dt_BTH = dt_BTH.float() if mask_BT is None else dt_BTH.float() * mask_BT.unsqueeze(-1)
+    if initial_BHPN is not None:
+        initial_BHPN = initial_BHPN.float().contiguous()
     inputs, others = (channels_BTD, dt_BTH.contiguous(), A_H, D_H, initial_BHPN), (documents, *shape[:2])
     promised = SavedScan.apply(*inputs, *others)
     return Scan.apply(*promised, *(None if tensor is None else tensor.detach() for tensor in inputs), *others)
@@ -152,7 +154,7 @@ def verify(
     Returns the relative differences.
 
     Raises:
-        ConfigError: there is no CUDA device, or no Triton.
+        ConfigError: there is no CUDA device, or no Triton, or the kernels do not run on it.
         IsolationError: a kernel differs by more than bf16 explains, or a document by anything.
     """
     if device.type != "cuda":
@@ -161,8 +163,12 @@ def verify(
         import triton  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"kernels=triton: needs triton, which comes with torch's CUDA builds: {error}") from error
+    try:
+        trials = list(_trials(device, *size))
+    except Exception as error:  # no C compiler, too little shared memory: Triton's errors have no base in common
+        raise ConfigError(f"kernels=triton: they do not run here: {type(error).__name__}: {error}") from error
     found = {}
-    for name, outputs, inputs, leak in _trials(device, *size):
+    for name, outputs, inputs, leak in trials:
         for part, (a, b) in {"output": outputs, "gradient": inputs}.items():
             found[f"{name}.{part}"] = float((a - b).norm() / a.norm())
         wrong = max(found[f"{name}.output"], found[f"{name}.gradient"])

@@ -321,7 +321,9 @@ class _Plan:
     def __init__(self, channels: Tensor, heads: int, head_dim: int, size: int, documents: Documents | None) -> None:
         batch, length, width = channels.shape
         self.batch, self.length, self.heads, self.P, self.N = batch, length, heads, head_dim, size
-        self.inner, self.tokens, self.stride = heads * head_dim, batch * length, channels.stride(1)
+        self.inner, self.tokens = heads * head_dim, batch * length
+        self.channels = _flat(channels)
+        self.stride = self.channels.stride(0)
         self.groups = (width - self.inner) // 2 // size
         self.share = heads // self.groups
         self.part = math.gcd(self.share, HEADS)
@@ -364,16 +366,16 @@ class _Plan:
         final = self.empty(self.batch, self.heads, self.P, self.N)
         _states[(self.heads, triton.cdiv(self.P, BLOCKS["states"].channels), self.batch)](
             value, key, *decays, self.chunks.begin, self.chunks.fresh, self.chunks.rows, initial, states, final,
-            value.stride(1), key.stride(1), self.tokens, self.heads, self.share, self.P, self.N,
+            value.stride(0), key.stride(0), self.tokens, self.heads, self.share, self.P, self.N,
             initial is not None, reverse, self.precision, **self.block("states"),
         )  # fmt: skip
         return states, final
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """(B, T, D) whose tokens of all rows lie in equal steps."""
-    even = tensor.shape[0] == 1 or tensor.stride(0) == tensor.shape[1] * tensor.stride(1)
-    return tensor if tensor.stride(2) == 1 and even else tensor.contiguous()
+    """(B, T, D) as (M, D) with adjacent channels, without a copy where strides allow."""
+    flat = tensor.flatten(0, 1)
+    return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
 def forward(
@@ -382,9 +384,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (B, T, H P) in the channels' dtype and the last state (B, H, P, N) in fp32 from ``channels`` (B, T, D): x, B
     and C side by side. ``dt``, ``A``, ``D`` and ``initial`` are fp32 and contiguous."""
-    channels = _flat(channels)
     plan = _Plan(channels, len(A_H), head_dim, size, documents)
-    x, key, query = plan.split(channels)
+    x, key, query = plan.split(plan.channels)
     decays = plan.decays(dt_BTH, A_H)
     states, final = plan.states(x, key, decays, initial)
     y = plan.empty(plan.batch, plan.length, plan.inner, dtype=plan.dtype)
@@ -400,9 +401,8 @@ def backward(
     initial: Tensor | None, documents: Documents | None, head_dim: int, size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Gradients of :func:`forward`'s channels, dt, A, D and initial state. States are computed again."""
-    channels, grad_y = _flat(channels), _flat(grad_y)
-    plan = _Plan(channels, len(A_H), head_dim, size, documents)
-    x, key, query = plan.split(channels)
+    plan, grad_y = _Plan(channels, len(A_H), head_dim, size, documents), _flat(grad_y)
+    x, key, query = plan.split(plan.channels)
     decays = plan.decays(dt_BTH, A_H)
     states, _ = plan.states(x, key, decays, initial)
     grads, grad_initial = plan.states(grad_y, query, decays, grad_final.contiguous(), reverse=True)
@@ -418,12 +418,12 @@ def backward(
     grad_scores = plan.empty(*grid, plan.Q, plan.Q, dtype=plan.dtype)
     _gradients[grid](
         x, key, query, grad_y, *decays, plan.chunks.begin, states, grads, D_H, grad_x, grad_scores, grad_steps,
-        grad_decays, by_chunk[0], plan.stride, grad_y.stride(1), out.stride(1), plan.tokens, plan.heads, plan.share,
+        grad_decays, by_chunk[0], plan.stride, grad_y.stride(0), out.stride(1), plan.tokens, plan.heads, plan.share,
         plan.P, plan.N, D_H is not None, plan.precision, plan.part, **plan.block("gradients"),
     )  # fmt: skip
     _group_gradients[grid](
         x, key, query, grad_y, *decays, plan.chunks.begin, states, grads, grad_scores, grad_key, grad_query,
-        plan.stride, grad_y.stride(1), grad_key.stride(-2), grad_key.stride(0) if splits > 1 else 0, plan.tokens,
+        plan.stride, grad_y.stride(0), grad_key.stride(-2), grad_key.stride(0) if splits > 1 else 0, plan.tokens,
         plan.heads, plan.share, plan.P, plan.N, plan.precision, plan.part, **plan.block("group_gradients"),
     )  # fmt: skip
     if splits > 1:

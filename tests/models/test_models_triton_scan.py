@@ -106,3 +106,13 @@ def test_a_pack_in_two_calls_is_the_pack():
     first, state = triton_scan(channels[:, :cut], steps[:, :cut], A, D, shape, None, documents(20, 64))
     rest, end = triton_scan(channels[:, cut:], steps[:, cut:], A, D, shape, state, documents(66))
     assert torch.equal(torch.cat([first, rest], 1), whole) and torch.equal(end, last)
+
+
+def test_strides_of_every_kind():
+    """A row of one token may have any stride, and torch calls it contiguous; a state may come in bf16, transposed."""
+    channels, steps, A, D, initial = drawn(3, 1, 2, 16, 1, 16)
+    channels = channels.as_strided(channels.shape, (channels.shape[2], 999, 1))
+    initial = initial.bfloat16().transpose(2, 3)
+    assert channels.is_contiguous() and not initial.is_contiguous()
+    for want, got in zip(*(function(channels, steps, A, D, (16, 16, 32), initial) for function in (scan, triton_scan))):
+        assert torch.allclose(want, got, rtol=1e-4, atol=1e-4)
