@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +198,8 @@ def _slab(size: int, pinned: bool) -> Tensor:
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     slab = torch.frombuffer(memory, dtype=torch.uint8)
     if pinned:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
         address, step = slab.data_ptr(), 2**26
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda at: ctypes.memset(address + at, 0, min(step, size - at)), range(0, size, step)))
