@@ -172,8 +172,8 @@ class HostOffload:
         if not isinstance(packed, _View):
             return packed
         place, ahead = packed.parked.place, 0
-        if place >= len(self.parked) or self.parked[place] is not packed.parked:
-            raise RuntimeError("activations of an earlier forward pass were offloaded, and the last one overwrote them")
+        if place >= len(self.parked) or self.parked[place] is not packed.parked or not packed.parked.uses:
+            raise RuntimeError("offloaded activations serve one backward pass, and none of an earlier forward pass")
         while place >= 0 and ahead <= AHEAD:
             parked = self.parked[place]
             if parked.uses:

@@ -121,3 +121,12 @@ def test_an_earlier_pass_cannot_go_backward():
         model(**pack([40, 35])).logits.square().mean().backward()
     with pytest.raises(RuntimeError, match="earlier forward pass"):
         first.backward()
+
+
+def test_a_second_backward_pass_is_refused():
+    offload, x = HostOffload(10**8, least=1, kind="cpu"), torch.randn(2, 3, 4, requires_grad=True)
+    with offload.forward():
+        loss = x.mul(2).exp().sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="serve one backward pass"):
+        loss.backward()
