@@ -7,7 +7,6 @@ GPU := $(shell command -v nvidia-smi 2>/dev/null)
 # The pins are those of a machine without a GPU; with one, pip picks what fits its CUDA.
 TORCH := $(if $(GPU),torch,torch==2.13.0+cpu)
 PINS := $(if $(GPU),,-c constraints.txt)
-INTERPRET := $(if $(GPU),,TRITON_INTERPRET=1)
 PYTEST_ARGS ?=
 
 .PHONY: demo test check clean
@@ -17,7 +16,7 @@ demo: .venv/core
 	$(BIN)/nanoalign run recipes/miniature.yaml  # a finished run has nothing to do, and says so
 
 test: check
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(INTERPRET) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check .

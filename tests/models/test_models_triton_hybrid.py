@@ -1,6 +1,5 @@
 """Whole models on the Triton kernels against the same on torch's: packs, tiles, adapters, padding, shares of heads."""
 
-import os
 from typing import Any
 
 import pytest
@@ -21,8 +20,6 @@ from models.tiling import tile
 from tests.models.small import VOCAB, small_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 pytest.importorskip("triton", reason="Triton is not installed (it comes with torch's CUDA builds)")
 
 from models import triton_scan  # noqa: E402

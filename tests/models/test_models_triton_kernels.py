@@ -1,7 +1,5 @@
 """Our Triton kernels against torch: on a GPU where there is one, else through Triton's interpreter, else skipped."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +10,6 @@ from models.kernels import gated_norm
 from models.mamba2 import causal_conv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 pytest.importorskip("triton", reason="Triton is not installed (it comes with torch's CUDA builds)")
 
 from models import triton_conv  # noqa: E402

@@ -1,7 +1,5 @@
 """The Triton scan against torch's: on a GPU where there is one, else through Triton's interpreter, else skipped."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +11,6 @@ from models.chunks import Documents
 from models.kernels import scan, triton_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 pytest.importorskip("triton", reason="Triton is not installed (it comes with torch's CUDA builds)")
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
