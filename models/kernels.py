@@ -17,6 +17,7 @@ from torch import Tensor
 from common.errors import ConfigError, IsolationError
 from models.chunks import Documents
 from models.mamba2 import causal_conv, split_channels, ssd_scan
+from models.promises import fulfil
 
 Kernels = Literal["auto", "torch", "triton"]
 log = logging.getLogger(__name__)
@@ -70,14 +71,13 @@ def triton_scan(
     mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`scan` by :mod:`models.triton_scan`."""
-    from models.triton_scan import SavedScan, Scan
+    from models.triton_scan import Scan, forward
 
     dt_BTH = dt_BTH.float() if mask_BT is None else dt_BTH.float() * mask_BT.unsqueeze(-1)
     if initial_BHPN is not None:
         initial_BHPN = initial_BHPN.float().contiguous()
-    inputs, others = (channels_BTD, dt_BTH.contiguous(), A_H, D_H, initial_BHPN), (documents, *shape[:2])
-    promised = SavedScan.apply(*inputs, *others)
-    return Scan.apply(*promised, *(None if tensor is None else tensor.detach() for tensor in inputs), *others)
+    inputs = (channels_BTD, dt_BTH.contiguous(), A_H, D_H, initial_BHPN, documents, *shape[:2])
+    return fulfil(lambda: forward(*inputs), *Scan.apply(*inputs))
 
 
 def triton_conv(

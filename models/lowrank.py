@@ -13,6 +13,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.promises import fulfil, promise
+
 
 def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """``layer(x) + plus`` for (..., D); ``plus`` is a residual stream of the output's shape."""
@@ -27,10 +29,14 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
         dropouts = [layer.lora_dropout[name] for name in names]
         alike = _alike(x, weight, x if plus is None else plus)
         if alike and len(adapters) == 1 and not (layer.training and isinstance(dropouts[0], nn.Dropout)):
-            promised, read = _SavedLowRank.apply(x, weight, *adapters[0], plus)
-            inputs = (x, weight, adapters[0][1], plus)
-            product = _LowRank.apply(promised, read, *(None if each is None else each.detach() for each in inputs))
-            return product.unflatten(0, shape)
+            down, up, scaling = adapters[0]
+            promised, read = _LowRank.apply(x, weight, down, up, scaling, plus)
+
+            def product() -> Tensor:
+                low = read @ up.T if plus is None else torch.addmm(plus, read, up.T)
+                return low.addmm_(x, weight.T)
+
+            return fulfil(product, promised).unflatten(0, shape)
         for (down, up, scaling), dropout in zip(adapters, dropouts):
             plus = _linear(F.linear(dropout(x), down) * scaling, up, plus)
         return _linear(x, weight, plus).unflatten(0, shape)
@@ -39,10 +45,9 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
     return layer(x) if plus is None else plus + layer(x)
 
 
-class _SavedLowRank(torch.autograd.Function):
-    """Saves what the backward pass of a frozen weight with an adapter reads, before the large product runs, so that a
-    checkpoint's recomputation ends here. Returns a tensor without memory, which stands for the product until
-    :class:`_LowRank` computes it, and what the adapter reads of ``x``.
+class _LowRank(torch.autograd.Function):
+    """The product with a frozen weight and its adapter, as a promise (:mod:`models.promises`), and what the adapter
+    reads of ``x``.
 
     Shapes: R rows (tokens), D inputs, E outputs, K rank.
     """
@@ -56,7 +61,7 @@ class _SavedLowRank(torch.autograd.Function):
         ctx.scaling, ctx.added = scaling, plus_RE is not None
         ctx.save_for_backward(x_RD, weight_ED, down_KD, up_EK, read_RK)
         ctx.mark_non_differentiable(read_RK)
-        return x_RD.new_empty(()).expand(len(x_RD), len(weight_ED)), read_RK
+        return promise(x_RD, len(x_RD), len(weight_ED)), read_RK
 
     @staticmethod
     @once_differentiable
@@ -68,23 +73,6 @@ class _SavedLowRank(torch.autograd.Function):
         return (
             grad_x, grad_weight, grad_RK.T @ x_RD, grad_RE.T @ read_RK, None, grad_RE if ctx.added else None
         )  # fmt: skip
-
-
-class _LowRank(torch.autograd.Function):
-    """Computes what :class:`_SavedLowRank` promised; its gradient passes through to it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, promised: Tensor, read_RK: Tensor, x_RD: Tensor, weight_ED: Tensor, up_EK: Tensor,
-        plus_RE: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        low = read_RK @ up_EK.T if plus_RE is None else torch.addmm(plus_RE, read_RK, up_EK.T)
-        return low.addmm_(x_RD, weight_ED.T)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_RE: Tensor) -> tuple[Tensor | None, ...]:
-        return grad_RE, *[None] * 5
 
 
 def _plain(layer: LoraLinear) -> bool:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from models import triton_scan_kernels as kernels
 from models.chunks import LONGEST, Documents, plain_chunks
+from models.promises import promise
 
 
 class Block(NamedTuple):
@@ -170,11 +171,8 @@ def backward(
     return out, grad_dt, grad_A, None if D_H is None else grad_D, grad_initial
 
 
-class SavedScan(torch.autograd.Function):
-    """Saves what the scan's backward pass reads, before the scan runs, so that a checkpoint's recomputation ends here.
-
-    Returns two tensors without memory, which stand for the scan's outputs until :class:`Scan` computes them.
-    """
+class Scan(torch.autograd.Function):
+    """:func:`forward`'s results as promises (:mod:`models.promises`), and their gradients."""
 
     @staticmethod
     def forward(
@@ -184,8 +182,8 @@ class SavedScan(torch.autograd.Function):
         ctx.others = (documents, head_dim, size)
         ctx.save_for_backward(channels, dt_BTH, A_H, D_H, initial)
         batch, length, _ = channels.shape
-        state = dt_BTH.new_empty(()).expand(batch, len(A_H), head_dim, size)
-        return channels.new_empty(()).expand(batch, length, len(A_H) * head_dim), state
+        y = promise(channels, batch, length, len(A_H) * head_dim)
+        return y, promise(dt_BTH, batch, len(A_H), head_dim, size)
 
     @staticmethod
     @once_differentiable
@@ -193,17 +191,3 @@ class SavedScan(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
         grads = backward(grad_y, grad_state, *saved, *ctx.others)
         return *grads[:4], None if saved[4] is None else grads[4], None, None, None
-
-
-class Scan(torch.autograd.Function):
-    """Computes what :class:`SavedScan` promised; its gradients pass through to it."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, state: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-        ctx.inputs = len(inputs)
-        return forward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        return grad_y, grad_state, *[None] * ctx.inputs
