@@ -52,10 +52,20 @@ class Chunks:
         return len(self.fresh)
 
 
+def first_tokens(seq_idx_BT: Tensor) -> Tensor:
+    """Marks the first token of each document, where ``seq_idx`` changes, and of each row. (B, T) to (B, T) bool."""
+    return F.pad(seq_idx_BT[:, 1:] != seq_idx_BT[:, :-1], (1, 0), value=True)
+
+
 def document_runs(seq_idx_BT: Tensor) -> Tensor:
     """Numbers the runs of equal values from 0, so that two documents never share a number. (B, T) to (B, T) int64."""
-    changed = seq_idx_BT[:, 1:] != seq_idx_BT[:, :-1]
-    return F.pad(changed.cumsum(1), (1, 0))
+    return first_tokens(seq_idx_BT).cumsum(1) - 1
+
+
+def document_positions(first_BT: Tensor) -> Tensor:
+    """Each token's place in its document, from :func:`first_tokens`. (B, T) to (B, T) int64."""
+    at = torch.arange(first_BT.shape[1], device=first_BT.device).expand_as(first_BT)
+    return at - torch.where(first_BT, at, 0).cummax(1).values
 
 
 class Documents:
@@ -90,12 +100,11 @@ def plain_chunks(length: int, batch: int, tokens: int, device: torch.device) -> 
 
 def _chunks(runs_BT: Tensor, length: int) -> Chunks:
     batch, tokens = runs_BT.shape
-    at = torch.arange(tokens, device=runs_BT.device)
-    fresh_BT = F.pad(runs_BT[:, 1:] != runs_BT[:, :-1], (1, 0))
-    within_BT = at - torch.where(fresh_BT, at, 0).cummax(1).values
-    begin = (within_BT % length == 0).flatten().nonzero().flatten()  # the one wait for the GPU
+    first_BT = first_tokens(runs_BT)
+    begin = (document_positions(first_BT) % length == 0).flatten().nonzero().flatten()  # the one wait for the GPU
     rows = torch.searchsorted(begin, torch.arange(batch + 1, device=begin.device) * tokens)
-    return Chunks(F.pad(begin, (0, 1), value=batch * tokens).int(), fresh_BT.flatten()[begin].byte(), rows.int())
+    fresh = first_BT.flatten()[begin] & (begin % tokens > 0)
+    return Chunks(F.pad(begin, (0, 1), value=batch * tokens).int(), fresh.byte(), rows.int())
 
 
 def tile_bounds(starts: list[int], tokens: int, tile: int) -> list[int]:

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from common.errors import IsolationError
+from models.chunks import document_positions, first_tokens
 
 ATTENTION = "nanoalign_documents"
 """The name under which transformers knows :func:`document_attention`."""
@@ -105,10 +106,9 @@ def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         )
     inputs = args[0] if args else kwargs.get("input_ids")
     batch = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[0]
-    first = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True).expand(batch, -1)
+    first = first_tokens(seq_idx).expand(batch, -1)
     if position_ids is None:
-        tokens = torch.arange(first.shape[1], device=first.device).expand_as(first)
-        position_ids = tokens - torch.where(first, tokens, 0).cummax(1).values
+        position_ids = document_positions(first)
     kwargs = kwargs | {"seq_idx": seq_idx, "position_ids": position_ids, "attention_mask": None, "use_cache": False}
     if decoder.config._attn_implementation == ATTENTION:
         kwargs["attention_mask"] = bounds_mask(first)

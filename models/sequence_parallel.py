@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache
 
 from common.errors import ConfigError, IsolationError
-from models.chunks import document_runs, documents_of
+from models.chunks import document_runs, documents_of, first_tokens
 from models.documents import (
     ATTENTION,
     bounds_mask,
@@ -158,8 +158,8 @@ class _Stretches:
         if self.whole is not None:
             kwargs = self._cut(decoder, name, kwargs)
         seq_idx = kwargs["seq_idx"].expand(inputs.shape[0], -1)
-        first = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
-        return args, kwargs | {"seq_idx": seq_idx, "attention_mask": bounds_mask(first), "use_cache": False}
+        mask = bounds_mask(first_tokens(seq_idx))
+        return args, kwargs | {"seq_idx": seq_idx, "attention_mask": mask, "use_cache": False}
 
     def _cut(self, decoder: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         """This rank's stretch of a whole pack, filled up with one more document to a multiple of the ranks."""
