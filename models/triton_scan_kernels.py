@@ -18,6 +18,12 @@ import triton.language as tl
 
 
 @triton.jit
+def _rows(source, start, stride, q, column, inside):
+    """Columns of the rows ``start + q`` of a matrix whose rows are ``stride`` apart; zeros where not ``inside``."""
+    return tl.load(source + start * stride + q[:, None] * stride + column, mask=inside, other=0.0)
+
+
+@triton.jit
 def decays(dt, A, begin, steps, decays, tokens, heads, Q: tl.constexpr, BH: tl.constexpr):
     start = tl.load(begin + tl.program_id(0))
     size = tl.load(begin + tl.program_id(0) + 1) - start
@@ -69,14 +75,8 @@ def states(
             weight = tl.where(mask, tl.exp(decay), 0.0)
         else:
             weight = tl.exp(total - decay) * tl.load(steps + start + q, mask=mask, other=0.0)
-        keys = tl.load(
-            key + start * stride_key + q[:, None] * stride_key + n[None, :],
-            mask=mask[:, None] & n_mask[None, :], other=0.0,
-        )  # fmt: skip
-        values = tl.load(
-            value + start * stride_value + q[:, None] * stride_value + p[None, :],
-            mask=mask[:, None] & p_mask[None, :], other=0.0,
-        )  # fmt: skip
+        keys = _rows(key, start, stride_key, q, n[None, :], mask[:, None] & n_mask[None, :])
+        values = _rows(value, start, stride_value, q, p[None, :], mask[:, None] & p_mask[None, :])
         values = (values.to(tl.float32) * weight[:, None]).to(keys.dtype)
         state = state * tl.exp(total) + tl.dot(tl.trans(keys), values, input_precision=PRECISION)
         if REVERSE:
@@ -95,9 +95,9 @@ def outputs(
     size = (tl.load(begin + chunk + 1) - start).to(tl.int32)
     q, n = tl.arange(0, Q), tl.arange(0, BN)
     mask, n_mask = q < size, n < N
-    group = start * stride + (h0 // share) * N + q[:, None] * stride + n[None, :]
-    keys = tl.load(key + group, mask=mask[:, None] & n_mask[None, :], other=0.0)
-    queries = tl.load(query + group, mask=mask[:, None] & n_mask[None, :], other=0.0)
+    in_group, column = mask[:, None] & n_mask[None, :], (h0 // share) * N + n[None, :]
+    keys = _rows(key, start, stride, q, column, in_group)
+    queries = _rows(query, start, stride, q, column, in_group)
     scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
     causal = q[:, None] >= q[None, :]
     for turn in range(HEADS):
@@ -116,8 +116,8 @@ def outputs(
         for first in range(0, P, BP):
             p = first + tl.arange(0, BP)
             here = mask[:, None] & (p < P)[None, :]
-            values = tl.load(x + start * stride + q[:, None] * stride + (h * P + p)[None, :], mask=here, other=0.0)
-            state = tl.load(at + p[:, None] * N + n[None, :], mask=(p < P)[:, None] & n_mask[None, :], other=0.0)
+            values = _rows(x, start, stride, q, (h * P + p)[None, :], here)
+            state = _rows(at, 0, N, p, n[None, :], (p < P)[:, None] & n_mask[None, :])
             total = tl.dot(queries, tl.trans(state), input_precision=PRECISION) * from_start[:, None]
             total = tl.dot(weights, values, total, input_precision=PRECISION)
             if HAS_D:
@@ -140,10 +140,9 @@ def gradients(
     size = (tl.load(begin + chunk + 1) - start).to(tl.int32)
     q, n = tl.arange(0, Q), tl.arange(0, BN)
     mask, n_mask = q < size, n < N
-    in_group = mask[:, None] & n_mask[None, :]
-    group = start * stride + (h0 // share) * N + q[:, None] * stride + n[None, :]
-    keys = tl.load(key + group, mask=in_group, other=0.0)
-    queries = tl.load(query + group, mask=in_group, other=0.0)
+    in_group, column = mask[:, None] & n_mask[None, :], (h0 // share) * N + n[None, :]
+    keys = _rows(key, start, stride, q, column, in_group)
+    queries = _rows(query, start, stride, q, column, in_group)
     scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
     causal = q[:, None] >= q[None, :]
     of_scores = tl.zeros((Q, Q), dtype=tl.float32)
@@ -168,12 +167,10 @@ def gradients(
             p = first + tl.arange(0, BP)
             here, cells = mask[:, None] & (p < P)[None, :], (p < P)[:, None] & n_mask[None, :]
             channel = (h * P + p)[None, :]
-            values = tl.load(x + start * stride + q[:, None] * stride + channel, mask=here, other=0.0)
-            slopes = tl.load(
-                grad_y + start * stride_grad_y + q[:, None] * stride_grad_y + channel, mask=here, other=0.0
-            )
-            entered = tl.load(states + at + p[:, None] * N + n[None, :], mask=cells, other=0.0)
-            left = tl.load(grads + at + p[:, None] * N + n[None, :], mask=cells, other=0.0)
+            values = _rows(x, start, stride, q, channel, here)
+            slopes = _rows(grad_y, start, stride_grad_y, q, channel, here)
+            entered = _rows(states + at, 0, N, p, n[None, :], cells)
+            left = _rows(grads + at, 0, N, p, n[None, :], cells)
             wide_values, wide_slopes = values.to(tl.float32), slopes.to(tl.float32)
             products = tl.dot(slopes, tl.trans(values), products, input_precision=PRECISION)
             read = tl.dot(queries, tl.trans(entered), input_precision=PRECISION)
@@ -232,20 +229,17 @@ def group_gradients(
             p = first + tl.arange(0, BP)
             here, cells = mask[:, None] & (p < P)[None, :], (p < P)[:, None] & n_mask[None, :]
             channel = (h * P + p)[None, :]
-            values = tl.load(x + start * stride + q[:, None] * stride + channel, mask=here, other=0.0)
-            slopes = tl.load(
-                grad_y + start * stride_grad_y + q[:, None] * stride_grad_y + channel, mask=here, other=0.0
-            )
-            entered = tl.load(states + at + p[:, None] * N + n[None, :], mask=cells, other=0.0)
-            left = tl.load(grads + at + p[:, None] * N + n[None, :], mask=cells, other=0.0)
+            values = _rows(x, start, stride, q, channel, here)
+            slopes = _rows(grad_y, start, stride_grad_y, q, channel, here)
+            entered = _rows(states + at, 0, N, p, n[None, :], cells)
+            left = _rows(grads + at, 0, N, p, n[None, :], cells)
             scaled = (slopes.to(tl.float32) * from_start[:, None]).to(entered.dtype)
             of_queries = tl.dot(scaled, entered, of_queries, input_precision=PRECISION)
             scaled = (values.to(tl.float32) * to_end[:, None]).to(entered.dtype)
             of_keys = tl.dot(scaled, left, of_keys, input_precision=PRECISION)
-    in_group = mask[:, None] & n_mask[None, :]
-    group = start * stride + (h0 // share) * N + q[:, None] * stride + n[None, :]
-    keys = tl.load(key + group, mask=in_group, other=0.0)
-    queries = tl.load(query + group, mask=in_group, other=0.0)
+    in_group, column = mask[:, None] & n_mask[None, :], (h0 // share) * N + n[None, :]
+    keys = _rows(key, start, stride, q, column, in_group)
+    queries = _rows(query, start, stride, q, column, in_group)
     part = chunk.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     of_scores = tl.load(grad_scores + part * Q * Q + q[:, None] * Q + q[None, :])
     of_queries = tl.dot(of_scores, keys, of_queries, input_precision=PRECISION)
