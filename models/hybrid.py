@@ -224,10 +224,10 @@ def use_kernels(model: nn.Module, kernels: Kernels, device: torch.device) -> int
         IsolationError: they differ from the torch functions, or leak.
     """
     mixers = [module for module in model.modules() if isinstance(module, Mamba2Path)]
-    sizes = {(mixer.head_dim, mixer.ssm_state_size, mixer.num_heads // mixer.n_groups) for mixer in mixers}
-    chosen = [choose(kernels, device, size) for size in sorted(sizes)]
-    for mixer in mixers:
-        mixer.kernels = chosen[0]
+    sizes = [(mixer.head_dim, mixer.ssm_state_size, mixer.num_heads // mixer.n_groups) for mixer in mixers]
+    chosen = {size: choose(kernels, device, size) for size in sorted(set(sizes))}
+    for mixer, size in zip(mixers, sizes):
+        mixer.kernels = chosen[size]
     return len(mixers)
 
 
