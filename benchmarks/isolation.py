@@ -43,6 +43,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from common.files import write_json
 from models.documents import packed_inputs
 from models.hybrid import install
+from models.isolation import relative_difference
 
 ARCHITECTURES = ("llama", "qwen3", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h")
 VOCABULARY, DOCUMENTS, LONGEST = 1024, (2, 12), 700
@@ -137,12 +138,6 @@ def gradients(model: PreTrainedModel, found: Tensor, embedded: Tensor) -> Gradie
     ]
 
 
-def relative(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Norm of the difference over the norm, all tensors together."""
-    difference = sum(float((a - b).double().square().sum()) for a, b in zip(found, expected))
-    return (difference / sum(float(b.double().square().sum()) for b in expected)) ** 0.5
-
-
 @dataclass
 class Gap:
     """Absolute differences so far."""
@@ -208,8 +203,8 @@ def compare_gradients(model: PreTrainedModel, random: Random, longest: int) -> d
         found[name] = inputs, weights
     together, figures = found.pop("together"), {}
     for name, (inputs, weights) in found.items():
-        figures[f"{name}.gradient"] = relative(weights, together[1])
-        figures[f"{name}.inputs_gradient"] = relative([inputs], [together[0]])
+        figures[f"{name}.gradient"] = relative_difference(weights, together[1])
+        figures[f"{name}.inputs_gradient"] = relative_difference([inputs], [together[0]])
     return figures
 
 

@@ -24,8 +24,8 @@ TOLERANCES = {
     (torch.float64, "cpu"): (1e-8, 1e-9),
     (torch.float64, "cuda"): (1e-8, 1e-9),
 }
-"""Largest and mean difference in nats that rounding may explain (SmolLM2-135M in fp32: 4e-5 and 3e-6; a hybrid on
-Triton's scan, whose products round to TF32: 3e-3 and 3e-5). Of other dtypes it is measured: see :func:`_rounding`."""
+"""Largest and mean difference in nats that rounding may explain (SmolLM2-135M in fp32: 4e-5 and 3e-6; a hybrid on a
+scan whose products round to TF32, as mamba-ssm's: 3e-3 and 3e-5). Of other dtypes it is measured: :func:`_rounding`."""
 START, LOGITS = 8, 2**28
 """Tokens after a document's start that are always compared, and logits held at once (1 GiB in fp32)."""
 
@@ -131,7 +131,7 @@ def measure(
         together = _logprobs(model, batch, found, chosen, gradients)
         grads = _gradients(model, together) if gradients else None
         alone = _alone(model, ids, found, chosen, gradients)
-        difference = None if grads is None else _relative(grads, _gradients(model, alone))
+        difference = None if grads is None else relative_difference(grads, _gradients(model, alone))
     fixed = TOLERANCES.get((_compute_dtype(model), ids.device.type))
     tolerance = fixed or _rounding(model, ids, found, chosen, alone)
     gaps = [(a.detach() - b.detach()).abs() for a, b in zip(together, alone)]
@@ -256,7 +256,8 @@ def _gradients(model: nn.Module, logprobs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(weight) if grad is None else grad for weight, grad in zip(weights, grads)]
 
 
-def _relative(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+def relative_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Norm of the difference over the norm of ``second``, all tensors together."""
     difference = sum(float((a - b).double().square().sum()) for a, b in zip(first, second))
     return (difference / max(1e-30, sum(float(b.double().square().sum()) for b in second))) ** 0.5
 
