@@ -30,8 +30,21 @@ class Sample:
     thinking_budget: int | None = None
 
 
+class Score(float):
+    """A reward's number. ``reason`` says why a sample was not judged on its merits ("the verifier raised ValueError",
+    "over the time limit"); "" where it was. Reasons are counted in metrics and report: keep them few and general."""
+
+    reason: str
+
+    def __new__(cls, value: float, reason: str = "") -> "Score":
+        score = super().__new__(cls, value)
+        score.reason = reason
+        return score
+
+
 class Reward(Protocol):
-    """A named source of reward in [0, 1] unless its docstring says otherwise."""
+    """A named source of reward in [0, 1] unless its docstring says otherwise. What a model wrote is scored whatever it
+    is: :meth:`score` raises for a task or a machine that is wrong, never for an answer."""
 
     name: str
 
