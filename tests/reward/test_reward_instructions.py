@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from data_recipes.conversation import Conversation, Message
+from data_recipes.conversation import Answer, Conversation, Message
 from reward import Sample
 from reward.instructions import CHECKERS, augment, follows, score_instructions
 from reward.instructions.augment import KINDS
@@ -289,7 +289,7 @@ def test_augmented_instructions_never_contradict_each_other(seed: int) -> None:
     answer = obedient(instructions)
     missed = [item for item in instructions if not follows(answer, item["id"], item["kwargs"])]
     assert not missed, answer
-    sample = Sample(result.messages, Message("assistant", answer), result.task)
+    sample = Sample(result.messages, Answer(answer), result.task)
     assert score_instructions(sample, share=False) == 1.0, answer
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from reward import RewardError, Sample, make_reward
 from reward.config import Judge
 from tests.reward.endpoint import Endpoint
@@ -27,7 +27,7 @@ def serve() -> Iterator[Serve]:
 
 
 def sample(text: str) -> Sample:
-    return Sample((Message("user", "Say {hi}."),), Message("assistant", text, reasoning="secret"))
+    return Sample((Message("user", "Say {hi}."),), Answer(text, reasoning="secret"))
 
 
 def test_scores_are_read_and_each_question_is_asked_once(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from data_recipes.conversation import Message, ToolCall
+from data_recipes.conversation import Answer, ToolCall
 from data_recipes.workplace.workbench import NOW, WorkBench, same
 from data_recipes.workplace.workbench_data import load_office, load_tasks
 from data_recipes.workplace.workbench_tools import TOOLS
@@ -130,11 +130,11 @@ def test_environment_episodes() -> None:
         assert len(task.tools) < 10
         episode = workbench.start(task)
         for call in task.data["calls"]:
-            episode.step(Message("assistant", "", tool_calls=(ToolCall(call["name"], call["arguments"]),)))
-        episode.step(Message("assistant", "Done."))
+            episode.step(Answer("", tool_calls=(ToolCall(call["name"], call["arguments"]),)))
+        episode.step(Answer("Done."))
         assert episode.success()
         idle = workbench.start(task)
-        idle.step(Message("assistant", "Done."))
+        idle.step(Answer("Done."))
         assert not idle.success() or len(task.data["calls"]) <= 1
     assert len(environment("workbench-all-tools", DATA).tasks("test")[0].tools) == 27
 
