@@ -3,7 +3,7 @@
 #   bash benchmarks/lease/soak.sh wait SECONDS              waits for it, prints the table, leaves figures and failures in $OUT
 export PYTHONPATH=$HOME/repo:$HOME/site HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=
 if [ ! -f ~/.unpacked ]; then
-  tar xJf .gpu-kit/kit.tar.xz -C ~ && mkdir -p ~/repo && git ls-files 2>/dev/null | tar cf - -T - | tar xf - -C ~/repo || cp -r . ~/repo
+  tar xJf .gpu-kit/kit.tar.xz -C ~ && mkdir -p ~/repo && cp -r [!.]* ~/repo/
   lscpu | grep -E 'Model name|^CPU\(s\)'; touch ~/.unpacked
 fi
 command=$1; shift; cd ~/repo
