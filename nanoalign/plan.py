@@ -15,7 +15,10 @@ from nanoalign.recipe.schema import PARALLEL, Recipe
 from sft.config import HELD_OUT
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 RESULT_FILES = {"sft": "data.json", "merge": "sweep.json", "evaluate": "evaluation.json"}
 SHARD_BYTES = 5e9
 CURVE_POINTS = 32

@@ -12,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from common.errors import StageError
+from data_recipes.chat import chat_format
+from data_recipes.conversation import Message
 from nanoalign import runner
 from nanoalign.artifacts import read_record, read_rows
 from nanoalign.recipe.load import load
@@ -78,6 +81,9 @@ def test_a_killed_sft_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
         run(tmp_path, "killed")
     killer.join()
     killed = run(tmp_path, "killed")
+    assert AutoTokenizer.from_pretrained(killed / "model").apply_chat_template(
+        [{"role": "user", "content": "2+2?"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    ) == chat_format("nemotron-nano-v2").prompt([Message("user", "2+2?")], thinking=False)
     record = read_record(killed)
     assert record is not None and (record.status, record.attempts) == ("finished", 2)
     assert weights(killed) == weights(whole)
