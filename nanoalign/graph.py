@@ -134,7 +134,7 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
         "data": {mixture: plain["data"][mixture] for mixture in dict.fromkeys(mixtures)},
         "suites": {suite: plain["suites"][suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))},
         "chat": recipe.chat,
-        "seed": recipe.seed,
+        "seed": seed_of(recipe, name),
     }
 
 
@@ -157,9 +157,14 @@ def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tupl
     return sorted(found)
 
 
+def seed_of(recipe: Recipe, name: str) -> int:
+    """The seed that the recipe gives a stage."""
+    return recipe.seeds.get(name, recipe.seed)
+
+
 def stage_seed(recipe: Recipe, name: str) -> int:
     """A seed of the stage's own, the same whatever else the recipe holds."""
-    return int(hashlib.sha256(f"{recipe.seed}/{name}".encode()).hexdigest(), 16) % 2**31
+    return int(hashlib.sha256(f"{seed_of(recipe, name)}/{name}".encode()).hexdigest(), 16) % 2**31
 
 
 def makes_model(stage: Any) -> bool:
