@@ -37,7 +37,7 @@ class StageRecord:
     inputs: dict[str, str]
     """Role to stage name or `base`."""
     config: dict[str, Any]
-    """All that the recipe said about the stage."""
+    """What the recipe said about what the stage makes; how it was run stands in ``job.json``."""
     seed: int
     versions: dict[str, str]
     """Python's and the libraries' versions, and the machine."""

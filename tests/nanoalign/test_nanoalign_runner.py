@@ -154,6 +154,14 @@ def test_a_changed_stage_and_those_after_it_run_again(run: Run, tmp_path: Path, 
     assert record(tmp_path, "left").attempts == 1
 
 
+def test_how_a_stage_runs_undoes_nothing(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(StageError):
+        run(told={"left": "die", "start": ""})
+    assert run("stages.start.train.checkpoint_every=7", "stages.left.train.checkpoint_every=7") == ["left", "right"]
+    assert record(tmp_path, "left").figures["went_on_from"] == 2
+    assert run("stages.right.train.checkpoint_every=9") == []
+
+
 def test_other_code_runs_again_unless_ignored(run: Run, output: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     run(until=["left"])
     versions = graph.room_version
