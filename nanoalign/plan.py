@@ -85,6 +85,8 @@ class Plan:
     unknown: str
     stages: list[StagePlan]
     files: list[str]
+    notes: list[str] = field(default_factory=list)
+    """What the recipe says to no effect."""
 
 
 def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
@@ -103,7 +105,19 @@ def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: b
         plan.files = list(_files(node, model))
         stages.append(plan)
     return Plan(recipe.name, str(folder), recipe.seed, recipe.chat, device, recipe.launch.kind, recipe.model, model,
-                unknown, stages, ["recipe.yaml", "report.json", "report.html"])  # fmt: skip
+                unknown, stages, ["recipe.yaml", "report.json", "report.html"], list(_notes(recipe)))  # fmt: skip
+
+
+def _notes(recipe: Recipe) -> Iterator[str]:
+    """Settings of `launch` that no stage of the recipe uses."""
+    launch = recipe.launch
+    if any(stage.kind in PARALLEL for stage in recipe.stages.values()):
+        return
+    unused = [f"{launch.devices} processes"] if launch.devices > 1 else []
+    unused += [f"zero: {launch.zero}"] if launch.zero else []
+    if unused:
+        kinds = " and ".join(PARALLEL)
+        yield f"launch asks for {', '.join(unused)}, to no effect here: only {kinds} stages train on several processes"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
