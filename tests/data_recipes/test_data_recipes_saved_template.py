@@ -134,6 +134,16 @@ def test_a_call_whose_arguments_are_json_text_is_written_as_it_is(gpt2_like: Any
         assert text == chat.prompt(ours)
 
 
+def test_nulls_that_a_server_fills_in_are_not_shown(gpt2_like: Any) -> None:
+    """vLLM hands over ``description: null`` and ``parameters: null`` for what a tool leaves out."""
+    asked = [Message("user", "what time is it?")]
+    for name in FORMATS:
+        filled = [{"name": "now", "description": None, "parameters": None}]
+        assert rendered(gpt2_like, name, asked, filled, generate=True) == chat_format(name).prompt(
+            asked, [{"name": "now"}]
+        )
+
+
 def test_a_saved_template_is_found_beside_the_model(tmp_path: Path, gpt2_like: Any) -> None:
     from transformers import AutoTokenizer
 
