@@ -54,7 +54,7 @@ def ways(recipe: Recipe, name: str, folder: Path) -> Iterator[tuple[str, str]]:
 def advice(recipe: Recipe, name: str, folder: Path) -> str:
     """All of it as the lines that end an error message."""
     place = folder / name
-    done = [other for other in order(recipe) if _finished(folder, other)]
+    done = [other for other in order(recipe) if _finished(folder, other) and name not in needed_by(recipe, [other])]
     lines = [f"it reached: {reached(place)}; its log: {place / 'log.txt'}"]
     lines += [f"finished stages are kept: {', '.join(done)}"] if done else []
     lines += [f"{what}:\n    {how}" for what, how in ways(recipe, name, folder)]
@@ -71,6 +71,12 @@ def log_tail(place: Path) -> str:
         return ""
     lines = [line.rstrip().rpartition("\r")[2] for line in text.rstrip().split("\n")]
     return "\n".join(lines[-LOG_LINES:])
+
+
+def log_end(place: Path) -> str:
+    """The same, indented, under a line that names the file."""
+    lines = (log_tail(place) or "(it is empty)").split("\n")
+    return "\n".join([f"the end of {place / 'log.txt'}:", *(f"  {line}" for line in lines)])
 
 
 def _command(folder: Path, name: str) -> str:

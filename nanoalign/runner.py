@@ -21,7 +21,7 @@ from rich.console import Console
 from common.errors import ConfigError, NanoalignError, StageError
 from common.files import alone, whole_file, write_json
 from nanoalign.artifacts import StageRecord, clear, read_record, write_record
-from nanoalign.going_on import advice, log_tail
+from nanoalign.going_on import advice, log_end
 from nanoalign.graph import BASE, Node, after, makes_model, needed_by, nodes, stage_seed
 from nanoalign.launch import command
 from nanoalign.progress import Display, Events, clock, display
@@ -142,15 +142,17 @@ def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown
             outcome.peak_rss_gb = max(outcome.peak_rss_gb, result["peak_rss_gb"])
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
         else:
-            status, error = "failed", result.get("error") or _crash(code, place)
+            status, error = "failed", result.get("error") or _crash(code)
     finally:
         record = replace(record, status=status, error=error, ended=time.time(),
                          wall_s=record.wall_s + time.monotonic() - begun,
                          peak_rss_gb=max(record.peak_rss_gb, outcome.peak_rss_gb))  # fmt: skip
         write_record(place, record)
     if status == "failed":
-        kind = ConfigError if _result(place).get("error") else StageError
-        raise kind(f"stage {node.name}: {error}\n{advice(recipe, node.name, folder)}")
+        how_on = advice(recipe, node.name, folder)
+        if _result(place).get("error"):
+            raise ConfigError(f"stage {node.name}: {error}\n{how_on}")
+        raise StageError(f"stage {node.name}: {error}; {log_end(place)}\n{how_on}")
     return record
 
 
@@ -255,12 +257,14 @@ def _result(place: Path) -> dict[str, Any]:
         return {}
 
 
-def _crash(code: int, place: Path) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+def _crash(code: int) -> str:
     if code == 0:
-        how = "ended without its artifacts"
-    lines = [f"  {line}" for line in (log_tail(place) or "(it is empty)").split("\n")]
-    return "\n".join([f"its process {how}; the end of {place / 'log.txt'}:", *lines])
+        return "its process ended without its artifacts"
+    return (
+        f"its process was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"its process ended with status {code}"
+    )
 
 
 def _report(folder: Path, console: Console, *, anew: bool) -> None:
