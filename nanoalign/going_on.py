@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nanoalign.artifacts import read_record, read_rows
 from nanoalign.graph import needed_by, order, seed_of
@@ -99,7 +100,7 @@ def _finished(folder: Path, name: str) -> bool:
     return record is not None and record.status == "finished"
 
 
-def _json(path: Path) -> dict:  # type: ignore[type-arg]
+def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -54,7 +54,6 @@ def read_run(folder: Path) -> RunData:
     """Reads ``runs/<name>`` in whatever state it is. Raises ConfigError where it is no run, or another version's."""
     recipe = _recipe(folder)
     run = RunData(folder, recipe)
-    at_work = _at_work(folder)
     for name in order(recipe):
         record = read_record(folder / name)
         if record is None:
@@ -66,7 +65,7 @@ def read_run(folder: Path) -> RunData:
             read_rows(place / "samples.jsonl"),
             _json(place / "data.json"),
             _json(place / "evaluation.json") or _json(place / "sweep.json"),
-            "killed" if record.status == "running" and not at_work else record.status,
+            "killed" if record.status == "running" and not _at_work(folder) else record.status,
         )
         (run.stages if record.status == "finished" else run.unfinished)[name] = data
     return run

@@ -16,6 +16,7 @@ from common.errors import ConfigError
 from common.files import alone
 from common.stats import Estimate, proportion
 from nanoalign.artifacts import StageRecord, write_record
+from nanoalign.going_on import kept
 from nanoalign.recipe.load import dump, load
 from nanoalign.report import note_rerun, write, write_pictures
 from nanoalign.report.figures import difference, flat, pooled, spearman
@@ -267,6 +268,24 @@ def test_a_failed_stage_says_where_why_and_how_to_go_on(run_folder):
     ):  # fmt: skip
         assert expected in page, expected
     assert " 10%|" not in page and "--until merged" not in page
+
+
+def test_where_a_stage_goes_on(tmp_path):
+    assert kept(tmp_path) == "its beginning (it has no checkpoint yet)"
+    for path in (
+        "round-0/round.json",
+        "round-9/round.json",
+        "round-10/round.json",
+        "round-11/checkpoints/checkpoint-4/whole",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert kept(tmp_path) == "round 10, the checkpoint at step 4"
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "evaluation.json").write_text('{"checkpoints": {"a": {}, "b": {}}}')
+    assert kept(tmp_path / "measured") == "the 2 models that are measured"
+    (tmp_path / "measured" / "evaluation.json").write_text('{"checkp')
+    assert kept(tmp_path / "measured") == "its beginning (it has no checkpoint yet)"
 
 
 @pytest.mark.parametrize("status", ["running", "stopped"])
