@@ -1,9 +1,44 @@
 """The base of every recipe section: strict and frozen."""
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 from pydantic import BaseModel, ConfigDict
+
+
+class HowItRuns:
+    """Marks a field that says how a stage runs and not what it makes: ``deadline_s: Annotated[float, HOW_IT_RUNS]``.
+
+    A finished stage stays current when such a field changes, an unfinished one goes on from where it stands. What is
+    computed in another way (kernels, batch splits, precision, tensors split over GPUs) is not so marked, nor whom a
+    judge's scores come from. How much an engine batches at once, which follows its memory, differs between two runs of
+    one recipe as well.
+    """
+
+
+HOW_IT_RUNS: Final = HowItRuns()
 
 
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors, and so are values of another type (no "1" for 1, no 1 for true)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    def makes(self) -> dict[str, Any]:
+        """The section as JSON data under its keys in YAML, without the fields marked ``HOW_IT_RUNS``, at any depth."""
+        return self.model_dump(mode="json", by_alias=True, exclude=_marked(self))
+
+
+def _marked(value: Any) -> Any:
+    """pydantic's ``exclude`` for the marked fields in a section, a mapping or a list; None where there are none."""
+    if isinstance(value, Section):
+        fields = type(value).model_fields
+        how = {name: True for name, field in fields.items() if HOW_IT_RUNS in field.metadata}
+        return how | _within({name: getattr(value, name) for name in fields if name not in how})
+    if isinstance(value, Mapping):
+        return _within(value)
+    return _within(dict(enumerate(value))) if isinstance(value, list | tuple) else {}
+
+
+def _within(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: inner for key, value in values.items() if (inner := _marked(value))}

@@ -14,6 +14,9 @@ from filelock import FileLock, Timeout
 
 from common.errors import ConfigError
 
+SURROGATES = "backslashreplace"
+"""How JSON text is encoded: a lone surrogate (a model may write one into a tool call) becomes JSON's own escape."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -55,8 +58,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=SURROGATES)
 
 
 def fingerprint(value: Any) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.files import SURROGATES
+
 
 class StageLog:
     """Appends rows to ``metrics.jsonl`` (read live by the parent) and to ``samples.jsonl`` of a stage folder."""
@@ -24,7 +26,7 @@ class StageLog:
         self._append("samples.jsonl", values)
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        with (self.folder / name).open("a", encoding="utf-8", errors=SURROGATES) as file:
             file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from common.text import printable
 from data_recipes.chat.base import ChatFormat
 from data_recipes.conversation import Conversation
 from data_recipes.tokenize import Example, encode_batch
@@ -42,7 +43,7 @@ def show(
             which = f"example {part + 1} of {parts}" if parts > 1 else ""
             count = f"{len(example.input_ids)} tokens, {sum(example.loss_mask)} trained"
             header = " · ".join(fact for fact in (*facts, conversation.id, which, count) if fact)
-            console.print(Text(header, style="bold cyan"))
+            console.print(Text(printable(header), style="bold cyan"))
             console.print(coloured(example, tokenizer), soft_wrap=True)
             console.print()
 
@@ -54,5 +55,6 @@ def coloured(example: Example, tokenizer: Any) -> "Text":
     text = Text()
     pairs = zip(example.input_ids, example.loss_mask, strict=True)
     for trained, run in groupby(pairs, key=lambda pair: pair[1]):
-        text.append(tokenizer.decode([token for token, _ in run]), style=TRAINED if trained else CONTEXT)
+        said = printable(tokenizer.decode([token for token, _ in run]))
+        text.append(said, style=TRAINED if trained else CONTEXT)
     return text

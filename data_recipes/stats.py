@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from common.text import printable
 from data_recipes.chat.base import ChatFormat
 from data_recipes.conversation import Conversation
 from data_recipes.duplicates import ExactDuplicates
@@ -14,6 +15,7 @@ from data_recipes.tokenize import encode_batch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 BATCH = 1000
 MOST_HITS = 20
@@ -118,7 +120,7 @@ def tables(figures: Stats, report: MixtureReport | None = None) -> "list[Rendera
             if name == "all":
                 table.add_section()
             cells = (count.samples, count.examples, count.tokens, count.trained_tokens)
-            table.add_row(name, *(f"{cell:,}" for cell in cells), f"{share:.1%}")
+            table.add_row(_cell(name), *(f"{cell:,}" for cell in cells), f"{share:.1%}")
         result.append(table)
     lengths = Table("tokens of an example", title="lengths", title_justify="left")
     lengths.add_column("examples", justify="right")
@@ -150,14 +152,16 @@ def _loading(report: MixtureReport) -> "list[RenderableType]":
         sources.add_column(column, justify="right")
     for each in report.sources:
         counts = (each.rows, sum(each.bad.values()), each.samples, each.taken)
-        sources.add_row(f"{each.source} ({each.split})", *(f"{count:,}" for count in counts), f"{each.epochs:.2f}")
+        sources.add_row(
+            _cell(f"{each.source} ({each.split})"), *(f"{count:,}" for count in counts), f"{each.epochs:.2f}"
+        )
     result: list[RenderableType] = [sources]
     for title, reasons in (("left out", report.dropped), ("changed", report.changed)):
         result += [_counts(title, dict(reasons.most_common()))] if reasons else []
     if report.contamination:
         found = Table("sample", "holds a prompt of", title="benchmarks' prompts found", title_justify="left")
         for hit in report.contamination[:MOST_HITS]:
-            found.add_row(*hit)
+            found.add_row(*map(_cell, hit))
         if len(report.contamination) > MOST_HITS:
             found.add_row(f"and {len(report.contamination) - MOST_HITS:,} more", "")
         result.append(found)
@@ -170,5 +174,12 @@ def _counts(title: str, counts: Mapping[str, int]) -> "RenderableType":
     table = Table(title, title=title, title_justify="left", show_header=False)
     table.add_column("count", justify="right")
     for label, value in counts.items():
-        table.add_row(label, f"{value:,}")
+        table.add_row(_cell(label), f"{value:,}")
     return table
+
+
+def _cell(text: str) -> "Text":
+    """A data row's own words, which are no markup."""
+    from rich.text import Text
+
+    return Text(printable(text))

@@ -37,7 +37,7 @@ class StageRecord:
     inputs: dict[str, str]
     """Role to stage name or `base`."""
     config: dict[str, Any]
-    """All that the recipe said about the stage."""
+    """What the recipe said about what the stage makes; how it was run stands in ``job.json``."""
     seed: int
     versions: dict[str, str]
     """Python's and the libraries' versions, and the machine."""
@@ -79,13 +79,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     step are one: a step that was logged again, after a restart from a checkpoint, has the later values."""
     rows: dict[Any, dict[str, Any]] = {}
     if path.exists():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            try:
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")):
+            try:  # rows end at a newline only: splitlines() also splits at U+2028 and U+0085, which texts may hold
                 row = json.loads(line)
-            except ValueError:
+                key = (row.get("phase"), row["step"]) if path.name == "metrics.jsonl" else number
+                rows[key] = {**rows.pop(key, {}), **row}
+            except (ValueError, AttributeError, KeyError, TypeError):
                 continue
-            key = (row.get("phase"), row["step"]) if path.name == "metrics.jsonl" else number
-            rows[key] = {**rows.pop(key, {}), **row}
     return list(rows.values())
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from common.text import printable
 from nanoalign import cli_data, cli_export, cli_models
 from nanoalign.cli_shared import (
     DataRootOption,
@@ -26,9 +27,28 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="One recipe runs the whole post-training of a reasoning model.",
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with nanoalign.")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        try:
+            print(f"nanoalign {metadata.version('nanoalign')}")
+        except metadata.PackageNotFoundError:
+            print("nanoalign (run from its source, not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """One recipe runs the whole post-training of a reasoning model."""
 
 
 @app.command()
@@ -93,7 +113,7 @@ def plan(
     from nanoalign.plan_text import as_text
 
     made = planning.make(loaded, root / loaded.name, data_root, ignore_code=ignore_code)
-    print(json.dumps(planning.as_json(made), indent=2) if as_json else as_text(made))
+    print(json.dumps(planning.as_json(made), indent=2) if as_json else printable(as_text(made)))
 
 
 @recipes_app.command("ls")
@@ -104,8 +124,7 @@ def recipes_ls() -> None:
     from nanoalign.recipe.load import shipped
 
     for name, path in shipped().items():
-        about = yaml.safe_load(path.read_text(encoding="utf-8")).get("about", "")
-        print(f"{name:<24} {about}".rstrip())
+        print(f"{name:<24} {yaml.safe_load(path.read_text(encoding='utf-8'))['about']}")
 
 
 @recipes_app.command("cp")
@@ -137,7 +156,7 @@ def schema(
 def report(
     run_folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="runs/NAME")],
 ) -> None:
-    """Write a run's report.json and report.html anew."""
+    """Write a run's report.json and report.html anew, from what is there: of an unfinished run too."""
     from nanoalign.report import write
 
     write(run_folder)

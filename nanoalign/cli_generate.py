@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from common.text import printable
 from nanoalign.cli_shared import DataRootOption
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ def generate(
                 description=f"{now.samples:,} samples, {now.requests:,} replies, {now.tokens:,} tokens",
             ),
         )
-    console.print(f"{report['samples']:,} samples of {report['started_from']:,} tasks -> {config.out}", soft_wrap=True)
+    made = f"{report['samples']:,} samples of {report['started_from']:,} tasks -> {config.out}"
+    console.print(printable(made), markup=False, soft_wrap=True)
     console.print(
         f"{report['requests']:,} replies ({report['asked_now']:,} asked for now), {report['tokens']:,} tokens"
     )
     for reason, count in report["not_kept"].items():
-        console.print(f"  {count:>8,} not kept: {reason}")
+        console.print(printable(f"  {count:>8,} not kept: {reason}"), markup=False)
 
 
 def read(path: Path) -> "Generate":

@@ -217,6 +217,7 @@ def budget_curve(
     from pydantic import ValidationError
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from common.errors import ConfigError
     from evaluation.budget_curve import ENFORCED, accuracy_series, curve_table, run_budget_curve
@@ -249,7 +250,7 @@ def budget_curve(
         return
     rows = curve_table(curve)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    table = Table(*columns, title=f"{model} on {name}")
+    table = Table(*columns, title=Text(f"{model} on {name}"))
     for row in rows:
         table.add_row(*(row.get(column, "") for column in columns))
     Console().print(table)

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from common.errors import NanoalignError, StageError
+from common.text import printable
 
 
 class Group(TyperGroup):
@@ -17,7 +18,7 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except NanoalignError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             raise typer.Exit(1 if isinstance(error, StageError) else 2) from None
         except KeyboardInterrupt as stop:
             print("stopped", file=sys.stderr)

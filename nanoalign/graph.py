@@ -1,8 +1,8 @@
 """The stage graph: order, fingerprints, and which stages are stale and why.
 
 A stage's fingerprint is made of four parts: what the recipe says that concerns it, its inputs' fingerprints, the source
-code of the rooms it runs in, and the names and sizes of the data files that it reads. Where it runs (device, launch)
-is no part: moving a run does not undo it.
+code of the rooms it runs in, and the names and sizes of the data files that it reads. Where and how it runs (device,
+launch, settings marked HOW_IT_RUNS) is no part: moving a run does not undo it.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Node:
     inputs: Mapping[str, str]
     """Role to stage name or `base`."""
     config: Mapping[str, Any]
-    """All that the recipe says about this stage, as JSON data."""
+    """What the recipe says about what this stage makes, as JSON data (see ``resolved``)."""
     code: Mapping[str, str]
     """The versions of the rooms it depends on."""
     parts: Mapping[str, str]
@@ -124,17 +124,17 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
 
 
 def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
-    """All that the recipe says about a stage: its section and the mixtures and suites it names."""
+    """All that the recipe says about what a stage makes: its section and the mixtures and suites it names, without how
+    it runs (``common.config.HOW_IT_RUNS``)."""
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [stage.data] if hasattr(stage, "data") else [suite.data for suite in suites if suite.data is not None]
-    plain = recipe.model_dump(mode="json", by_alias=True)
     return {
-        "stage": plain["stages"][name],
-        "data": {mixture: plain["data"][mixture] for mixture in dict.fromkeys(mixtures)},
-        "suites": {suite: plain["suites"][suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))},
+        "stage": stage.makes(),
+        "data": {mixture: recipe.data[mixture].makes() for mixture in dict.fromkeys(mixtures)},
+        "suites": {name: recipe.suites[name].makes() for name in dict.fromkeys(suite for _, suite in suites_of(stage))},
         "chat": recipe.chat,
-        "seed": recipe.seed,
+        "seed": seed_of(recipe, name),
     }
 
 
@@ -157,9 +157,14 @@ def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tupl
     return sorted(found)
 
 
+def seed_of(recipe: Recipe, name: str) -> int:
+    """The seed that the recipe gives a stage."""
+    return recipe.seeds.get(name, recipe.seed)
+
+
 def stage_seed(recipe: Recipe, name: str) -> int:
     """A seed of the stage's own, the same whatever else the recipe holds."""
-    return int(hashlib.sha256(f"{recipe.seed}/{name}".encode()).hexdigest(), 16) % 2**31
+    return int(hashlib.sha256(f"{seed_of(recipe, name)}/{name}".encode()).hexdigest(), 16) % 2**31
 
 
 def makes_model(stage: Any) -> bool:

@@ -15,7 +15,10 @@ from nanoalign.recipe.schema import PARALLEL, Recipe
 from sft.config import HELD_OUT
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 RESULT_FILES = {"sft": "data.json", "merge": "sweep.json", "evaluate": "evaluation.json"}
 SHARD_BYTES = 5e9
 CURVE_POINTS = 32
@@ -82,6 +85,8 @@ class Plan:
     unknown: str
     stages: list[StagePlan]
     files: list[str]
+    notes: list[str] = field(default_factory=list)
+    """What the recipe says to no effect."""
 
 
 def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
@@ -100,7 +105,19 @@ def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: b
         plan.files = list(_files(node, model))
         stages.append(plan)
     return Plan(recipe.name, str(folder), recipe.seed, recipe.chat, device, recipe.launch.kind, recipe.model, model,
-                unknown, stages, ["recipe.yaml", "report.json", "report.html"])  # fmt: skip
+                unknown, stages, ["recipe.yaml", "report.json", "report.html"], list(_notes(recipe)))  # fmt: skip
+
+
+def _notes(recipe: Recipe) -> Iterator[str]:
+    """Settings of `launch` that no stage of the recipe uses."""
+    launch = recipe.launch
+    if any(stage.kind in PARALLEL for stage in recipe.stages.values()):
+        return
+    unused = [f"{launch.devices} processes"] if launch.devices > 1 else []
+    unused += [f"zero: {launch.zero}"] if launch.zero else []
+    if unused:
+        kinds = " and ".join(PARALLEL)
+        yield f"launch asks for {', '.join(unused)}, to no effect here: only {kinds} stages train on several processes"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

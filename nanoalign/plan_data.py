@@ -62,6 +62,11 @@ class MixturePlan:
         return self.tokens / self.samples
 
     @property
+    def mean_example(self) -> float:
+        """Tokens of an example on average; never above :attr:`longest` where all sources were measured."""
+        return self.tokens / self.examples
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest example that was measured."""
         return self.lengths[-1] if self.lengths else 0
@@ -86,16 +91,23 @@ def plan_mixture(
     samples = sum(source.samples for source in sources)
     measured = [examples for found in lengths.values() for examples in found]
     means = {source: statistics.fmean(map(sum, found)) for source, found in lengths.items() if found}
-    typical = statistics.fmean(means.values()) if means else 0.0
+    parts = {source: statistics.fmean(map(len, found)) for source, found in lengths.items() if found}
     return MixturePlan(
         name=name,
         sources=sources,
         samples=samples,
-        examples=round(samples * sum(map(len, measured)) / len(measured)) if measured else samples,
-        tokens=round(sum(source.samples * means.get(source.name, typical) for source in sources)),
+        examples=round(_total(sources, parts)) or samples,
+        tokens=round(_total(sources, means)),
         lengths=sorted(length for examples in measured for length in examples),
         tokenizer=tokenizer is not None,
     )
+
+
+def _total(sources: list[SourcePlan], each: Mapping[str, float]) -> float:
+    """The sum over all samples of what one of them has on average, by source; the mean of the others where a source was
+    not measured."""
+    typical = statistics.fmean(each.values()) if each else 0.0
+    return sum(source.samples * each.get(source.name, typical) for source in sources)
 
 
 def first_samples(

@@ -18,6 +18,7 @@ def as_text(plan: Plan) -> str:
 def _lines(plan: Plan) -> Iterator[str]:
     yield f"{plan.name} -> {plan.folder} (seed {plan.seed}, chat {plan.chat}, {plan.device}, launch {plan.launch})"
     yield f"base: {plan.base}, {_model(plan)}"
+    yield from (f"NOTE: {note}" for note in plan.notes)
     yield ""
     yield from _tree(plan.stages)
     yield ""
@@ -70,7 +71,8 @@ def _mixture(mixture: MixturePlan) -> Iterator[str]:
     how = "" if mixture.tokenizer else ", from characters: the tokenizer is not here"
     yield (
         f"data {mixture.name}: {mixture.samples:,} samples, ~{count_text(mixture.tokens)} tokens"
-        f" (mean ~{mixture.mean:.0f}, longest ~{mixture.longest:,} of {len(mixture.lengths)} measured{how})"
+        f" (an example: ~{mixture.mean_example:.0f} on average, at most ~{mixture.longest:,} of"
+        f" {len(mixture.lengths)} measured{how})"
     )
     for source in mixture.sources:
         again = f", {source.epochs:.1f} epochs" if source.epochs and source.epochs > 1 else ""

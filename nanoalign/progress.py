@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from common.text import printable
+
 PLAIN_EVERY_S = 10.0
 """Seconds between two plain lines of one stage."""
 
@@ -60,7 +62,7 @@ def figures_text(row: Mapping[str, Any], eta: float | None) -> str:
         parts.append(f"{row['tokens_per_s']:,.0f} tok/s")
     if eta is not None:
         parts.append(f"ETA {clock(eta)}")
-    return "  ".join(parts)
+    return printable("  ".join(parts))
 
 
 def clock(seconds: float) -> str:
@@ -88,7 +90,7 @@ class PlainDisplay:
             self.note(f"  {self._stage}  step {steps}  {figures_text(row, eta)}".rstrip())
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None: ...
 
@@ -99,10 +101,11 @@ class LiveDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
+            TextColumn("{task.fields[place]}", style="dim", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[steps]}"),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[steps]}", markup=False),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -113,8 +116,8 @@ class LiveDisplay:
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
         self._pace = Pace()
-        title = f"[bold]{stage}[/bold] [dim]{index}/{stages} {kind}[/dim]"
-        self._task = self._progress.add_task(title, total=None, steps="", figures="starting")
+        place = f"{index}/{stages} {kind}"
+        self._task = self._progress.add_task(stage, total=None, place=place, steps="", figures="starting")
 
     def row(self, row: Mapping[str, Any]) -> None:
         steps = f"{row['step']}/{row['total_steps']}" if row.get("total_steps") else str(row["step"])
@@ -122,7 +125,7 @@ class LiveDisplay:
                               figures=figures_text(row, self._pace.eta(row)))  # fmt: skip
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         self._progress.stop()

@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from common.errors import ConfigError, StageError
+from common.errors import ConfigError, NanoalignError, StageError
 from common.files import alone, whole_file, write_json
 from nanoalign.artifacts import StageRecord, clear, read_record, write_record
+from nanoalign.going_on import advice, log_end
 from nanoalign.graph import BASE, Node, after, makes_model, needed_by, nodes, stage_seed
 from nanoalign.launch import command
 from nanoalign.progress import Display, Events, clock, display
@@ -83,6 +84,10 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
                         shown.start(node.name, node.stage.kind, index, len(plan), node.reason)
                         record = _run_stage(recipe, node, folder, options, shown)
                         shown.note(f"[{index}/{len(plan)}] {node.name}: done in {clock(record.wall_s)}")
+            except NanoalignError:
+                shown.close()
+                _report_failure(folder, console)
+                raise
             finally:
                 shown.close()
         _report(folder, console, anew=bool(stale))
@@ -137,16 +142,17 @@ def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown
             outcome.peak_rss_gb = max(outcome.peak_rss_gb, result["peak_rss_gb"])
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
         else:
-            status, error = "failed", result.get("error") or _crash(code, place)
+            status, error = "failed", result.get("error") or _crash(code)
     finally:
         record = replace(record, status=status, error=error, ended=time.time(),
                          wall_s=record.wall_s + time.monotonic() - begun,
                          peak_rss_gb=max(record.peak_rss_gb, outcome.peak_rss_gb))  # fmt: skip
         write_record(place, record)
     if status == "failed":
+        how_on = advice(recipe, node.name, folder)
         if _result(place).get("error"):
-            raise ConfigError(f"stage {node.name}: {error}")
-        raise StageError(f"stage {node.name}: {error}")
+            raise ConfigError(f"stage {node.name}: {error}\n{how_on}")
+        raise StageError(f"stage {node.name}: {error}; {log_end(place)}\n{how_on}")
     return record
 
 
@@ -251,12 +257,14 @@ def _result(place: Path) -> dict[str, Any]:
         return {}
 
 
-def _crash(code: int, place: Path) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+def _crash(code: int) -> str:
     if code == 0:
-        how = "ended without its artifacts"
-    lines = (place / "log.txt").read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-15:]
-    return "\n".join([f"its process {how}; the end of {place / 'log.txt'}:", *(f"  {line}" for line in lines)])
+        return "its process ended without its artifacts"
+    return (
+        f"its process was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"its process ended with status {code}"
+    )
 
 
 def _report(folder: Path, console: Console, *, anew: bool) -> None:
@@ -265,7 +273,15 @@ def _report(folder: Path, console: Console, *, anew: bool) -> None:
 
     if anew or not (folder / "report.json").exists():
         report.write(folder)
-        console.print(f"report: {folder / 'report.html'}", highlight=False)
+        console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _report_failure(folder: Path, console: Console) -> None:
+    """Writes the report of a run that ends with an error, which no fault of the report's own may hide."""
+    try:
+        _report(folder, console, anew=True)
+    except Exception as fault:
+        console.print(f"the report could not be written: {fault!r}", markup=False, highlight=False)
 
 
 @contextmanager

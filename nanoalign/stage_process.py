@@ -20,6 +20,8 @@ import psutil
 from common.errors import NanoalignError
 from common.files import write_json
 from common.stage import StageContext, StageLog
+from data_recipes.chat import chat_format
+from data_recipes.chat.saved import save_chat_template
 from nanoalign.artifacts import finite
 from nanoalign.recipe.schema import Recipe
 from nanoalign.stages import run_stage
@@ -33,7 +35,10 @@ def main() -> int:
     folder = job_file.parent
     first = int(os.environ.get("RANK", "0")) == 0
     try:
-        figures = run_stage(Recipe.model_validate_json(json.dumps(job["recipe"])), context_of(job, folder))
+        context = context_of(job, folder)
+        figures = run_stage(Recipe.model_validate_json(json.dumps(job["recipe"])), context)
+        if first and (folder / "model").is_dir():
+            save_chat_template(chat_format(context.chat), folder / "model")
     except NanoalignError as error:
         if first:
             write_json(folder / "result.json", {"error": str(error)})

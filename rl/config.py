@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config import Section
+from common.config import HOW_IT_RUNS, Section
 from models.config import Training
 from reward.config import Judge
 
@@ -28,24 +28,24 @@ class Rollouts(Section):
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """vllm and vllm_server: precision of weights and activations; null is that of training. float16 rounds eight times
     finer than bfloat16 and ends at 65,504; a trainer that rounds its weights to bfloat16 is met best by the same."""
-    gpu_memory: float = Field(0.45, gt=0, lt=1)
+    gpu_memory: Annotated[float, HOW_IT_RUNS] = Field(0.45, gt=0, lt=1)
     """vllm: share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
-    cache_gb: float | None = Field(None, gt=0)
+    cache_gb: Annotated[float | None, HOW_IT_RUNS] = Field(None, gt=0)
     """vllm and vllm_server: its cache in GB, in place of what gpu_memory leaves for it; for GPUs that several stages
     share, where vLLM would take what a neighbour allocates for its own."""
-    sleep: Literal[0, 1, 2] = 0
+    sleep: Annotated[Literal[0, 1, 2], HOW_IT_RUNS] = 0
     """vllm on a GPU: what is given back while the trainer works. 0: nothing; 1: the cache, and the weights wait in the
     host's memory; 2: cache and weights (they come anew with every sync)."""
-    server: str | None = Field(None, pattern=r"^https?://")
+    server: Annotated[str | None, HOW_IT_RUNS] = Field(None, pattern=r"^https?://")
     """vllm_server: its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`); null starts one on this machine."""
     gpus: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     """vllm_server: for one started on this machine, which of the stage's GPUs it runs on, its tensors split over them
     (the stage itself trains on the first, 0); null is the trainer's own. NCCL asks for others than the trainer's."""
-    weights: Literal["folder", "nccl"] = "folder"
+    weights: Annotated[Literal["folder", "nccl"], HOW_IT_RUNS] = "folder"
     """vllm_server: how weights get there. folder: through a file system that both see; nccl: from GPU to GPU."""
-    deadline_s: float = Field(1800.0, gt=0)
+    deadline_s: Annotated[float, HOW_IT_RUNS] = Field(1800.0, gt=0)
     """vllm_server: seconds for one batch of completions, or one sync; a later answer counts as a lost server."""
-    restarts: int = Field(2, ge=0)
+    restarts: Annotated[int, HOW_IT_RUNS] = Field(2, ge=0)
     """vllm and vllm_server: how often in a row a lost engine is started anew (or, at a `server`, asked again) before
     the stage ends with an error."""
 
@@ -134,7 +134,7 @@ class GRPOStage(Section):
     """Reward name to weight: task, instruction, math, tools, code, format, length, preference, judge."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
-    reward_gpu: int | None = Field(None, ge=0)
+    reward_gpu: Annotated[int | None, HOW_IT_RUNS] = Field(None, ge=0)
     """Which of the stage's GPUs the reward model scores on; null is the trainer's own."""
     judge: Judge | None = None
     """The endpoint behind `judge`."""

@@ -46,7 +46,7 @@ class Parts:
     wrong: set[str]
     """Stages that are wrong by themselves: their names are checked, but not how their values fit each other."""
     names: Mapping[str, list[str]]
-    """All names under `stages`, `data` and `suites`."""
+    """All names under `stages`, `data`, `suites` and `seeds`."""
     kinds: Mapping[str, Any]
     """The `kind` of every stage, as written."""
     devices: int | None
@@ -102,6 +102,9 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
             if parts.devices is not None:
                 yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.devices))
+    for name in parts.names["seeds"]:
+        if name not in parts.names["stages"]:
+            yield ("seeds", name), f"unknown stage `{name}`{nearest(name, parts.names['stages'])}"
     yield from _cycles(parts)
 
 

@@ -1,5 +1,7 @@
 """A shipped recipe copied to a user's folder, checked by editors there as it is here."""
 
+import re
+import shlex
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -10,7 +12,9 @@ from nanoalign.recipe.load import shipped
 
 
 def copy_recipe(name: str, to: Path) -> list[Path]:
-    """Copies a shipped recipe, and ``schema.json`` beside it (its first line points there); returns both paths.
+    """Copies a shipped recipe, and ``schema.json`` beside it (its first line points there); returns the paths written.
+
+    The commands in its header name the copy. What it extends is copied too, where it is not there yet.
 
     Raises ConfigError for an unknown name, and where the file exists: it may hold the user's changes.
     """
@@ -20,8 +24,17 @@ def copy_recipe(name: str, to: Path) -> list[Path]:
     file = to if to.suffix in (".yaml", ".yml") else to / f"{name}.yaml"
     if file.exists():
         raise ConfigError(f"{file} exists already; give another name")
-    schema = file.with_name("schema.json")
-    for path, text in ((file, recipes[name].read_text(encoding="utf-8")), (schema, json_schema())):
+    text = recipes[name].read_text(encoding="utf-8").replace(f"recipes/{name}.yaml", shlex.quote(str(file)))
+    files = {file: text, file.with_name("schema.json"): json_schema()}
+    for base in _extended(text):
+        if not (beside := file.with_name(base)).exists():
+            files[beside] = (recipes[name].parent / base).read_text(encoding="utf-8")
+    for path, content in files.items():
         with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return [file, schema]
+            temporary.write_text(content, encoding="utf-8")
+    return list(files)
+
+
+def _extended(text: str) -> list[str]:
+    """The file that a shipped recipe changes; none of those extends another in its turn."""
+    return re.findall(r"^extends: (\S+)$", text, re.MULTILINE)

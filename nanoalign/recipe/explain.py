@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from nanoalign.recipe.foreign import hint as foreign_hint
 from nanoalign.recipe.source import Path_
 
 PATTERNS = {
@@ -71,7 +72,7 @@ def describe(error: Any, owner: type[BaseModel] | None) -> str:
     """The message for one pydantic error."""
     kind, given, last = error["type"], error["input"], str(error["loc"][-1])
     if kind == "extra_forbidden":
-        return f"unknown key{nearest(last, keys(owner)) if owner else ''}"
+        return f"unknown key{(foreign_hint(last, owner) or nearest(last, keys(owner))) if owner else ''}"
     if kind == "missing":
         return "required, and missing"
     if kind == "union_tag_not_found":

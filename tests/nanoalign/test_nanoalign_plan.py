@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from common.errors import DataError
+from data_recipes.config import Mixture
 from models.config import Training
 from nanoalign import plan as planning
 from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.cli import app
 from nanoalign.graph import nodes
 from nanoalign.plan_cost import Share, generate_bytes, generate_seconds, train_bytes, train_seconds
+from nanoalign.plan_data import plan_mixture
 from nanoalign.plan_text import amount, as_text, count_text
 from nanoalign.recipe.load import load, shipped
 from nanoalign.recipe.schema import Recipe
@@ -109,6 +111,41 @@ def test_samples_longer_than_a_sequence_are_shown(recipe: Recipe, tmp_path: Path
     plan = planning.make(recipe, tmp_path / "runs", None)
     assert plan.stages[0].too_long > 0 and plan.stages[1].too_long == 0
     assert f"WARNING   {plan.stages[0].too_long} of " in as_text(plan)
+
+
+counts = st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), counts), min_size=1, max_size=4))
+def test_the_mean_is_never_above_the_longest(sources: list[tuple[int, list[list[int]]]]) -> None:
+    """Both are of examples: a conversation of many turns gives several, and sources of many weigh more."""
+    measured = {f"file:{number}": lengths for number, (_, lengths) in enumerate(sources)}
+    mixture = Mixture(sources={f"file:{number}": samples for number, (samples, _) in enumerate(sources)})
+    about = {"rows": None, "where": "", "licence": "", "found": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_recipes.sources.describe", lambda *asked: about)
+        patch.setattr("nanoalign.plan_data.first_samples", lambda source, *rest: source)
+        patch.setattr("nanoalign.plan_data.measure", lambda source, *rest: measured[source])
+        planned = plan_mixture("mixed", mixture, "chatml", None, None)
+    shortest, slack = planned.lengths[0], 1 + 1 / planned.examples  # examples are rounded to a whole number
+    assert shortest / slack <= planned.mean_example <= planned.longest * slack
+
+
+@pytest.mark.parametrize(
+    ("launch", "stages", "said"),
+    [
+        ("{kind: local, processes: 4, zero: 3}", ["asked"], "launch asks for 4 processes, zero: 3, to no effect"),
+        ("{kind: slurm, nodes: 2, gpus_per_node: 2}", ["asked"], "launch asks for 4 processes, to no effect"),
+        ("{kind: local, processes: 1}", ["asked"], ""),
+        ("{kind: local, processes: 4, zero: 3}", ["whole", "asked"], ""),
+    ],
+)
+def test_a_launch_to_no_effect_is_said(launch: str, stages: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    recipe = load(str(tmp_path / "tiny.yaml"), [f"launch={launch}", "stages.asked.from=base"])
+    recipe = recipe.model_copy(update={"stages": {name: recipe.stages[name] for name in stages}})
+    text = as_text(planning.make(recipe, tmp_path / "runs", None))
+    assert (f"NOTE: {said}" in text) if said else ("NOTE" not in text)
 
 
 def test_a_finished_stage_is_not_planned(recipe: Recipe, tmp_path: Path) -> None:

@@ -3,20 +3,27 @@
 import json
 import math
 import re
+import shutil
+import subprocess
 import time
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import ConfigError
+from common.files import alone
 from common.stats import Estimate, proportion
 from nanoalign.artifacts import StageRecord, write_record
+from nanoalign.going_on import kept
 from nanoalign.recipe.load import dump, load
 from nanoalign.report import note_rerun, write, write_pictures
 from nanoalign.report.figures import difference, flat, pooled, spearman
-from nanoalign.report.plots import graph
 from nanoalign.report.read import read_run
 from nanoalign.report.sections import sections
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @given(st.permutations(list(range(7))))
@@ -145,28 +152,168 @@ def test_the_merge_curve_shows_all_that_was_measured(run_folder):
         assert label in section.plots[0].svg
 
 
-def test_the_page_is_self_contained_and_escapes_what_models_write(run_folder):
+HOSTILE = [
+    "<script>document.title = 'ran'</script>",
+    "<img src=x onerror=\"document.title = 'ran'\">",
+    "</pre></details></script><script>document.title = 'ran'</script>",
+    "<svg onload=document.title='ran'>",
+    "<a href=\"javascript:document.title='ran'\">javascript:document.title='ran'</a>",
+    "'\"><style onload=document.title='ran'></style><!--",
+    "]]><iframe srcdoc='<script>parent.document.title=1</script>'></iframe>",
+    "{{ 7 * 7 }}{% raw %}\x00\x1b[31m\ud800\u202e",
+]
+"""What a model may write into any part of a sample; the title changes if anything of it runs."""
+
+
+@pytest.fixture
+def hostile_page(run_folder):
+    """A report whose every text that is not ours is hostile: samples, errors, logs, data accounts, metrics."""
+    everything = "\n".join(HOSTILE)
+    call = f'<TOOLCALL>[{{"name": "{everything}", "arguments": {{"</script>": "{everything}"}}}}]</TOOLCALL>'
+    short = [text for text in HOSTILE if len(text) < 40]
+    samples = [
+        {"kind": everything[:30], "prompt": everything, "thinking": everything, "answer": call},
+        *({"kind": text, "domain": text, "text": text, text: text} for text in short),
+    ]
+    place = run_folder / "refine"
+    (place / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    account = json.loads((place / "data.json").read_text())
+    (place / "data.json").write_text(json.dumps({**account, "dropped": dict.fromkeys(HOSTILE, 1)}))
+    failed = run_folder / "workplace"
+    failed.mkdir()
+    write_record(failed, StageRecord(
+        "workplace", "dpo", "failed", "f", {}, {}, {"from": "refine"}, {}, 1, {}, time.time(), error=everything,
+    ))  # fmt: skip
+    (failed / "log.txt").write_text(everything, errors="replace")
+    (failed / "metrics.jsonl").write_text(
+        json.dumps({"time": 0, "step": 3, "total_steps": 9, "phase": everything}) + "\n"
+    )
+    write(run_folder)
+    return run_folder / "report.html"
+
+
+class Elements(HTMLParser):
+    """What a browser would make of a page: the elements outside of drawings, and every attribute's name and value."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+
+def test_the_page_is_self_contained_and_escapes_what_models_write(hostile_page):
+    page = hostile_page.read_text()
+    assert not re.search(r'(?:src|href)="http', page)
+    for expected in ("Thinking budgets", "Checkpoints", "refine", "&lt;script&gt;", "<svg", "{{ 7 * 7 }}"):
+        assert expected in page
+    assert not set("\x00\x1b\u202e") & set(page)
+    seen = Elements()
+    seen.feed(page)
+    assert not seen.tags & {"script", "img", "iframe", "a", "object", "embed", "form", "link", "base"}
+    assert not [name for name, value in seen.attributes if name.startswith("on") or "javascript:" in (value or "")]
+    assert page.count("default-src 'none'") == 1  # and should escaping ever fail, nothing may run
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the page in")
+@pytest.mark.parametrize("guarded", [True, False])
+def test_nothing_runs_in_a_browser(hostile_page, tmp_path, guarded):
+    """Without the page's own policy too: escaping alone must hold. The control shows that a script would be seen."""
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    page = hostile_page.read_text()
+    if not guarded:
+        page = policy.sub("", page)
+        assert "Content-Security-Policy" not in page
+    assert "<title>miniature · nanoalign</title>" in rendered(page, tmp_path)
+    if not guarded:
+        assert "<title>ran</title>" in rendered(page + HOSTILE[0], tmp_path)
+
+
+def rendered(page, folder):
+    """The document after a browser has run what it would run."""
+    (folder / "page.html").write_text(page)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--dump-dom",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+    command = [BROWSER, *options, f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def begin(run_folder, name, status, **more):
+    """A stage of the run that did not finish."""
+    place = run_folder / name
+    place.mkdir()
+    record = {"error": None, **more}
+    write_record(place, StageRecord(name, "grpo", status, "f", {}, {}, {}, {}, 1, {}, time.time(), **record))
+    return place
+
+
+def test_a_failed_stage_says_where_why_and_how_to_go_on(run_folder):
+    place = begin(run_folder, "chat", "failed", error="its process ended with status 1")
+    rows = [{"time": 0, "step": step, "total_steps": 12, "reward": 0.5} for step in range(1, 8)]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "log.txt").write_text("loading\n 10%|#  |\r100%|###|\nRuntimeError: boom\n")
+    for step, whole in ((5, True), (6, False)):
+        (place / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        if whole:
+            (place / "checkpoints" / f"checkpoint-{step}" / "whole").touch()
     write(run_folder)
     page = (run_folder / "report.html").read_text()
-    assert not re.search(r'(?:src|href)="http', page)
-    assert "<script>" not in page and "&lt;script&gt;" in page
-    for expected in ("Thinking budgets", "Checkpoints", "refine", "too long 2", "<svg"):
-        assert expected in page
+    again = f"nanoalign run {run_folder}/recipe.yaml --root {run_folder.parent}"
+    for expected in (
+        '<div class="unfinished failed">', "<b>chat: failed</b>, it reached: step 7 of 12", "RuntimeError: boom",
+        "go on from the checkpoint at step 5", f"<code>{again}</code>", f"<code>{again} --set seeds.chat=18</code>",
+        f"<code>{again} --force chat</code>", "--until instruct", "chat: reward", "Still to come: foundation,",
+    ):  # fmt: skip
+        assert expected in page, expected
+    assert " 10%|" not in page and "--until merged" not in page
+
+
+def test_where_a_stage_goes_on(tmp_path):
+    assert kept(tmp_path) == "its beginning (it has no checkpoint yet)"
+    for path in (
+        "round-0/round.json",
+        "round-9/round.json",
+        "round-10/round.json",
+        "round-11/checkpoints/checkpoint-4/whole",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert kept(tmp_path) == "round 10, the checkpoint at step 4"
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "evaluation.json").write_text('{"checkpoints": {"a": {}, "b": {}}}')
+    assert kept(tmp_path / "measured") == "the 2 models that are measured"
+    (tmp_path / "measured" / "evaluation.json").write_text('{"checkp')
+    assert kept(tmp_path / "measured") == "its beginning (it has no checkpoint yet)"
+
+
+@pytest.mark.parametrize("status", ["running", "stopped"])
+def test_a_run_in_any_state_has_a_report(run_folder, status):
+    begin(run_folder, "chat", status)
+    write(run_folder)
+    state = "killed" if status == "running" else status
+    assert f"<b>chat: {state}</b>, it reached: before its first step" in (run_folder / "report.html").read_text()
+    with alone(run_folder, "a run"):
+        write(run_folder)
+    state = "at work" if status == "running" else status
+    assert f"<b>chat: {state}</b>" in (run_folder / "report.html").read_text()
+
+
+def test_a_run_that_has_just_begun_has_a_report(run_folder, tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    with pytest.raises(ConfigError, match=r"new: not a run's folder \(runs/NAME\): there is no recipe.yaml"):
+        write(new)
+    shutil.copy(run_folder / "recipe.yaml", new)
+    write(new)
+    assert "stages <b>0 of 9</b>" in (new / "report.html").read_text()
+    (new / "recipe.yaml").write_text("name: old\n")
+    with pytest.raises(ConfigError, match="not a recipe of this version"):
+        write(new)
 
 
 def test_pictures_are_written(run_folder, tmp_path):
     names = {path.name for path in write_pictures(run_folder, tmp_path / "pictures")}
     assert {"budget_score.png", "budget_well_formed.png", "refine_loss.png"} <= names
     assert all((tmp_path / "pictures" / name).stat().st_size > 5000 for name in names)
-
-
-def test_the_graph_joins_unfinished_stages_too():
-    kinds = {"first": "sft", "second": "dpo", "verdict": "evaluate"}
-    inputs = {"first": ["base"], "second": ["first"], "verdict": ["first", "second"]}
-    axes = graph(kinds, inputs, {"first"}).axes[0]
-    assert sum(text.arrow_patch is not None for text in axes.texts if hasattr(text, "arrow_patch")) == 4
-    shown = {text.get_text().split("\n")[0]: text for text in axes.texts if text.get_text()}
-    columns = {name: text.get_position()[0] for name, text in shown.items()}
-    assert columns["base"] < columns["first"] < columns["second"] < columns["verdict"]
-    pale = {name for name, text in shown.items() if text.get_bbox_patch().get_alpha() < 1}
-    assert pale == {"second", "verdict"}

@@ -12,8 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from common.errors import StageError
+from data_recipes.chat import chat_format
+from data_recipes.conversation import Message
 from nanoalign import runner
 from nanoalign.artifacts import read_record, read_rows
 from nanoalign.recipe.load import load
@@ -36,12 +39,12 @@ stages:
 """
 
 
-def run(folder: Path, name: str) -> Path:
+def run(folder: Path, name: str, *overrides: str) -> Path:
     """Runs the recipe under ``name`` and returns the stage's folder."""
     recipe = folder / f"{name}.yaml"
     recipe.write_text(RECIPE.replace("NAME", name), encoding="utf-8")
     stage = folder / name / "first"
-    runner.run(load(str(recipe)), runner.Options(root=folder), Console(file=StringIO()))
+    runner.run(load(str(recipe), overrides), runner.Options(root=folder), Console(file=StringIO()))
     return stage
 
 
@@ -77,7 +80,10 @@ def test_a_killed_sft_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="SIGKILL"):
         run(tmp_path, "killed")
     killer.join()
-    killed = run(tmp_path, "killed")
+    killed = run(tmp_path, "killed", "stages.first.train.checkpoint_every=3")
+    assert AutoTokenizer.from_pretrained(killed / "model").apply_chat_template(
+        [{"role": "user", "content": "2+2?"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    ) == chat_format("nemotron-nano-v2").prompt([Message("user", "2+2?")], thinking=False)
     record = read_record(killed)
     assert record is not None and (record.status, record.attempts) == ("finished", 2)
     assert weights(killed) == weights(whole)

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from common.errors import ConfigError, StageError
+from common.stage import StageLog
 from nanoalign import graph, runner
 from nanoalign.artifacts import StageRecord, read_record, read_rows
 from nanoalign.recipe.load import load
@@ -76,6 +77,7 @@ stages:
 """
 
 Run = Callable[..., list[str]]
+REPORT = runner._report
 
 
 @pytest.fixture
@@ -152,6 +154,14 @@ def test_a_changed_stage_and_those_after_it_run_again(run: Run, tmp_path: Path, 
     assert record(tmp_path, "left").attempts == 1
 
 
+def test_how_a_stage_runs_undoes_nothing(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(StageError):
+        run(told={"left": "die", "start": ""})
+    assert run("stages.start.train.checkpoint_every=7", "stages.left.train.checkpoint_every=7") == ["left", "right"]
+    assert record(tmp_path, "left").figures["went_on_from"] == 2
+    assert run("stages.right.train.checkpoint_every=9") == []
+
+
 def test_other_code_runs_again_unless_ignored(run: Run, output: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     run(until=["left"])
     versions = graph.room_version
@@ -192,6 +202,43 @@ def test_a_crash_shows_the_end_of_the_log(run: Run, tmp_path: Path) -> None:
         run(told={"left": "crash"})
     assert "RuntimeError: boom" in (tmp_path / "runs/tiny/left/log.txt").read_text()
     assert record(tmp_path, "start").status == "finished" and record(tmp_path, "left").status == "failed"
+
+
+def test_a_failed_stage_says_how_to_go_on_and_the_report_is_written(
+    run: Run, tmp_path: Path, output: StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_report", REPORT)
+    with pytest.raises(StageError) as caught:
+        run(told={"left": "die"})
+    folder = tmp_path / "runs/tiny"
+    again = f"nanoalign run {folder}/recipe.yaml --root {tmp_path}/runs"
+    for expected in (
+        f"it reached: step 2 of 4; its log: {folder}/left/log.txt", "finished stages are kept: start",
+        f"go on from its beginning (it has no checkpoint yet):\n    {again}\n", f"{again} --set seeds.left=2\n",
+        f"{again} --force left", f"{again} --until right",
+    ):  # fmt: skip
+        assert expected in str(caught.value), str(caught.value)
+    assert "left: failed" in (folder / "report.html").read_text() and "report.html" in output.getvalue()
+
+
+def test_a_report_that_fails_hides_no_error(run: Run, output: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path, console: Console, anew: bool) -> None:
+        raise ValueError("[/no] plot")
+
+    monkeypatch.setattr(runner, "_report", broken)
+    with pytest.raises(StageError, match="stage left"):
+        run(told={"left": "crash"})
+    assert "the report could not be written: ValueError('[/no] plot')" in output.getvalue()
+
+
+def test_a_seed_of_its_own_keeps_the_other_stages(run: Run, tmp_path: Path, output: StringIO) -> None:
+    with pytest.raises(StageError):
+        run(told={"left": "die"})
+    assert run("seeds.left=7") == ["left", "right"]
+    assert "left (sft): changed: seed 1 -> 7" in output.getvalue()
+    assert record(tmp_path, "left").figures["went_on_from"] == 0
+    with pytest.raises(ConfigError, match="unknown stage `lefd`; did you mean `left`"):
+        run("seeds.lefd=7")
 
 
 def test_an_error_of_the_user_is_passed_on(run: Run) -> None:
@@ -326,6 +373,16 @@ def test_tail_gives_every_row_once(cuts: list[int], seed: int) -> None:
             position = min(len(text), position + cut)
             seen += tail.rows()
         assert [row["step"] for row in seen] == list(range(seed % 7))
+
+
+def test_rows_end_at_a_newline_only(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0b\x0c\x1c\x1d\x1eb\r", "\ud800 alone", "plain"]
+    log = StageLog(tmp_path)
+    for text in texts:
+        log.sample(answer=text)
+    assert [row["answer"] for row in read_rows(tmp_path / "samples.jsonl")] == texts
+    (tmp_path / "samples.jsonl").write_bytes(b'{"answer": 1}\n3\nnull\n{"answer": "\xff"}\n{"answer": 2')
+    assert [row["answer"] for row in read_rows(tmp_path / "samples.jsonl")] == [1, "\ufffd"]
 
 
 def test_rows_of_a_step_are_one(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""What a stage's fingerprint leaves out: how it runs, and nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from common.config import HOW_IT_RUNS, Section
+from nanoalign.graph import nodes, resolved
+from nanoalign.recipe.load import load
+from nanoalign.recipe.schema import Recipe
+
+LEFT_OUT = {
+    "Training.checkpoint_every",
+    "Rollouts.gpu_memory", "Rollouts.cache_gb", "Rollouts.sleep", "Rollouts.server", "Rollouts.weights",
+    "Rollouts.deadline_s", "Rollouts.restarts",
+    "GRPOStage.reward_gpu",
+    "Judge.deadline_s", "Judge.retries", "Judge.parallel", "Judge.key_variable",
+}  # fmt: skip
+"""Every field whose change keeps a finished stage; look twice before adding one."""
+
+
+def sections(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from sections(field.annotation)
+    for inner in get_args(annotation):
+        yield from sections(inner)
+
+
+def test_no_other_field_is_left_out() -> None:
+    found = {
+        f"{section.__name__}.{name}"
+        for section in sections(Recipe)
+        for name, field in section.model_fields.items()
+        if HOW_IT_RUNS in field.metadata
+    }
+    assert found == LEFT_OUT
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from leaves(inner, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["miniature", "nemotron-nano-v2", "smollm2-135m"])
+def test_all_that_is_not_left_out_is_there(name: str) -> None:
+    recipe = load(name)
+    plain = recipe.model_dump(mode="json", by_alias=True)
+    names = {each.partition(".")[2] for each in LEFT_OUT}
+    for stage in recipe.stages:
+        said, kept = set(leaves(plain["stages"][stage])), set(leaves(resolved(recipe, stage)["stage"]))
+        assert kept <= said
+        assert {path[-1] for path in said - kept} <= names
+        for mixture, section in resolved(recipe, stage)["data"].items():
+            assert section == plain["data"][mixture]
+        for suite, section in resolved(recipe, stage)["suites"].items():
+            assert section == plain["suites"][suite]
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("stages.instruct.train.checkpoint_every=3", False),
+        ("stages.instruct.rollouts.deadline_s=60", False),
+        ("stages.instruct.rollouts.gpu_memory=0.3", False),
+        ("stages.instruct.rollouts.batch_size=32", True),
+        ("stages.instruct.train.micro_batch_size=8", True),
+        ("stages.instruct.max_mismatch=1.2", True),
+        ("data.instructions.sources={miniature:instruction: 401}", True),
+        ("seeds.instruct=3", True),
+        ("seeds.chat=3", False),
+        ("launch={kind: local, processes: 2}", False),
+    ],
+)
+def test_a_change_of_how_it_runs_changes_no_fingerprint(override: str, changed: bool, tmp_path: Path) -> None:
+    before, after = ({node.name: node.fingerprint for node in nodes(load("miniature", sets), tmp_path)}
+                     for sets in ([], [override]))  # fmt: skip
+    assert (before["instruct"] != after["instruct"]) == changed
+    assert before["foundation"] == after["foundation"]
