@@ -57,6 +57,7 @@ class MixtureReport:
                     "epochs": round(each.epochs, 4),
                     "left_out": dict(each.left_out),
                     "bad": dict(each.bad),
+                    **({"parts": dict(each.parts)} if each.parts else {}),
                 }
                 for each in self.sources
             },

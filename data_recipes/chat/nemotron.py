@@ -64,7 +64,7 @@ class NemotronNanoV2(Format):
         has_system = bool(messages) and messages[0].role == "system"
         system = self._clean(messages[0].content) if has_system else ""
         if tools:
-            system += "\n\n" if has_system else ""
+            system += "\n\n" if system else ""
             system += TOOLS_BEFORE + ", ".join(dumps(tool) for tool in tools) + TOOLS_AFTER
         parts = [f"<SPECIAL_10>System\n{system}\n"]
         results: list[str] = []
