@@ -11,7 +11,8 @@ from data_recipes.files import RowError, parse_json
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Schema keywords whose keys are names, not keywords."""
 DATA = ("default", "const", "enum", "examples", "example")
-"""Schema keywords whose values are data: a null there is meant."""
+"""Schema keywords whose values are data: nulls inside them are meant."""
+MAY_BE_NULL = ("default", "const")
 
 Raw = Mapping[str, Any]
 
@@ -91,7 +92,7 @@ def schema_without_nulls(schema: Any) -> Any:
     return {
         key: value if key in DATA else _named(value) if key in NAMED else schema_without_nulls(value)
         for key, value in schema.items()
-        if value is not None or key in DATA
+        if value is not None or key in MAY_BE_NULL
     }
 
 
@@ -107,9 +108,7 @@ def meant(message: Message, tools: Sequence[Raw]) -> Message:
     if not message.tool_calls:
         return message
     schemas = {tool["name"]: tool.get("parameters") for tool in tools}
-    calls = [
-        ToolCall(call.name, _known_nulls(call.arguments, schemas.get(call.name))) for call in message.tool_calls
-    ]
+    calls = [ToolCall(call.name, _known_nulls(call.arguments, schemas.get(call.name))) for call in message.tool_calls]
     return replace(message, tool_calls=tuple(calls))
 
 

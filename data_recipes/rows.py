@@ -21,8 +21,8 @@ MAY_FOLLOW: dict[str, tuple[str, ...]] = {
 def from_row(row: Any, origin: str = "", **defaults: str) -> Conversation:
     """The conversation in a row of the normal form (see data_recipes/conversation.py). ``defaults`` give domain,
     source, licence and language where the row has none. ``messages``, ``tools``, ``task`` and a call's ``arguments``
-    may be JSON text, as they are in Parquet files. Thinking tags are read by the rule of data_recipes/thinking.py, results
-    and nulls by those of data_recipes/calls.py. Raises RowError with the reason."""
+    may be JSON text, as they are in Parquet files. Thinking tags are read by the rule of data_recipes/thinking.py,
+    results and nulls by those of data_recipes/calls.py. Raises RowError with the reason."""
     if not isinstance(row, Mapping):
         raise RowError("wrong type", f"the row is {_kind(row)}, not an object")
     raw_messages = _decoded_list(row.get("messages"))

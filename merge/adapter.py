@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 CONFIG, ADAPTER_WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 KNOWN = (
-    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules", "inference_mode",
-    "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout",
-    "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
 )  # fmt: skip
 """peft's settings (0.21) under which the merged weight is W + scale * B A: those that say what was trained and how, not
 what is computed. Configs of initialisations count by ``init_lora_weights`` alone."""
 NO_PATTERN = ("alpha_pattern", {})
 BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put W - scale * B0 A0,
-or a quantized W, in its place: peft does so again from W when it loads the adapter, and an SVD of W on another machine is
-another one."""
+"""Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put
+W - scale * B0 A0, or a quantized W, in its place: peft does so again from W when it loads the adapter, and an SVD of W
+on another machine is another one."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The names of a message's reasoning."""
 KEPT = ("reasoning_cut", "weight", "name", "tool_call_id")
 KNOWN = {"role", "content", "tool_calls", "function_call", "refusal", *THOUGHTS, *KEPT}
-PART_KEYS = {"type", "text", "value", "thinking", "reasoning", "refusal", "id", "name", "input", "tool_use_id", "content"}
+CALL_PARTS = {"id", "name", "input", "tool_use_id", "content"}
+PART_KEYS = {"type", "text", "value", "thinking", "reasoning", "refusal"} | CALL_PARTS
 ASIDE = {"cache_control", "signature", "is_error", "annotations", "logprobs"}
 """Keys of parts that no chat format has a place for, and that say nothing that the text does not."""
 TEXTS = ("text", "input_text", "output_text", "refusal")
