@@ -1,7 +1,9 @@
 """Rows as people have them: every layout reads thinking tags, weights, results and nulls by the same rules."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError
+from data_recipes.adapters import ADAPTERS
 from data_recipes.calls import in_call_order
 from data_recipes.chat import FORMATS
 from data_recipes.conversation import Conversation, Message, ToolCall
@@ -214,7 +217,7 @@ def test_results_that_belong_to_no_call_are_refused(
     ids: bool, results: list[dict[str, Any]], message: str, tmp_path: Path
 ) -> None:
     said = fault(tmp_path, calling(ids, *results))
-    assert "wrong result: message " in said and message in said
+    assert "wrong result: " in said and message in said
 
 
 @given(st.permutations(range(5)))
@@ -369,3 +372,26 @@ def test_bfcl_rows_load_as_what_they_are(tmp_path: Path) -> None:
         assert sample.task == {"kind": "tools", **task}
         assert sample.messages == (Message("user", "Hi.\n\nFind it."),)
     assert "no possible answer is joined with 'simple_1'" in fault(tmp_path, row("simple_1"), "#bfcl")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = [
+    (layout, row)
+    for layout, rows in re.findall(r"```json #(\w+)\n(.*?)```", PAGE, re.DOTALL)
+    for row in rows.splitlines()
+]
+
+
+def test_the_page_shows_every_layout() -> None:
+    assert {layout for layout, _ in EXAMPLES} == ADAPTERS.keys() - {"recognised"}
+
+
+@pytest.mark.parametrize(("layout", "row"), EXAMPLES)
+def test_every_example_of_the_page_is_read(layout: str, row: str, tmp_path: Path) -> None:
+    sample = read(tmp_path, json.loads(row), f"#{layout}")
+    if layout in ("normal", "openai", "sharegpt", "alpaca", "sharegpt_pair", "alpaca_pair"):
+        assert replace(read(tmp_path, json.loads(row)), source="") == replace(sample, source="")
+        answers = [message for message in sample.messages if message.role == "assistant"]
+        assert layout.endswith("_pair") or any(message.reasoning for message in answers) or "weight" in row
+    if layout == "openai" and "c2" in row:
+        assert [m.content for m in sample.messages if m.role == "tool"] == ["31 degrees", "-2 degrees"]
