@@ -1,7 +1,7 @@
 """The data card beside a prepared set."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,9 +41,8 @@ def card(index: Mapping[str, Any]) -> str:
             f"| {name} | " + " | ".join(f"{n:,}" for n in counts) + " |" for name, counts in sorted(groups.items())
         ]
     flagged = report.get("flagged", {})
-    parts: Counter[str] = sum((Counter(each.get("parts", {})) for each in report["sources"].values()), Counter())
-    if parts:
-        lines += ["", "## Not read, in rows", "", *(f"- {count:,}: {name}" for name, count in sorted(parts.items()))]
+    if unread := report.get("not_read"):
+        lines += ["", "## Not read, in rows", "", *(f"- {count:,}: {name}" for name, count in sorted(unread.items()))]
     for title, counts in (("Left out", report["dropped"]), ("Changed", report["changed"]), ("Quality flags", flagged)):
         lines += ["", f"## {title}", "", *(f"- {count:,}: {reason}" for reason, count in sorted(counts.items()))]
         lines += [] if counts else ["Nothing."]

@@ -30,12 +30,12 @@ def from_row(row: Any, origin: str = "", **defaults: str) -> Conversation:
         raise RowError("no messages", f"'messages' is {_kind(raw_messages)}, not a list")
     if not raw_messages:
         raise RowError("no messages", "'messages' is empty")
-    tools = _tools(_decoded(row.get("tools"), "tools") or [])
+    tools = _tools(_decoded(row.get("tools") or [], "tools") or [])
     read = [_message(raw, number) for number, raw in enumerate(raw_messages)]
     check_order(read)
     check_calls(read, tools)
     messages = tuple(meant(message, tools) for message in in_call_order(read, raw_messages))
-    task = _task(_decoded(row.get("task"), "task"))
+    task = _task(_decoded(row.get("task") if row.get("task") != "" else None, "task"))
     _check_training(messages, task)
     known = {key: _text(row.get(key) or defaults.get(key, ""), key) for key in ("domain", "source", "id")}
     known["licence"] = _text(row.get("licence") or row.get("license") or defaults.get("licence", ""), "licence")

@@ -152,8 +152,8 @@ def _loading(report: MixtureReport) -> "list[RenderableType]":
         counts = (each.rows, sum(each.bad.values()), each.samples, each.taken)
         sources.add_row(f"{each.source} ({each.split})", *(f"{count:,}" for count in counts), f"{each.epochs:.2f}")
     result: list[RenderableType] = [sources]
-    parts = sum((each.parts for each in report.sources), Counter[str]())
-    for title, reasons in (("left out", report.dropped), ("not read, in rows", parts), ("changed", report.changed)):
+    counted = (("left out", report.dropped), ("not read, in rows", report.not_read), ("changed", report.changed))
+    for title, reasons in counted:
         result += [_counts(title, dict(reasons.most_common()))] if reasons else []
     if report.contamination:
         found = Table("sample", "holds a prompt of", title="benchmarks' prompts found", title_justify="left")

@@ -36,7 +36,7 @@ KNOWN = (
 )  # fmt: skip
 """peft's settings (0.21) under which the merged weight is W + scale * B A: those that say what was trained and how, not
 what is computed. Configs of initialisations count by ``init_lora_weights`` alone."""
-NO_PATTERN = ("alpha_pattern", {})
+NO_PATTERN: tuple[str, Any] = ("alpha_pattern", {})
 BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put
 W - scale * B0 A0, or a quantized W, in its place: peft does so again from W when it loads the adapter, and an SVD of W

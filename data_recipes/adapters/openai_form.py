@@ -14,12 +14,18 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The names of a message's reasoning."""
 KEPT = ("reasoning_cut", "weight", "name", "tool_call_id")
 KNOWN = {"role", "content", "tool_calls", "function_call", "refusal", *THOUGHTS, *KEPT}
-CALL_PARTS = {"id", "name", "input", "tool_use_id", "content"}
-PART_KEYS = {"type", "text", "value", "thinking", "reasoning", "refusal"} | CALL_PARTS
-ASIDE = {"cache_control", "signature", "is_error", "annotations", "logprobs"}
+ASIDE = {"type", "cache_control", "signature", "is_error", "annotations", "logprobs"}
 """Keys of parts that no chat format has a place for, and that say nothing that the text does not."""
 TEXTS = ("text", "input_text", "output_text", "refusal")
 THINKING = ("reasoning", "thinking")
+PARTS = {
+    **dict.fromkeys(TEXTS, ("text", "value", "refusal")),
+    **dict.fromkeys(THINKING, ("thinking", "reasoning", "text", "value")),
+    "tool_call": ("value", "text"),
+    "tool_use": ("id", "name", "input"),
+    "tool_result": ("tool_use_id", "content"),
+}
+"""What is read of each type of part."""
 
 
 def is_openai_form(raw: Raw) -> bool:
@@ -56,7 +62,8 @@ def openai_message(raw: Raw, where: str = "a message") -> dict[str, Any]:
     role = ROLES.get(raw["role"], str(raw["role"]))
     calls = [_call(call, where) for call in decoded(raw.get("tool_calls"), f"{where}'s tool_calls") or []]
     calls += [_call(raw["function_call"], where)] if raw.get("function_call") else []
-    content, thoughts = raw.get("content") or "", []
+    content = raw.get("content") or ""
+    thoughts: list[str] = []
     if isinstance(content, list):
         content, thoughts, more = _read(content, where)
         calls += more
@@ -83,10 +90,13 @@ def _messages(raw: Raw, where: str) -> Iterable[dict[str, Any]]:
 
 def _result(part: Raw, where: str) -> dict[str, Any]:
     """Anthropic's result of a call, as the message of a tool."""
-    _check(part, PART_KEYS | ASIDE, where)
+    _check_part(part, where)
     content = part.get("content") or ""
-    return turn("tool", _read(content, where)[0] if isinstance(content, list) else content,
-                tool_call_id=part.get("tool_use_id"))  # fmt: skip
+    if isinstance(content, list):
+        content, *others = _read(content, where)
+        if any(others):
+            raise RowError("unknown part", f"{where} has a tool_result that holds more than text")
+    return turn("tool", content, tool_call_id=part.get("tool_use_id"))
 
 
 def _read(parts: Iterable[Any], where: str) -> tuple[str, list[str], list[dict[str, Any]]]:
@@ -95,28 +105,33 @@ def _read(parts: Iterable[Any], where: str) -> tuple[str, list[str], list[dict[s
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     for part in parts:
-        if not isinstance(part, Mapping):
-            raise RowError("wrong type", f"{where} has a part that is not an object")
-        kind = part.get("type")
-        if kind in TEXTS:
-            text.append(_said(part, ("text", "value", "refusal"), where))
-        elif kind in THINKING and (text or calls):
+        kind = _check_part(part, where)
+        if kind in THINKING and (text or calls):
             raise RowError("wrong order", f"{where} thinks after it has answered; only a reasoning before is trained")
-        elif kind in THINKING:
-            thoughts.append(_said(part, ("thinking", "reasoning", "text", "value"), where))
-        elif kind == "tool_use":
+        if kind == "tool_use":
             calls.append({"id": part.get("id"), "name": part.get("name"), "arguments": part.get("input")})
         elif kind == "tool_call":
-            calls.append(_call(decoded(_said(part, ("value", "text"), where), f"{where}'s tool_call"), where))
+            calls.append(_call(decoded(_said(part, where), f"{where}'s tool_call"), where))
+        elif kind == "tool_result":
+            raise RowError("wrong order", f"{where} has a tool_result inside another part")
         else:
-            known = ", ".join((*TEXTS, *THINKING, "tool_use", "tool_call", "tool_result"))
-            raise RowError("unknown part", f"{where} has a part of type {kind!r}; known: {known}")
-        _check(part, PART_KEYS | ASIDE, f"{where}'s part of type {kind}")
+            (thoughts if kind in THINKING else text).append(_said(part, where))
     return "".join(text), thoughts, calls
 
 
-def _said(part: Raw, keys: Iterable[str], where: str) -> str:
-    found = [part[key] for key in keys if part.get(key) is not None]
+def _check_part(part: Any, where: str) -> str:
+    """The type of a part. Raises RowError for one that is not known, or that holds what is not."""
+    if not isinstance(part, Mapping):
+        raise RowError("wrong type", f"{where} has a part that is not an object")
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise RowError("unknown part", f"{where} has a part of type {kind!r}; known: {', '.join(PARTS)}")
+    _check(part, {*PARTS[kind], *ASIDE}, f"{where}'s part of type {kind}")
+    return kind
+
+
+def _said(part: Raw, where: str) -> str:
+    found = [part[key] for key in PARTS[part["type"]] if part.get(key) is not None]
     if len(found) != 1 or not isinstance(found[0], str):
         raise RowError("unknown part", f"{where}'s part of type {part['type']} has no text, or more than one")
     return found[0]

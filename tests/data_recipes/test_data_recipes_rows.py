@@ -19,9 +19,11 @@ from data_recipes.calls import in_call_order
 from data_recipes.chat import FORMATS
 from data_recipes.conversation import Conversation, Message, ToolCall
 from data_recipes.files import BadRow, RowError
+from data_recipes.mixture import MixtureReport
 from data_recipes.rows import from_row, to_row
 from data_recipes.sources import load, stream
 from data_recipes.thinking import split_thinking
+from data_recipes.tokenize import tokenize
 
 U = {"role": "user", "content": "2+2?"}
 THOUGHT, ANSWER = "Two and two make four.", "It is 4."
@@ -165,6 +167,17 @@ def test_weight_0_is_out_of_the_loss(layout: str, name: str, tmp_path: Path) -> 
     assert repr(weighed.messages) == repr(plain.messages)  # names of samples in prepared sets stay
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_weight_0_changes_no_token(name: str, superword: Any, tmp_path: Path) -> None:
+    """The mask alone differs, so nothing that is trained sees another context."""
+    weighed, plain = (read(tmp_path, conversation(weight)) for weight in (0, None))
+    by_ids = {tuple(each.input_ids): each.loss_mask for each in tokenize(plain, FORMATS[name], superword)}
+    for example in tokenize(weighed, FORMATS[name], superword):
+        mask = by_ids[tuple(example.input_ids)]
+        assert all(a <= b for a, b in zip(example.loss_mask, mask, strict=True))
+        assert example.loss_mask == mask or (sum(example.loss_mask) < sum(mask) and example.loss_mask[-1] == mask[-1])
+
+
 def test_weight_0_in_sharegpt_and_alpaca(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "No.", "weight": 0},
              {"from": "human", "value": "q"}, {"from": "gpt", "value": "Yes.", "weight": 1}]  # fmt: skip
@@ -294,6 +307,11 @@ def test_openai_parts_are_read_or_named(tmp_path: Path) -> None:
         (row(text, {"type": "thinking", "thinking": THOUGHT}), "thinks after it has answered"),
         (row({"type": "redacted_thinking", "data": "x"}, text), "part of type 'redacted_thinking'"),
         (row({"type": "text", "text": ANSWER, "emphasis": "b"}), "'emphasis'"),
+        (row({"type": "text", "text": ANSWER, "input": {"a": 1}}), "'input'"),
+        (
+            row({"type": "tool_result", "tool_use_id": "1", "content": [{"type": "thinking", "thinking": "a"}]}),
+            "more than text",
+        ),
         (row(audio={"id": "x"}), "'audio'"),
         (row(reasoning="a", thinking="b"), "different reasonings"),
         (row() | {"images": ["x.png"]}, "'images'"),
@@ -350,7 +368,8 @@ def test_what_is_not_read_of_a_row_is_counted(tmp_path: Path) -> None:
     rows = [LAYOUTS["#openai"]("4") | {"tools": [tool], "uuid": "1"}, LAYOUTS["#alpaca"]("4") | {"text": "all"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = load(f"file:{tmp_path / 'rows.jsonl'}").report
-    assert dict(report.parts) == {"a tool's key 'returns'": 1, "the row's key 'uuid'": 1, "the row's key 'text'": 1}
+    counted = {"a tool's key 'returns'": 1, "the row's key 'uuid'": 1, "the row's key 'text'": 1}
+    assert dict(report.parts) == MixtureReport([report]).as_dict()["not_read"] == counted
 
 
 def test_alpaca_with_a_history(tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ def test_the_base_is_found_by_the_adapters_own_config(llama_pair: tuple[Path, Pa
     [
         ({}, "base_model_name_or_path", "nowhere/at-all", "base model 'nowhere/at-all' is not a folder here"),
         ({}, "peft_type", "IA3", "peft_type 'IA3', only LORA"),
+        *(
+            ({}, "init_lora_weights", made, f"{made!r} changed the base")
+            for made in ("corda", "loftq", "lora_ga", "new")
+        ),
         ({"use_dora": True}, None, None, "use_dora is set"),
         ({"target_modules": ["embed_tokens"]}, None, None, "only LoRA on linear modules"),
     ],
