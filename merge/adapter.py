@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 CONFIG, ADAPTER_WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 KNOWN = (
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules",
-    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
-    "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
     "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
 )  # fmt: skip
 """peft's settings (0.21) under which the merged weight is W + scale * B A: those that say what was trained and how, not
@@ -136,6 +136,7 @@ def _adapted(folder: Path, config: dict[str, Any], base: Checkpoint) -> AdaptedC
             if (info.shape, info.dtype) != (expected.shape, expected.dtype):
                 due = f"{expected.dtype} {list(expected.shape)}"
                 raise CheckpointError(f"{file}: {stored}: {info.dtype} {list(info.shape)}, the base has {due}")
+            _check_tie(file, base, name)
             replaced[name] = stored
     orphans = {stored for stored in adapter.tensors if stored.endswith(".lora_B.weight")} - {
         up for _, up in updates.values()
@@ -170,6 +171,14 @@ def _base_name(file: Path, base: Checkpoint, name: str) -> str:
     if len(found) != 1:
         raise CheckpointError(f"{file}: {name}: the base {base.folder} has no such tensor")
     return found[0]
+
+
+def _check_tie(file: Path, base: Checkpoint, name: str) -> None:
+    """peft trains a copy of an embedding, and leaves the output head that is tied to it as it was: what it merges is a
+    model with two matrices, for which the base has one place."""
+    tied = not any(stored.endswith("lm_head.weight") for stored in base.tensors)
+    if tied and ("embed" in name or "wte" in name):
+        raise CheckpointError(f"{file}: {name} was trained, but is the base's output head too; merge it with peft")
 
 
 def _check_shapes(file: Path, weight: TensorInfo, down: TensorInfo, up: TensorInfo | None) -> None:

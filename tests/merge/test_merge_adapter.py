@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from common.errors import CheckpointError
 from merge.adapter import BASE_KEPT, KNOWN, open_source
@@ -179,4 +179,18 @@ def test_an_option_of_a_peft_to_come_is_refused(llama_pair: tuple[Path, Path], t
     config = tmp_path / "x" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_tomorrows_lora": True}))
     with pytest.raises(CheckpointError, match="use_tomorrows_lora is set"):
+        open_source(tmp_path / "x")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_embedding_tied_to_the_head_is_refused(kept: bool, tmp_path: Path):
+    """peft's own merge unties the two, or changes both."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    options = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": kept}
+    train_adapter(tmp_path / "base", tmp_path / "x", 0, **options)
+    with pytest.raises(CheckpointError, match="ensure_weight_tying is set" if kept else "the base's output head too"):
         open_source(tmp_path / "x")
