@@ -82,15 +82,19 @@ def _fault(reason: str) -> RowError:
     return RowError("wrong result", reason)
 
 
-def schema_without_nulls(schema: Any) -> Any:
-    """A tool or schema without the nulls that a union of keys leaves in JSON lines: a null is no keyword and no
-    property. ``default: null`` and what else is data stays."""
+def without_union_nulls(tool: Raw) -> Raw:
+    """A tool without the nulls that a union of keys leaves in JSON lines: a null is no keyword and no property.
+    ``default: null`` and what else is data stays."""
+    return _schema(tool) if "None" in repr(tool) else tool  # most have none, and repr is quick
+
+
+def _schema(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [schema_without_nulls(item) for item in schema]
+        return [_schema(item) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
     return {
-        key: value if key in DATA else _named(value) if key in NAMED else schema_without_nulls(value)
+        key: value if key in DATA else _named(value) if key in NAMED else _schema(value)
         for key, value in schema.items()
         if value is not None or key in MAY_BE_NULL
     }
@@ -99,13 +103,13 @@ def schema_without_nulls(schema: Any) -> Any:
 def _named(schemas: Any) -> Any:
     if not isinstance(schemas, Mapping):
         return schemas
-    return {name: schema_without_nulls(schema) for name, schema in schemas.items() if schema is not None}
+    return {name: _schema(schema) for name, schema in schemas.items() if schema is not None}
 
 
 def meant(message: Message, tools: Sequence[Raw]) -> Message:
     """A message whose calls' arguments are those that were meant: a null under a name that the tool's schema does not
     know was left by a union of keys, and goes; a null for a parameter that the tool has stays."""
-    if not message.tool_calls:
+    if "None" not in repr(message.tool_calls):
         return message
     schemas = {tool["name"]: tool.get("parameters") for tool in tools}
     calls = [ToolCall(call.name, _known_nulls(call.arguments, schemas.get(call.name))) for call in message.tool_calls]

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from data_recipes.calls import in_call_order, meant, schema_without_nulls
+from data_recipes.calls import in_call_order, meant, without_union_nulls
 from data_recipes.conversation import Conversation, Message, Role, ToolCall
 from data_recipes.files import RowError, parse_json
 from data_recipes.thinking import split_thinking
@@ -191,7 +191,7 @@ def _tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
             raise RowError("bad tool", f"tool {number} has no name")
         if not isinstance(tool["parameters"] if tool.get("parameters") is not None else {}, Mapping):
             raise RowError("bad tool", f"the parameters of tool {tool['name']} are not a JSON schema")
-    return tuple(schema_without_nulls(tool) for tool in raw)
+    return tuple(without_union_nulls(tool) for tool in raw)
 
 
 def _decoded_list(value: Any) -> Any:

@@ -194,3 +194,23 @@ def test_an_embedding_tied_to_the_head_is_refused(kept: bool, tmp_path: Path):
     train_adapter(tmp_path / "base", tmp_path / "x", 0, **options)
     with pytest.raises(CheckpointError, match="ensure_weight_tying is set" if kept else "the base's output head too"):
         open_source(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank_pattern": {"q_proj": 8}, "use_rslora": True},
+        {"layers_to_transform": [0]},
+        {"modules_to_save": ["norm", "lm_head"]},
+        {"target_modules": "all-linear", "exclude_modules": ["up_proj"]},
+    ],
+)
+def test_options_that_are_known_are_merged_as_peft_merges_them(options: dict, make_pair_of: Callable, tmp_path: Path):
+    base, _ = make_pair_of("fp32")
+    train_adapter(base, tmp_path / "x", 0, **options)
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), tmp_path / "x")
+    due = peft.merge_and_unload().state_dict()
+    source = open_source(tmp_path / "x")
+    for name, info in source.tensors.items():
+        read = source.flat(name, 0, due[name].numel()).view(info.shape)
+        torch.testing.assert_close(read.to(due[name].dtype), due[name], rtol=1e-5, atol=1e-6)
