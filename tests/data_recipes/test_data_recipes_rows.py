@@ -148,6 +148,16 @@ def test_no_answer_that_is_read_holds_a_bare_tag(pieces: list[str]) -> None:
     assert split_thinking(content, reasoning, "again") == (content, reasoning)
 
 
+@pytest.mark.parametrize("piece", ["`", "```\n", "<", "< ", "`a", "<think", "~~~\n`", "</think>", "\n\t"])
+def test_the_rule_takes_linear_time(piece: str) -> None:
+    """Bounded by size alone: a quadratic scan of these would take hours."""
+    for text in (piece * 300_000, f"<think>{piece * 300_000}", f"<{' ' * 300_000}think>"):
+        try:
+            split_thinking(text + "</think>", None, "message 1")
+        except RowError:
+            pass
+
+
 def conversation(weight: int | None) -> dict[str, Any]:
     answers = [{"role": "assistant", "content": text} for text in ("No.", "Yes.")]
     return {"messages": [U, answers[0] | ({} if weight is None else {"weight": weight}), U, answers[1]]}
