@@ -41,6 +41,8 @@ def card(index: Mapping[str, Any]) -> str:
             f"| {name} | " + " | ".join(f"{n:,}" for n in counts) + " |" for name, counts in sorted(groups.items())
         ]
     flagged = report.get("flagged", {})
+    if unread := report.get("not_read"):
+        lines += ["", "## Not read, in rows", "", *(f"- {count:,}: {name}" for name, count in sorted(unread.items()))]
     for title, counts in (("Left out", report["dropped"]), ("Changed", report["changed"]), ("Quality flags", flagged)):
         lines += ["", f"## {title}", "", *(f"- {count:,}: {reason}" for reason, count in sorted(counts.items()))]
         lines += [] if counts else ["Nothing."]

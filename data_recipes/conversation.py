@@ -3,7 +3,8 @@
 As a JSON row::
 
     {"id": "...", "messages": [{"role": "system" | "user" | "assistant" | "tool", "content": "...",
-                                "reasoning_content": "...", "tool_calls": [{"name": "...", "arguments": {...}}]}],
+                                "reasoning_content": "...", "tool_calls": [{"name": "...", "arguments": {...}}],
+                                "weight": 0 | 1}],
      "tools": [{"name": "...", "description": "...", "parameters": {...JSON schema...}}],
      "domain": "math", "source": "...", "licence": "...", "language": "en", "task": {"kind": "math", "answer": "42"}}
 """
@@ -35,6 +36,9 @@ class Message:
     reasoning_cut: bool = False
     """The reasoning was truncated: it is rendered up to its last character, and closed right there. Truncated to
     nothing, it is opened and closed at once, as under a thinking budget of 0."""
+    trained: bool = field(default=True, repr=False)
+    """The model is to learn to write this turn; False (``weight: 0`` in rows) shows it as context alone. Not a part of
+    what is said, so not of the repr that names a sample in prepared sets."""
 
     @property
     def thinks(self) -> bool:

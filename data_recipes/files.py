@@ -30,6 +30,15 @@ class BadRow:
         return f"{self.origin}: {self.kind}: {self.reason}"
 
 
+class RowError(DataError):
+    """A row is not a sample. ``kind`` is a short class of faults, for counting."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(f"{kind}: {reason}")
+        self.kind = kind
+        self.reason = reason
+
+
 Row = tuple[str, Any]
 """``file:line`` and the row's value, or a BadRow where there is none."""
 

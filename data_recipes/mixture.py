@@ -41,6 +41,11 @@ class MixtureReport:
     contamination: list[tuple[str, str]] = field(default_factory=list)
     """Sample and benchmark, for each sample left out since it holds a benchmark's prompt."""
 
+    @property
+    def not_read(self) -> Counter[str]:
+        """What rows hold that no part of a sample was made of: in how many rows."""
+        return sum((each.parts for each in self.sources), Counter[str]())
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: counts by source and by reason."""
         return {
@@ -48,6 +53,7 @@ class MixtureReport:
             "dropped": dict(self.dropped),
             "changed": dict(self.changed),
             "flagged": dict(self.flagged),
+            **({"not_read": dict(self.not_read)} if self.not_read else {}),
             "contamination": [list(hit) for hit in self.contamination],
             "sources": {
                 f"{each.source}:{each.split}": {

@@ -1,13 +1,15 @@
 """The strict way from a row to a conversation and back."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from common.errors import DataError
+from data_recipes.calls import in_call_order, meant, without_union_nulls
 from data_recipes.conversation import Conversation, Message, Role, ToolCall
-from data_recipes.files import parse_json
+from data_recipes.files import RowError, parse_json
+from data_recipes.thinking import split_thinking
 
-MESSAGE_KEYS = {"role", "content", "reasoning_content", "tool_calls", "reasoning_cut", "name", "tool_call_id"}
+MESSAGE_KEYS = {"role", "content", "reasoning_content", "tool_calls", "reasoning_cut", "weight", "name", "tool_call_id"}
+CALL_KEYS = {"name", "arguments", "id", "type", "index"}
 MAY_FOLLOW: dict[str, tuple[str, ...]] = {
     "system": ("start",),
     "user": ("start", "system", "assistant", "tool"),
@@ -16,33 +18,25 @@ MAY_FOLLOW: dict[str, tuple[str, ...]] = {
 }
 
 
-class RowError(DataError):
-    """A row is not a sample. ``kind`` is a short class of faults, for counting."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(f"{kind}: {reason}")
-        self.kind = kind
-        self.reason = reason
-
-
 def from_row(row: Any, origin: str = "", **defaults: str) -> Conversation:
     """The conversation in a row of the normal form (see data_recipes/conversation.py). ``defaults`` give domain,
-    source, licence and language where the row has none. ``tools``, ``task`` and a call's ``arguments`` may be JSON
-    text, as they are in Parquet files. Raises RowError with the reason."""
+    source, licence and language where the row has none. ``messages``, ``tools``, ``task`` and a call's ``arguments``
+    may be JSON text, as they are in Parquet files. Thinking tags are read by the rule of data_recipes/thinking.py,
+    results and nulls by those of data_recipes/calls.py. Raises RowError with the reason."""
     if not isinstance(row, Mapping):
         raise RowError("wrong type", f"the row is {_kind(row)}, not an object")
-    raw_messages = row.get("messages")
+    raw_messages = _decoded_list(row.get("messages"))
     if not isinstance(raw_messages, list):
         raise RowError("no messages", f"'messages' is {_kind(raw_messages)}, not a list")
     if not raw_messages:
         raise RowError("no messages", "'messages' is empty")
-    tools = _tools(_decoded(row.get("tools"), "tools") or [])
-    messages = tuple(_message(raw, number) for number, raw in enumerate(raw_messages))
-    check_order(messages)
-    check_calls(messages, tools)
-    task = _decoded(row.get("task"), "task")
-    if task is not None and not (isinstance(task, dict) and isinstance(task.get("kind"), str)):
-        raise RowError("wrong type", f"'task' is {_kind(task)}, not an object with a 'kind'")
+    tools = _tools(_decoded(row.get("tools") or [], "tools") or [])
+    read = [_message(raw, number) for number, raw in enumerate(raw_messages)]
+    check_order(read)
+    check_calls(read, tools)
+    messages = tuple(meant(message, tools) for message in in_call_order(read, raw_messages))
+    task = _task(_decoded(row.get("task") if row.get("task") != "" else None, "task"))
+    _check_training(messages, task)
     known = {key: _text(row.get(key) or defaults.get(key, ""), key) for key in ("domain", "source", "id")}
     known["licence"] = _text(row.get("licence") or row.get("license") or defaults.get("licence", ""), "licence")
     language = _text(row.get("language") or defaults.get("language", "en"), "language")
@@ -60,6 +54,8 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
             row["tool_calls"] = [{"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls]
         if message.reasoning_cut:
             row["reasoning_cut"] = True
+        if not message.trained:
+            row["weight"] = 0
         messages.append(row)
     values = {
         "id": conversation.id,
@@ -104,9 +100,7 @@ def _message(raw: Any, number: int) -> Message:
     where = f"message {number}"
     if not isinstance(raw, Mapping):
         raise RowError("wrong type", f"{where} is {_kind(raw)}, not an object")
-    if not raw.keys() <= MESSAGE_KEYS:
-        unknown = sorted(map(str, raw.keys() - MESSAGE_KEYS))
-        raise RowError("unknown key", f"{where} has {', '.join(map(repr, unknown))}; known: {sorted(MESSAGE_KEYS)}")
+    check_keys(raw, MESSAGE_KEYS, where)
     role = raw.get("role")
     if role is None:
         raise RowError("missing role", f"{where} has no role")
@@ -116,10 +110,9 @@ def _message(raw: Any, number: int) -> Message:
     content = "" if content is None and raw.get("tool_calls") else _text(content, f"{where}'s content")
     reasoning = raw.get("reasoning_content")
     reasoning = None if reasoning is None else _text(reasoning, f"{where}'s reasoning_content")
-    raw_calls = _decoded(raw.get("tool_calls"), f"{where}'s tool_calls") or []
-    if not isinstance(raw_calls, list):
-        raise RowError("wrong type", f"{where}'s tool_calls is {_kind(raw_calls)}, not a list")
-    calls = tuple(_call(call, where) for call in raw_calls)
+    if role == "assistant":
+        content, reasoning = split_thinking(content, reasoning, where)
+    calls = _calls(raw, where)
     cut = raw.get("reasoning_cut") or False
     if cut not in (True, False):
         raise RowError("wrong type", f"{where}'s reasoning_cut is {_kind(cut)}, not true or false")
@@ -129,16 +122,65 @@ def _message(raw: Any, number: int) -> Message:
         raise RowError("empty answer", f"{where} says nothing and calls nothing")
     if role == "user" and not content.strip():
         raise RowError("empty question", f"{where} says nothing")
-    return Message(cast(Role, role), content, reasoning, calls, cut)
+    if role != "tool" and raw.get("name") not in (None, "", role):
+        raise RowError("unknown key", f"{where} ({role}) has the name {raw['name']!r}, which no chat format writes")
+    return Message(cast(Role, role), content, reasoning, calls, cut, _trained(raw.get("weight"), role, where))
+
+
+def check_keys(raw: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Raises RowError for keys that are not known; null is what a union of keys leaves, so no key."""
+    unknown = sorted(str(key) for key, value in raw.items() if key not in known and value is not None)
+    if unknown:
+        raise RowError("unknown key", f"{where} has {', '.join(map(repr, unknown))}; known: {sorted(known)}")
+
+
+def _trained(weight: Any, role: str, where: str) -> bool:
+    """OpenAI's ``weight`` of an assistant's turn in the loss."""
+    if weight is None or (weight == 1 and role == "assistant"):
+        return True
+    if weight == 0:
+        return role != "assistant"  # others' turns are never trained
+    due = "0 or 1" if role == "assistant" else f"0: a {role}'s turn is never trained"
+    raise RowError("wrong type", f"{where}'s weight is {weight!r}, not {due}")
+
+
+def _calls(raw: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
+    calls = _decoded(raw.get("tool_calls"), f"{where}'s tool_calls") or []
+    if not isinstance(calls, list):
+        raise RowError("wrong type", f"{where}'s tool_calls is {_kind(calls)}, not a list")
+    return tuple(_call(call, where) for call in calls)
 
 
 def _call(raw: Any, where: str) -> ToolCall:
     if not isinstance(raw, Mapping) or not isinstance(raw.get("name"), str) or not raw["name"]:
         raise RowError("bad tool call", f"{where} has a call without a name")
-    arguments = _decoded(raw.get("arguments", {}), f"{where}'s arguments of {raw['name']}")
+    check_keys(raw, CALL_KEYS, f"{where}'s call of {raw['name']}")
+    arguments = raw.get("arguments")
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}  # none, as OpenAI's API and Arrow write them
+    arguments = _decoded(arguments, f"{where}'s arguments of {raw['name']}")
     if not isinstance(arguments, dict):
         raise RowError("bad tool call", f"{where}'s arguments of {raw['name']} are {_kind(arguments)}, not an object")
     return ToolCall(raw["name"], arguments)
+
+
+def _task(task: Any) -> Mapping[str, Any] | None:
+    """The task; a rejected answer's reasoning is split off by the same rule as the chosen one's."""
+    if task is None:
+        return None
+    if not (isinstance(task, dict) and isinstance(task.get("kind"), str)):
+        raise RowError("wrong type", f"'task' is {_kind(task)}, not an object with a 'kind'")
+    if isinstance(task.get("rejected"), str):
+        answer, reasoning = split_thinking(task["rejected"], task.get("rejected_reasoning"), "the rejected answer")
+        return {**task, "rejected": answer, **({"rejected_reasoning": reasoning} if reasoning else {})}
+    return task
+
+
+def _check_training(messages: Sequence[Message], task: Mapping[str, Any] | None) -> None:
+    answers = [message for message in messages if message.role == "assistant"]
+    judged = answers[-1:] if task and "rejected" in task else answers
+    if judged and not any(message.trained for message in judged):
+        raise RowError("nothing to train", "every answer has weight 0")
 
 
 def _tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
@@ -147,9 +189,19 @@ def _tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
     for number, tool in enumerate(raw):
         if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str) or not tool["name"]:
             raise RowError("bad tool", f"tool {number} has no name")
-        if not isinstance(tool.get("parameters", {}), Mapping):
+        if not isinstance(tool["parameters"] if tool.get("parameters") is not None else {}, Mapping):
             raise RowError("bad tool", f"the parameters of tool {tool['name']} are not a JSON schema")
-    return tuple(raw)
+    return tuple(without_union_nulls(tool) for tool in raw)
+
+
+def _decoded_list(value: Any) -> Any:
+    """A list or its JSON text; a text that is none is given back."""
+    if isinstance(value, str):
+        try:
+            return parse_json(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def _decoded(value: Any, what: str) -> Any:

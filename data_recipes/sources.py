@@ -1,8 +1,8 @@
 """Samples by the name of their source.
 
-Names: one of the catalog (``gsm8k``), ``file:PATH`` (rows of the normal form; ``file:PATH#sharegpt`` names another
-adapter; all rows are its train split, test rows belong in another file), ``miniature:NAME`` (generated) and
-``reasoning-gym:DATASET`` (generated, checked by its own verifier).
+Names: one of the catalog (``gsm8k``), ``file:PATH`` (each row in the layout that its keys tell; ``file:PATH#sharegpt``
+names the layout of all; all rows are its train split, test rows belong in another file), ``miniature:NAME`` (generated)
+and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
 """
 
 import heapq
@@ -15,18 +15,21 @@ from random import Random
 from typing import Any, Literal
 
 from common.errors import ConfigError, DataError
-from data_recipes.adapters import ADAPTERS, NotASample
+from data_recipes.adapters import ADAPTERS, LEFT_OUT, NotASample
 from data_recipes.catalog import Source, Split, find_files, root_of, source
 from data_recipes.chat.base import ChatFormat
 from data_recipes.chat.render import special_token_in
 from data_recipes.conversation import Conversation
-from data_recipes.files import BadRow, Row, read_rows, without_nulls
+from data_recipes.files import BadRow, Row, RowError, read_rows, without_nulls
 from data_recipes.generators import check_name, generate, in_test, is_generated
-from data_recipes.rows import RowError, from_row, to_row
+from data_recipes.rows import from_row, to_row
 from data_recipes.transforms import Filter
 
 LISTED = 25
 """Bad rows that an error message lists; the others are counted."""
+
+OF_ANOTHER_LAYOUT = {"no messages", "missing key", "unknown key", "unknown role", "bad tool", "bad tool call"}
+"""Kinds of faults that rows of a layout that was not recognised show."""
 
 
 @dataclass
@@ -44,6 +47,8 @@ class LoadReport:
     """taken / samples; more than 1 where samples are seen again."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Sound rows that give no sample, by reason."""
+    parts: Counter[str] = field(default_factory=Counter)
+    """What rows hold that no part of a sample was made of, by name: in how many rows."""
     bad: Counter[str] = field(default_factory=Counter)
     """Bad rows by kind of fault."""
     bad_rows: list[BadRow] = field(default_factory=list)
@@ -222,13 +227,17 @@ def _adapted(origin: str, raw: Any, name: str, entry: Source, report: LoadReport
         if not isinstance(raw, Mapping):
             raise RowError("wrong type", "the row is not an object")
         for number, row in enumerate(ADAPTERS[entry.adapter](raw)):
+            report.parts.update(row.pop(LEFT_OUT, ()))
             conversation = from_row(row, origin, **defaults)
             place = origin.rpartition("/")[2] + (f".{number}" if number else "")
             yield replace(conversation, source=name, id=conversation.id or place)
     except NotASample as reason:
         report.left_out[str(reason)] += 1
     except RowError as error:
-        yield BadRow(origin, error.kind, error.reason)
+        if error.kind == "thinking tags" and not name.startswith("file:"):  # no user can mend a published row
+            report.left_out["thinking tags inside an answer"] += 1
+        else:
+            yield BadRow(origin, error.kind, error.reason)
     except KeyError as error:
         yield BadRow(origin, "missing key", f"{error} (layout {entry.adapter})")
     except (TypeError, ValueError, IndexError, AttributeError, SyntaxError, RecursionError) as error:
@@ -242,6 +251,8 @@ def faults(name: str, report: LoadReport) -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in report.bad.most_common())
     head = f"{report.bad_rows[0].origin}: source {name} has {report.bad.total()} bad rows ({counts})"
     tail = [f"... and {more} more"] if more else []
+    if name.startswith("file:") and "#" not in name and report.bad.keys() & OF_ANOTHER_LAYOUT:
+        tail.append(f"a layout can be named: {name}#openai, #sharegpt, #alpaca, ... (docs/data.md shows each)")
     return "\n".join([head, *listed, *tail, "on_bad_row: skip leaves them out"])
 
 
@@ -312,7 +323,7 @@ def _local_source(name: str, adapter: str) -> Source:
         near = get_close_matches(adapter, ADAPTERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ADAPTERS)}"
         raise ConfigError(f"source {name}: unknown layout {adapter!r}; {hint}")
-    return Source(about="a local file", licence="", domain="", adapter=adapter or "normal", files={"train": name})
+    return Source(about="a local file", licence="", domain="", adapter=adapter or "recognised", files={"train": name})
 
 
 def _local_path(name: str, path: str, data_root: Path | None) -> Path:

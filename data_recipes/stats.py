@@ -156,7 +156,8 @@ def _loading(report: MixtureReport) -> "list[RenderableType]":
             _cell(f"{each.source} ({each.split})"), *(f"{count:,}" for count in counts), f"{each.epochs:.2f}"
         )
     result: list[RenderableType] = [sources]
-    for title, reasons in (("left out", report.dropped), ("changed", report.changed)):
+    counted = (("left out", report.dropped), ("not read, in rows", report.not_read), ("changed", report.changed))
+    for title, reasons in counted:
         result += [_counts(title, dict(reasons.most_common()))] if reasons else []
     if report.contamination:
         found = Table("sample", "holds a prompt of", title="benchmarks' prompts found", title_justify="left")

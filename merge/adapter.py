@@ -28,8 +28,19 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG, ADAPTER_WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-UNSUPPORTED = ("use_dora", "alpha_pattern", "megatron_config", "trainable_token_indices", "use_qalora")
-"""peft settings under which the update is not scale * B A throughout."""
+KNOWN = (
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+)  # fmt: skip
+"""peft's settings (0.21) under which the merged weight is W + scale * B A: those that say what was trained and how, not
+what is computed. Configs of initialisations count by ``init_lora_weights`` alone."""
+NO_PATTERN: tuple[str, Any] = ("alpha_pattern", {})
+BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put
+W - scale * B0 A0, or a quantized W, in its place: peft does so again from W when it loads the adapter, and an SVD of W
+on another machine is another one."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +113,7 @@ def _adapted(folder: Path, config: dict[str, Any], base: Checkpoint) -> AdaptedC
     where = folder / CONFIG
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{where}: peft_type {config.get('peft_type')!r}, only LORA can be merged here")
-    used = [key for key in UNSUPPORTED if config.get(key)]
-    if used:
-        raise CheckpointError(f"{where}: {used[0]} is set, whose update is not scale * B A")
+    _check_settings(where, config)
     file = folder / ADAPTER_WEIGHTS
     adapter = Checkpoint(folder, {info.name: info for info in read_header(file)}, {})
     updates, replaced, scales = {}, {}, {}
@@ -119,7 +128,7 @@ def _adapted(folder: Path, config: dict[str, Any], base: Checkpoint) -> AdaptedC
             updates[name] = (stored, up)
             rank = info.shape[0]
             scales[name] = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        elif ".lora_" in module or config.get("fan_in_fan_out"):
+        elif ".lora_" in module:
             raise CheckpointError(f"{file}: {stored}: only LoRA on linear modules can be merged here")
         else:
             name = _base_name(file, base, module)
@@ -127,6 +136,7 @@ def _adapted(folder: Path, config: dict[str, Any], base: Checkpoint) -> AdaptedC
             if (info.shape, info.dtype) != (expected.shape, expected.dtype):
                 due = f"{expected.dtype} {list(expected.shape)}"
                 raise CheckpointError(f"{file}: {stored}: {info.dtype} {list(info.shape)}, the base has {due}")
+            _check_tie(file, base, name)
             replaced[name] = stored
     orphans = {stored for stored in adapter.tensors if stored.endswith(".lora_B.weight")} - {
         up for _, up in updates.values()
@@ -134,6 +144,22 @@ def _adapted(folder: Path, config: dict[str, Any], base: Checkpoint) -> AdaptedC
     if orphans:
         raise CheckpointError(f"{file}: {min(orphans)} has no lora_A beside it")
     return AdaptedCheckpoint(folder, base, adapter, updates, replaced, scales)
+
+
+def _check_settings(where: Path, config: dict[str, Any]) -> None:
+    # peft makes a whole configuration of {}, so for most options that is no default
+    off = {key for key, value in config.items() if value is None or value is False or (key, value) == NO_PATTERN}
+    used = sorted(config.keys() - {*KNOWN} - off)
+    if used:
+        raise CheckpointError(
+            f"{where}: {', '.join(used)} is set; only what is known to be scale * B A can be merged: {', '.join(KNOWN)}"
+        )
+    made = config.get("init_lora_weights", True)
+    if made not in BASE_KEPT:
+        raise CheckpointError(
+            f"{where}: init_lora_weights {made!r} changed the base under the adapter; give an adapter that was saved "
+            "with peft's path_initial_model_for_weight_conversion, or merge it with peft"
+        )
 
 
 def _base_name(file: Path, base: Checkpoint, name: str) -> str:
@@ -145,6 +171,14 @@ def _base_name(file: Path, base: Checkpoint, name: str) -> str:
     if len(found) != 1:
         raise CheckpointError(f"{file}: {name}: the base {base.folder} has no such tensor")
     return found[0]
+
+
+def _check_tie(file: Path, base: Checkpoint, name: str) -> None:
+    """peft trains a copy of an embedding, and leaves the output head that is tied to it as it was: what it merges is a
+    model with two matrices, for which the base has one place."""
+    tied = not any(stored.endswith("lm_head.weight") for stored in base.tensors)
+    if tied and ("embed" in name or "wte" in name):
+        raise CheckpointError(f"{file}: {name} was trained, but is the base's output head too; merge it with peft")
 
 
 def _check_shapes(file: Path, weight: TensorInfo, down: TensorInfo, up: TensorInfo | None) -> None:

@@ -1,21 +1,26 @@
 """Chats and instructions."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
+from data_recipes.adapters.openai_form import openai_messages
 from data_recipes.adapters.parts import (
     ROLES,
     NotASample,
     Raw,
-    arguments_of,
+    decoded,
     known_of,
+    left_out,
+    listed,
     normal_tools,
-    thought,
     turn,
     with_input,
 )
-from data_recipes.rows import RowError
+from data_recipes.files import RowError
+from data_recipes.rows import check_keys
+from data_recipes.thinking import split_thinking
+
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
 def normal(raw: Raw) -> list[dict[str, Any]]:
@@ -30,42 +35,38 @@ def document(raw: Raw) -> list[dict[str, Any]]:
 
 
 def openai(raw: Raw) -> list[dict[str, Any]]:
-    """``messages`` as in OpenAI's API (text or lists of parts, nested calls), ``tools`` beside them. Reasoning stands
-    in ``reasoning_content``, in ``<think>`` tags, or in parts of type ``reasoning``."""
-    return [
-        {
-            **known_of(raw),
-            "messages": [openai_message(m) for m in raw["messages"]],
-            "tools": normal_tools(raw.get("tools")),
-        }
-    ]
+    """``messages`` as in OpenAI's API, ``tools`` (or ``functions``) beside them; see openai_form.py. ``system`` beside
+    them is Anthropic's way of writing the system message."""
+    tools = raw.get("tools") or raw.get("functions")
+    unread = left_out(raw, ("messages", "tools", "functions", "system"), tools)
+    return [{**_openai(raw), "tools": normal_tools(tools), **unread}]
 
 
-def openai_message(raw: Raw) -> dict[str, Any]:
-    content = raw.get("content") or ""
-    reasoning = raw.get("reasoning_content")
-    calls = [call.get("function") or call for call in raw.get("tool_calls") or []]
-    if isinstance(content, list):
-        parts = [(part["type"], part.get("text", part.get("value"))) for part in content]
-        content = "".join(text for kind, text in parts if kind in ("text", "input_text", "output_text"))
-        reasoning = "\n\n".join(text for kind, text in parts if kind == "reasoning") or reasoning
-        calls += [json.loads(text) for kind, text in parts if kind == "tool_call"]
-    role = ROLES.get(raw["role"], str(raw["role"]))
-    message = thought(content) if role == "assistant" and reasoning is None else turn(role, content)
-    if reasoning is not None:
-        message["reasoning_content"] = reasoning
-    if calls:
-        message["tool_calls"] = [{"name": call["name"], "arguments": arguments_of(call["arguments"])} for call in calls]
-    return message
+def _openai(raw: Raw) -> dict[str, Any]:
+    no_media(raw)
+    messages = openai_messages(listed(raw, "messages"))
+    if raw.get("system"):
+        messages.insert(0, turn("system", raw["system"]))
+    return {**known_of(raw), "messages": messages}
+
+
+def no_media(raw: Raw) -> None:
+    """Raises RowError where pictures or sounds stand beside the text: they would be dropped."""
+    for key in MEDIA:
+        if raw.get(key):
+            raise RowError("unknown key", f"the row has {key!r}; only text is trained here")
 
 
 def nemotron(raw: Raw) -> list[dict[str, Any]]:
     """Nemotron-Post-Training-Dataset v1 and v2: ``messages``, ``reasoning`` (on or off), ``category``, ``license``."""
-    [row] = openai(raw)
-    if raw.get("reasoning") == "off":
-        for message in row["messages"]:
-            if message["role"] == "assistant":
-                message["reasoning_content"] = ""
+    row = {**_openai(raw), "tools": normal_tools(raw.get("tools"))}
+    for number, message in enumerate(row["messages"]):
+        if message["role"] == "assistant" and raw.get("reasoning") == "off":
+            where = f"message {number}"
+            content, reasoning = split_thinking(message["content"], message.get("reasoning_content"), where)
+            if reasoning:
+                raise RowError("thinking tags", f"{where} thinks, but the row says that its reasoning is off")
+            message |= {"content": content, "reasoning_content": ""}
     if row["messages"] and row["messages"][0]["role"] == "system" and not row["messages"][0]["content"].strip():
         row["messages"] = row["messages"][1:]
     return [{**row, "domain": raw.get("category") or ""}]
@@ -73,35 +74,53 @@ def nemotron(raw: Raw) -> list[dict[str, Any]]:
 
 def sharegpt(raw: Raw) -> list[dict[str, Any]]:
     """``conversations`` of ``from`` and ``value``, also with calls and observations (LLaMA-Factory, Glaive)."""
+    no_media(raw)
     messages = [turn("system", raw["system"])] if raw.get("system") else []
     return [
         {
             **known_of(raw),
-            "messages": messages + sharegpt_turns(raw["conversations"]),
+            "messages": messages + sharegpt_turns(listed(raw, "conversations")),
             "tools": normal_tools(raw.get("tools")),
+            **left_out(raw, ("conversations", "tools", "system"), raw.get("tools")),
         }
     ]
 
 
 def sharegpt_turns(turns: Iterable[Raw]) -> list[dict[str, Any]]:
+    """Messages from ``from`` and ``value``. A turn that calls is JSON, with its thinking before it if it has any."""
     messages: list[dict[str, Any]] = []
-    for each in turns:
-        role = ROLES.get(each["from"], str(each["from"]))
+    for number, each in enumerate(turns):
+        where = f"turn {number} ({each.get('from')})"
+        check_keys(each, ("from", "value", "weight"), where)
+        role, more = ROLES.get(each["from"], str(each["from"])), weighed(each)
         if role == "call":
-            calls = json.loads(each["value"])
-            messages.append(turn("assistant", "", tool_calls=calls if isinstance(calls, list) else [calls]))
-        elif role == "assistant":
-            messages.append(thought(each["value"]))
+            text, reasoning = split_thinking(each["value"], None, where)
+            calls = decoded(text, where)
+            calls = calls if isinstance(calls, list) else [calls]
+            more |= {} if reasoning is None else {"reasoning_content": reasoning}
+            messages.append(turn("assistant", "", tool_calls=calls, **more))
         elif role == "system" and messages:
             raise RowError("wrong order", "a system message stands inside the conversation")
         else:
-            messages.append(turn(role, each["value"]))
+            messages.append(turn(role, each["value"], **more))
     return messages
 
 
+def weighed(raw: Raw) -> dict[str, Any]:
+    """The ``weight`` of a turn in the loss, where it is written."""
+    return {} if raw.get("weight") is None else {"weight": raw["weight"]}
+
+
 def alpaca(raw: Raw) -> list[dict[str, Any]]:
-    """``instruction``, ``input`` (may be empty) and ``output``."""
-    return [{**known_of(raw), "messages": [turn("user", with_input(raw)), turn("assistant", raw["output"])]}]
+    """``instruction``, ``input`` (may be empty) and ``output``; LLaMA-Factory's ``system`` and ``history`` (earlier
+    pairs of what was said and answered) where they are."""
+    no_media(raw)
+    messages = [turn("system", raw["system"])] if raw.get("system") else []
+    for said, answer in decoded(raw.get("history"), "'history'") or []:
+        messages += [turn("user", said), turn("assistant", answer)]
+    messages += [turn("user", with_input(raw)), turn("assistant", raw["output"], **weighed(raw))]
+    unread = left_out(raw, ("instruction", "input", "output", "system", "history", "weight"), None)
+    return [{**known_of(raw), "messages": messages, **unread}]
 
 
 def self_instruct(raw: Raw) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """What adapters are made of: messages, thoughts, tools and schemas in the normal form."""
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from data_recipes.files import RowError, parse_json
 
 Raw = Mapping[str, Any]
 Adapter = Callable[[Raw], Iterable[dict[str, Any]]]
@@ -13,7 +13,7 @@ ROLES = {
     **dict.fromkeys(("gpt", "assistant", "model"), "assistant"),
     **dict.fromkeys(("observation", "tool", "function", "ipython"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
 }
 """Roles by the names that data sets give them; a call is an assistant message that only calls."""
 TYPES = {
@@ -32,25 +32,67 @@ def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
-def thought(text: str) -> dict[str, Any]:
-    """An assistant message from text that may begin with ``<think>...</think>``."""
-    match = re.match(r"\s*<think>(.*?)</think>(.*)\Z", text, re.DOTALL)
-    if not match:
-        return turn("assistant", text)
-    return turn("assistant", match[2].strip(), reasoning_content=match[1].strip())
+def decoded(value: Any, what: str) -> Any:
+    """A value, or the value in JSON text (as columns of Parquet and CSV files hold it). Raises RowError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except (ValueError, RecursionError) as error:
+        raise RowError("bad JSON", f"{what}: {error}") from None
+
+
+def listed(raw: Raw, key: str) -> list[Any]:
+    """A row's list of turns, or the list in its JSON text. Raises RowError where it is none."""
+    value = decoded(raw[key], repr(key))
+    if not isinstance(value, list):
+        raise RowError("wrong type", f"{key!r} is not a list")
+    for number, each in enumerate(value):
+        if not isinstance(each, Mapping):
+            raise RowError("wrong type", f"{key} {number} is not an object")
+    return value
+
+
+TOOL_KEYS = {"type", "function", "name", "description", "parameters", "input_schema", "strict", "cache_control"}
+LEFT_OUT = "parts left out"
+"""The key of an adapter's row under which it lists what it did not take from the raw row, for counting."""
+
+
+def left_out(raw: Raw, read: Iterable[str], raw_tools: Any) -> dict[str, list[str]]:
+    """What stands in a row but in none of the keys ``read`` (nor in :func:`known_of`), nor in those of a tool: its
+    reasons, for counting, as an entry of the adapter's row."""
+    known = {*read, *KNOWN, "source"}
+    reasons = {f"the row's key {key!r}" for key, value in raw.items() if key not in known and value not in EMPTY}
+    tools = decoded(raw_tools, "'tools'") if isinstance(raw_tools, str) and raw_tools.strip() else raw_tools or []
+    for tool in (decoded(tool, "a tool") for tool in (tools if isinstance(tools, list) else [tools])):
+        for each in (tool, tool.get("function")) if isinstance(tool, Mapping) else ():
+            if isinstance(each, Mapping):
+                unread = (key for key, value in each.items() if key not in TOOL_KEYS and value not in EMPTY)
+                reasons.update(f"a tool's key {key!r}" for key in unread)
+    return {LEFT_OUT: sorted(reasons)} if reasons else {}
+
+
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+"""Values that say nothing."""
 
 
 def normal_tools(raw: Any) -> list[dict[str, Any]]:
-    """Tools in the flat normal form, from OpenAI's nesting, JSON text, or schemas with Python's type names."""
-    tools = json.loads(raw) if isinstance(raw, str) and raw.strip() else raw or []
+    """Tools in the flat normal form, from OpenAI's nesting, Anthropic's ``input_schema``, JSON text (of the list or of
+    each tool), or schemas with Python's type names."""
+    tools = decoded(raw, "'tools'") if isinstance(raw, str) and raw.strip() else raw or []
     flat = []
-    for tool in tools if isinstance(tools, list) else [tools]:
-        inner = tool["function"] if isinstance(tool.get("function"), Mapping) else tool
+    for number, each in enumerate(tools if isinstance(tools, list) else [tools]):
+        tool = decoded(each, f"tool {number}")
+        inner = tool.get("function") if isinstance(tool, Mapping) else None
+        inner = inner if isinstance(inner, Mapping) else tool
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+            raise RowError("bad tool", f"tool {number} has no name")
+        schema = decoded(inner.get("parameters") or inner.get("input_schema"), f"the parameters of {inner['name']}")
         flat.append(
             {
                 "name": inner["name"],
                 "description": inner.get("description") or "",
-                "parameters": json_schema(inner.get("parameters") or {"type": "object", "properties": {}}),
+                "parameters": json_schema(schema or {"type": "object", "properties": {}}),
             }
         )
     return flat
@@ -75,12 +117,12 @@ def _named(properties: Any) -> Any:
     return {k: json_schema(v) for k, v in properties.items()} if isinstance(properties, Mapping) else properties
 
 
-def arguments_of(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+KNOWN = ("id", "licence", "license", "language", "task", "domain")
 
 
 def known_of(raw: Raw) -> dict[str, Any]:
-    return {key: raw[key] for key in ("id", "licence", "license", "language", "task", "domain") if raw.get(key)}
+    """What a row tells of itself under the normal form's own keys."""
+    return {key: raw[key] for key in KNOWN if raw.get(key)}
 
 
 def with_input(raw: Raw) -> str:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_recipes.adapters.chats import sharegpt_turns
-from data_recipes.adapters.parts import NotASample, Raw, turn, with_input
+from data_recipes.adapters.parts import NotASample, Raw, listed, turn, with_input
 
 
 def _pair(messages: list[dict[str, Any]], chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def hh_rlhf(raw: Raw) -> list[dict[str, Any]]:
 
 def sharegpt_pair(raw: Raw) -> list[dict[str, Any]]:
     """LLaMA-Factory's pairs: ``conversations`` and a ``chosen`` and a ``rejected`` turn."""
-    return [_pair(sharegpt_turns(raw["conversations"]), raw["chosen"]["value"], raw["rejected"]["value"])]
+    return [_pair(sharegpt_turns(listed(raw, "conversations")), raw["chosen"]["value"], raw["rejected"]["value"])]
 
 
 def alpaca_pair(raw: Raw) -> list[dict[str, Any]]:

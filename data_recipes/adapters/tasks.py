@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from data_recipes.adapters.parts import Raw, turn
-from data_recipes.rows import RowError
+from data_recipes.files import RowError
 
 
 def gsm8k(raw: Raw) -> list[dict[str, Any]]:

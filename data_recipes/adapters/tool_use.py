@@ -7,22 +7,41 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from data_recipes.adapters.chats import openai_message
-from data_recipes.adapters.parts import ROLES, NotASample, Raw, arguments_of, normal_tools, turn
-from data_recipes.rows import RowError
+from data_recipes.adapters.openai_form import openai_message
+from data_recipes.adapters.parts import ROLES, NotASample, Raw, decoded, normal_tools, turn
+from data_recipes.files import RowError
 
 
 def bfcl(raw: Raw) -> list[dict[str, Any]]:
     """BFCL's single-turn categories, with its possible ``answer`` joined in. Expected calls tell each argument's
-    accepted values; "" among them means that it may be left out."""
-    calls = [
-        {"name": name, "accepted": accepted}
-        for call in raw["answer"]["ground_truth"]
-        for name, accepted in call.items()
-    ]
+    accepted values; "" among them means that it may be left out. The categories without possible answers say in their
+    ids what is expected: no call (irrelevance), or some call, whichever it is (relevance)."""
     [messages] = raw["question"]
-    tools, task = normal_tools(raw["function"]), {"kind": "tools", "calls": calls}
-    return [{"id": raw["id"], "messages": list(messages), "tools": tools, "task": task}]
+    tools, task = normal_tools(raw["function"]), {"kind": "tools", **_expected(raw)}
+    return [{"id": raw["id"], "messages": _one_speaker_at_a_time(messages), "tools": tools, "task": task}]
+
+
+def _expected(raw: Raw) -> dict[str, Any]:
+    if "answer" in raw:
+        calls = (pair for call in raw["answer"]["ground_truth"] for pair in call.items())
+        return {"calls": [{"name": name, "accepted": accepted} for name, accepted in calls]}
+    category = raw["id"].rpartition("_")[0]
+    if category.endswith("irrelevance"):
+        return {"calls": []}
+    if category.endswith("relevance"):
+        return {"some_call": True}
+    raise RowError("missing key", f"no possible answer is joined with {raw['id']!r}")
+
+
+def _one_speaker_at_a_time(messages: Iterable[Raw]) -> list[dict[str, Any]]:
+    """Messages in which what a user says in two turns in a row is one turn, with a blank line between."""
+    joined: list[dict[str, Any]] = []
+    for message in messages:
+        if joined and joined[-1]["role"] == message["role"] == "user":
+            joined[-1] |= {"content": f"{joined[-1]['content']}\n\n{message['content']}"}
+        else:
+            joined.append(dict(message))
+    return joined
 
 
 def bfcl_multi_turn(raw: Raw) -> list[dict[str, Any]]:
@@ -39,7 +58,7 @@ def bfcl_multi_turn(raw: Raw) -> list[dict[str, Any]]:
         "classes": raw["involved_classes"],
         "expected": expected,
     }
-    return [{"id": raw["id"], "messages": list(raw["question"][0]), "tools": tools, "task": task}]
+    return [{"id": raw["id"], "messages": _one_speaker_at_a_time(raw["question"][0]), "tools": tools, "task": task}]
 
 
 def _reference_call(text: str, parameters: dict[str, list[str]]) -> dict[str, Any]:
@@ -106,17 +125,21 @@ def _responses(items: Iterable[Raw]) -> list[dict[str, Any]]:
         if kind == "reasoning":
             thoughts += [part["text"] for part in item.get("summary") or item.get("content") or []]
         elif kind == "function_call":
-            call = {"name": item["name"], "arguments": arguments_of(item["arguments"])}
+            call = {"name": item["name"], "arguments": item["arguments"], "id": item.get("call_id")}
             assistant().setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
-            messages.append(turn("tool", item["output"]))
+            messages.append(turn("tool", item["output"], tool_call_id=item.get("call_id")))
         elif item["role"] == "assistant":
-            assistant()["content"] += openai_message(item)["content"].strip()
+            assistant()["content"] += _message(item)["content"].strip()
         elif item["role"] == "user" and messages and messages[-1]["role"] == "user":
-            messages[-1]["content"] += "\n\n" + openai_message(item)["content"]
+            messages[-1]["content"] += "\n\n" + _message(item)["content"]
         else:
-            messages.append(openai_message(item))
+            messages.append(_message(item))
     return messages
+
+
+def _message(item: Raw) -> dict[str, Any]:
+    return openai_message({"role": item["role"], "content": item.get("content")})
 
 
 def glaive(raw: Raw) -> list[dict[str, Any]]:
@@ -135,7 +158,7 @@ def glaive(raw: Raw) -> list[dict[str, Any]]:
         if call:
             # Glaive writes the arguments as JSON text in single quotes inside the call's JSON.
             inner = re.sub(r"'(\{.*\})'", lambda found: found[1], call.strip(), flags=re.DOTALL)
-            message["tool_calls"] = [json.loads(inner)]
+            message["tool_calls"] = [decoded(inner, "a functioncall")]
         messages.append(message)
     return [{"messages": messages, "tools": normal_tools(tools)}]
 

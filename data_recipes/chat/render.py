@@ -119,8 +119,9 @@ class Format:
 
     def examples(self, conversation: Conversation) -> list[list[Span]]:
         """Training renders, built from ``prompt`` and ``completion`` alone, so that what is trained is what inference
-        renders. A turn extends the example before it if its prompt does; else it gets an example of its own. Raises
-        DataError for a conversation without an assistant message, or with special tokens in its text."""
+        renders. A turn extends the example before it if its prompt does; else it gets an example of its own. A turn
+        that is not ``trained`` is context alone, and an example of nothing else is left out. Raises DataError for a
+        conversation without an assistant message to train on, or with special tokens in its text."""
         self._check(conversation)
         examples: list[list[Span]] = []
         text = ""
@@ -130,12 +131,14 @@ class Format:
             history = conversation.messages[:index]
             context = self.prompt(history, conversation.tools, thinking=message.thinks)
             turn = self._turn(history, conversation.tools, message)
+            if not message.trained:
+                turn = [Span(span.text, False) for span in turn]
             if examples and context.startswith(text):
                 examples[-1] += [Span(context[len(text) :], False), *turn]
             else:
                 examples.append([Span(context, False), *turn])
             text = context + "".join(span.text for span in turn)
-        return examples
+        return [spans for spans in examples if any(span.trained for span in spans)]
 
     def _turn(self, history: Sequence[Message], tools: Sequence[Mapping[str, Any]], message: Message) -> list[Span]:
         """The completion that says ``message`` after ``history``; here history does not matter."""
@@ -143,7 +146,7 @@ class Format:
 
     def _check(self, conversation: Conversation) -> None:
         where = conversation.origin or conversation.id or conversation.source or "a conversation"
-        if not any(message.role == "assistant" for message in conversation.messages):
+        if not any(message.role == "assistant" and message.trained for message in conversation.messages):
             raise DataError(f"{where}: no assistant message to train on")
         if fault := special_token_in(conversation, self):
             raise DataError(f"{where}: {fault}")

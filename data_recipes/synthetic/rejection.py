@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from data_recipes.conversation import Conversation, Message
-from data_recipes.rows import RowError, check_calls, check_order
+from data_recipes.files import RowError
+from data_recipes.rows import check_calls, check_order
 from data_recipes.synthetic.play import Made, Maker
 from data_recipes.synthetic.served import Ask
 

@@ -20,9 +20,12 @@ from typing import Any
 from common.endpoint import chat_request
 from common.errors import ConfigError, DataError, NanoalignError
 from common.files import fingerprint
-from data_recipes.adapters.chats import openai_message
+from data_recipes.adapters.openai_form import openai_message
+from data_recipes.adapters.parts import decoded
 from data_recipes.conversation import Message, ToolCall
+from data_recipes.files import RowError
 from data_recipes.synthetic.config import Served
+from data_recipes.thinking import split_thinking
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
@@ -203,18 +206,24 @@ def _reply(row: Mapping[str, Any]) -> Reply:
         return Reply(None, f"refused with {row['refused'][:8]}")
     if row["finish"] == "length":
         return Reply(None, "cut at max_tokens")
-    raw = dict(row["message"])
-    raw["reasoning_content"] = raw.get("reasoning_content") or raw.get("reasoning")
+    raw = row["message"]
+    reasoning = raw.get("reasoning_content") or raw.get("reasoning")
     try:
-        said = openai_message({**raw, "role": "assistant"})
-        calls = tuple(ToolCall(call["name"], call["arguments"]) for call in said.get("tool_calls", []))
+        known = {key: raw.get(key) for key in ("content", "tool_calls")}
+        said = openai_message({**known, "role": "assistant", "reasoning_content": reasoning})
+        calls = tuple(
+            ToolCall(call["name"], decoded(call.get("arguments") or {}, "arguments"))
+            for call in said.get("tool_calls", [])
+        )
         if any(not isinstance(call.name, str) or not isinstance(call.arguments, dict) for call in calls):
             raise TypeError("arguments that are no object")
     except (ValueError, KeyError, TypeError, AttributeError):
         return Reply(None, "a tool call that is not JSON")
-    message = Message("assistant", said["content"].strip(), (said.get("reasoning_content") or "").strip(), calls)
-    if "<think>" in message.content or "</think>" in message.content:
+    try:
+        content, reasoning = split_thinking(said["content"], said.get("reasoning_content"), "the reply")
+    except RowError:
         return Reply(None, "thinking not closed once")
+    message = Message("assistant", content.strip(), (reasoning or "").strip(), calls)
     return Reply(message) if message.content or calls else Reply(None, "an empty answer")
 
 

@@ -202,5 +202,6 @@ def _data_row(name: str, account: Mapping[str, Any]) -> dict[str, str]:
         "rows": f"{account['rows']:,}",
         "domains": counts("by_domain"),
         "changed": counts("changed"),
-        "dropped": counts("dropped"),
+        "dropped": counts("dropped")
+        + (f"; not read, in rows: {counts('not_read')}" if account.get("not_read") else ""),
     }

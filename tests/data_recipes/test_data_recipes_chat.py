@@ -264,3 +264,14 @@ def test_a_template_that_cannot_be_trained_on_is_refused(template: str, fault: s
     tokenizer.chat_template = template
     with pytest.raises((CheckpointError, DataError), match=fault):
         HFTemplate("hf:test", tokenizer).examples(Conversation((Message("user", "a"), Message("assistant", "b"))))
+
+
+@pytest.mark.parametrize("name", ["nemotron-nano-v2", "nemotron-nano-v2-reference"])
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("system", ["", "/no_think", " /think\n", None])
+def test_nano_v2_writes_no_blank_lines_for_an_empty_system_text(name: str, thinking: bool, system: str | None) -> None:
+    first = [] if system is None else [Message("system", system)]
+    text = chat_format(name).prompt([*first, Message("user", "q")], [{"name": "f"}], thinking=thinking)
+    assert text.startswith("<SPECIAL_10>System\nYou can use the following tools")
+    spoken = chat_format(name).prompt([Message("system", "Be brief. /no_think"), Message("user", "q")], [{"name": "f"}])
+    assert spoken.startswith("<SPECIAL_10>System\nBe brief.\n\nYou can use the following tools")

@@ -170,7 +170,7 @@ def test_decontamination_in_a_mixture(tmp_path: Path) -> None:
 
 
 def test_quality_flags_in_a_mixture(tmp_path: Path) -> None:
-    texts = ["I'm sorry, but I can't do that.", "Paris.", "</think> Rome.", "Bonn."]
+    texts = ["I'm sorry, but I can't do that.", "Paris.", "`</think>` Rome.", "Bonn."]
     rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": t}]} for t in texts]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     wanted: Any = {"refusal": "drop", "unclosed thinking": "count"}

@@ -1,16 +1,17 @@
 """Two LoRA adapters on one base, against peft's own weights in float64."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from common.errors import CheckpointError
-from merge.adapter import open_source
+from merge.adapter import BASE_KEPT, KNOWN, open_source
 from merge.interpolate import interpolate
 
 Read = Callable[[Path], dict[str, torch.Tensor]]
@@ -86,6 +87,10 @@ def test_the_base_is_found_by_the_adapters_own_config(llama_pair: tuple[Path, Pa
     [
         ({}, "base_model_name_or_path", "nowhere/at-all", "base model 'nowhere/at-all' is not a folder here"),
         ({}, "peft_type", "IA3", "peft_type 'IA3', only LORA"),
+        *(
+            ({}, "init_lora_weights", made, f"{made!r} changed the base")
+            for made in ("corda", "loftq", "lora_ga", "new")
+        ),
         ({"use_dora": True}, None, None, "use_dora is set"),
         ({"target_modules": ["embed_tokens"]}, None, None, "only LoRA on linear modules"),
     ],
@@ -109,3 +114,103 @@ def test_an_adapter_of_another_model_is_refused(make_pair_of: Callable, tmp_path
     other, _ = make_pair_of("llama")
     with pytest.raises(CheckpointError, match=r"in_proj.weight: the base .* has no such tensor"):
         open_source(tmp_path / "x", other)
+
+
+INITIALISATIONS = [True, False, "gaussian", "orthogonal", "mica", "eva", "pissa", "pissa_niter_4", "olora"]
+
+
+@pytest.mark.parametrize("made", INITIALISATIONS)
+def test_an_initialisation_is_merged_as_peft_merges_it_or_refused(
+    made: bool | str, make_pair_of: Callable, tensors_of: Read, tmp_path: Path
+):
+    base, _ = make_pair_of("fp32")
+    train_adapter(base, tmp_path / "x", 0, init_lora_weights=made)
+    if made not in BASE_KEPT:
+        with pytest.raises(CheckpointError, match=f"init_lora_weights {made!r} changed the base"):
+            open_source(tmp_path / "x")
+        return
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), tmp_path / "x")
+    due = peft.merge_and_unload().state_dict()
+    source = open_source(tmp_path / "x")
+    assert any((due[name] != weight).any() for name, weight in tensors_of(base).items())
+    for name, info in source.tensors.items():
+        read = source.flat(name, 0, due[name].numel()).view(info.shape)
+        torch.testing.assert_close(read.to(due[name].dtype), due[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_converted_pissa_adapter_is_merged(make_pair_of: Callable, tensors_of: Read, tmp_path: Path):
+    """Saved as the difference to the original base, it is plain LoRA of twice the rank."""
+    base, _ = make_pair_of("fp32")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].init_lora_weights = True  # as peft's guide says, for the first state
+    adapted.save_pretrained(tmp_path / "first")
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter += 0.1 * torch.randn(parameter.shape)
+    adapted.peft_config["default"].init_lora_weights = "pissa"
+    adapted.save_pretrained(tmp_path / "x", path_initial_model_for_weight_conversion=str(tmp_path / "first"))
+    due = adapted.merge_and_unload().state_dict()
+    source = open_source(tmp_path / "x", base)
+    for name in tensors_of(base):
+        read = source.flat(name, 0, due[name].numel()).view(due[name].shape)
+        torch.testing.assert_close(read.to(due[name].dtype), due[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", sorted({field.name for field in dataclasses.fields(LoraConfig)} - {*KNOWN}))
+def test_every_option_of_peft_that_is_not_known_is_refused(option: str, llama_pair: tuple[Path, Path], tmp_path: Path):
+    base, _ = llama_pair
+    train_adapter(base, tmp_path / "x", 0)
+    config = tmp_path / "x" / "adapter_config.json"
+    plain = json.loads(config.read_text())
+    open_source(tmp_path / "x")
+    for value in (True, 3, [5], {"a": 1}, "x", [], 0):
+        config.write_text(json.dumps(plain | {option: value}))
+        with pytest.raises(CheckpointError, match=f"{option} is set"):
+            open_source(tmp_path / "x")
+
+
+def test_an_option_of_a_peft_to_come_is_refused(llama_pair: tuple[Path, Path], tmp_path: Path):
+    base, _ = llama_pair
+    train_adapter(base, tmp_path / "x", 0)
+    config = tmp_path / "x" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_tomorrows_lora": True}))
+    with pytest.raises(CheckpointError, match="use_tomorrows_lora is set"):
+        open_source(tmp_path / "x")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_embedding_tied_to_the_head_is_refused(kept: bool, tmp_path: Path):
+    """peft's own merge unties the two, or changes both."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    options = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": kept}
+    train_adapter(tmp_path / "base", tmp_path / "x", 0, **options)
+    with pytest.raises(CheckpointError, match="ensure_weight_tying is set" if kept else "the base's output head too"):
+        open_source(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank_pattern": {"q_proj": 8}, "use_rslora": True},
+        {"layers_to_transform": [0]},
+        {"modules_to_save": ["norm", "lm_head"]},
+        {"target_modules": "all-linear", "exclude_modules": ["up_proj"]},
+    ],
+)
+def test_options_that_are_known_are_merged_as_peft_merges_them(options: dict, make_pair_of: Callable, tmp_path: Path):
+    base, _ = make_pair_of("fp32")
+    train_adapter(base, tmp_path / "x", 0, **options)
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), tmp_path / "x")
+    due = peft.merge_and_unload().state_dict()
+    source = open_source(tmp_path / "x")
+    for name, info in source.tensors.items():
+        read = source.flat(name, 0, due[name].numel()).view(info.shape)
+        torch.testing.assert_close(read.to(due[name].dtype), due[name], rtol=1e-5, atol=1e-6)
