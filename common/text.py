@@ -1,0 +1,24 @@
+"""Text that others wrote (a model, a data row, another process), made safe to show on a terminal."""
+
+import re
+
+# An escape sequence goes whole, so that its parameters do not stay behind as text. A string that a terminal swallows
+# (title, link, clipboard) goes with its body only where it is closed: an unclosed one must not hide what follows it.
+# Bodies hold no control character, so each scan ends at the next one and the whole stays linear.
+_SEQUENCE = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x00-\x08\x0a-\x1f\x7f-\x9f]*(?:\x07|\x9c|\x1b\\)"  # OSC, DCS, SOS, PM, APC
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # CSI: colours, cursor, screen, reports
+    r"|\x1b[ -/]*[0-~]?"  # sequences of two characters, character sets; a lone ESC
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # what is left of C0 and C1; tab and newline stay
+)
+# Lone surrogates cannot be encoded; bidi overrides and isolates show a reader another order than the one that is there.
+_REPLACED = re.compile("[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey; linear in the text's length, never raises, idempotent.
+
+    Escape sequences and control characters go (newline and tab stay); lone surrogates and bidi controls become U+FFFD.
+    Text that comes in pieces loses its control characters too, but of a sequence cut in two the body stays as text.
+    """
+    return _REPLACED.sub("\ufffd", _SEQUENCE.sub("", text))
