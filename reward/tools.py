@@ -90,8 +90,8 @@ def _is_accepted(value: Any, option: Any) -> bool:
 
 def _same(value: Any, option: Any, inner: Callable[[Any, Any], bool] | None = None) -> bool:
     """Equality of values, where 2 is 2.0 but True is not 1, and texts differ neither by case nor by . , / - _ * ^ and
-    spaces, as in BFCL, but where they have nothing else ("*" is not "/"). ``inner`` compares the elements of lists, if not this. It goes no deeper than ``option``, which
-    is the task's, so that no nesting of an answer's exhausts the stack."""
+    spaces, as in BFCL, but where they have nothing else ("*" is not "/"). ``inner`` compares the elements of lists, if
+    not this. It goes no deeper than ``option``, which is the task's: no nesting of an answer's exhausts the stack."""
     inner = inner or _same
     if isinstance(value, bool) or isinstance(option, bool):
         return value is option
