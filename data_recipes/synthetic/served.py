@@ -11,7 +11,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,19 @@ from common.endpoint import chat_request
 from common.errors import ConfigError, DataError, NanoalignError
 from common.files import fingerprint
 from data_recipes.adapters.chats import openai_message
+from data_recipes.chat import FORMATS
 from data_recipes.conversation import Message, ToolCall
+from data_recipes.rows import RowError
 from data_recipes.synthetic.config import Served
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+MOST_CALLS = 64
+"""In one message."""
+DEEPEST = 32
+"""Levels of a call's arguments."""
+SPECIAL_TOKENS = frozenset(token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop))
+"""Of every format: a row that says one of them cannot be trained on in that format."""
 REFUSALS = (400, 413, 422)
 """Statuses that are about one request (too long, say): kept as its answer. Any other 4xx ends the run."""
 
@@ -114,7 +122,7 @@ class ServedModel:
         rows = {key: self._kept(key) for key in dict.fromkeys(keys) if key in self._counted}
         for key, room in allowed.items():
             self.requests += 1
-            self.tokens += (rows[key].get("usage") or {}).get("total_tokens") or room
+            self.tokens += _tokens_of(rows[key].get("usage")) or room
         return [_reply(rows[key]) if key in rows else CAPPED for key in keys]
 
     def _body(self, ask: Ask) -> dict[str, Any]:
@@ -147,7 +155,7 @@ class ServedModel:
                 if error.code != 429 and error.code < 500:
                     break
                 wait = min(LONGEST_PAUSE_S, _seconds(error.headers.get("Retry-After")) or wait)
-            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
                 problem = f"{type(error).__name__}: {error}"
             if attempt == self._config.retries or self._stopping.wait(wait):
                 break
@@ -161,13 +169,14 @@ class ServedModel:
             reply = json.load(response)
         choice = reply["choices"][0]
         if not isinstance(choice["message"], dict):
-            raise ValueError(f"the reply's message is {choice['message']!r}")
+            raise ValueError(f"the reply's message is {str(choice['message'])[:200]}")
         return {"message": choice["message"], "finish": choice.get("finish_reason"), "usage": reply.get("usage")}
 
     def _keep(self, row: dict[str, Any]) -> None:
         with self._using_file:
             self._places[row["key"]] = self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            # Half of a surrogate pair has no bytes; as a backslash escape it stays what it was in JSON.
+            self._file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
             self._file.flush()
             self.asked_now += 1
 
@@ -198,24 +207,56 @@ def _places(path: Path) -> dict[str, int]:
 
 
 def _reply(row: Mapping[str, Any]) -> Reply:
-    """The reply in a kept row."""
+    """The reply in a kept row: a message, or why it may not be used. A model's words are never an error."""
     if "refused" in row:
         return Reply(None, f"refused with {row['refused'][:8]}")
     if row["finish"] == "length":
         return Reply(None, "cut at max_tokens")
     raw = dict(row["message"])
-    raw["reasoning_content"] = raw.get("reasoning_content") or raw.get("reasoning")
+    raw["reasoning_content"] = raw.get("reasoning_content") or raw.get("reasoning") or None
+    if not isinstance(raw.get("content") or "", str | list) or not isinstance(raw["reasoning_content"] or "", str):
+        return Reply(None, "a message that is not text")
     try:
         said = openai_message({**raw, "role": "assistant"})
         calls = tuple(ToolCall(call["name"], call["arguments"]) for call in said.get("tool_calls", []))
-        if any(not isinstance(call.name, str) or not isinstance(call.arguments, dict) for call in calls):
-            raise TypeError("arguments that are no object")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if not all(map(_is_call, calls)):
+            raise TypeError("a name or arguments that no tool takes")
+        written = json.dumps([[call.name, call.arguments] for call in calls], ensure_ascii=False, allow_nan=False)
+        message = Message("assistant", said["content"].strip(), (said.get("reasoning_content") or "").strip(), calls)
+    except RowError as error:
+        return Reply(None, error.kind)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Reply(None, "a tool call that is not JSON")
-    message = Message("assistant", said["content"].strip(), (said.get("reasoning_content") or "").strip(), calls)
-    if "<think>" in message.content or "</think>" in message.content:
-        return Reply(None, "thinking not closed once")
+    if len(calls) > MOST_CALLS:
+        return Reply(None, f"more than {MOST_CALLS} tool calls")
+    if fault := _fault("\n".join((message.content, message.reasoning or "", written))):
+        return Reply(None, fault)
     return Reply(message) if message.content or calls else Reply(None, "an empty answer")
+
+
+def _is_call(call: ToolCall) -> bool:
+    """It has a name, and arguments in an object that is nested no deeper than a tool's could be."""
+    level: list[Any] = [call.arguments]
+    for _ in range(DEEPEST):
+        level = [each for value in level if isinstance(value, dict | list) for each in _inside(value)]
+    return isinstance(call.name, str) and call.name != "" and isinstance(call.arguments, dict) and not level
+
+
+def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _fault(text: str) -> str:
+    """Why a text could not be a row that is trained on, or ""."""
+    if "<think>" in text or "</think>" in text:
+        return "thinking not closed once"
+    if any(token in text for token in SPECIAL_TOKENS):
+        return "held a special token"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "held half of a surrogate pair"
+    return ""
 
 
 def _openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -238,6 +279,12 @@ def _openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
             row["tool_call_id"] = open_calls.pop(0)
         rows.append(row)
     return rows
+
+
+def _tokens_of(usage: Any) -> int:
+    """The tokens that an endpoint says it used, 0 where it does not say."""
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if type(total) is int and total > 0 else 0
 
 
 def _prompt_tokens(body: Mapping[str, Any]) -> int:

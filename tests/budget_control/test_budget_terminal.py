@@ -124,7 +124,8 @@ BELL, TITLE = "\x07", "\x1b]0;owned\x07"
 
 
 def test_what_a_terminal_would_obey_is_not_shown() -> None:
-    said = f"so{TITLE} it\x1b[2J goes.\n</think>\n\nIt\r is\x1b[31m 42{TITLE}.\x9b1A\nIt is\x1b]8;;http://x\x1b\\ so.\x1b[1"
+    said = f"so{TITLE} it\x1b[2J goes.\n</think>\n\nIt\r is\x1b[31m 42{TITLE}.\x9b1A\n"
+    said += "It is\x1b]8;;http://x\x1b\\ so.\x1b[1"
     for command in ("/show", "/think"):
         shown, session = talk([command, "What?"], says(said))
         assert "It is 42.\nIt is so." in shown and not set(shown) & {"\x1b", BELL, "\r", "\x9b"}
