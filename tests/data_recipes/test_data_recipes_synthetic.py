@@ -219,7 +219,8 @@ def test_answers_that_hang_on_the_language_are_not_translated() -> None:
 
 PIECES = st.sampled_from(
     ["4", " ", "\n", "<think>", "</think>", "<|im_end|>", "<SPECIAL_11>", "\ud800", "\u2028", "\x85", "\x00", "⟦1⟧",
-     "⟦٣⟧", "⟦" + "9" * 5000 + "⟧", "{", "}", '{"question": "q", "answer": "a"}', '{"question": ' + "[" * 2000, "-----\n",
+     "⟦٣⟧", "⟦" + "9" * 5000 + "⟧", "{", "}",
+     '{"question": "q", "answer": "a"}', '{"question": ' + "[" * 2000, "-----\n",
      "Das ist die Antwort auf die Frage und es ist nicht so schwer, wie man mit dem ersten Blick auf sie denkt."]
 )  # fmt: skip
 SAID = st.lists(PIECES, max_size=4).map("".join) | st.text()
