@@ -17,10 +17,12 @@ from rich.text import Text
 from budget_control.client import Server, Token
 from budget_control.rule import BudgetRule, check_budget
 from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError, NanoalignError
+from common.errors import ConfigError, DataError, NanoalignError
 from common.text import printable
+from data_recipes.chat.answers import as_message
 from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Message
+from data_recipes.chat.render import special_token_in
+from data_recipes.conversation import Conversation, Message
 
 Writer = Callable[[Sequence[int], BudgetRule, int, Callable[[Token], None]], None]
 """Writes a completion to a prompt's ids under a rule, of at most so many tokens, telling every token as it comes."""
@@ -189,8 +191,11 @@ def answer(
     max_tokens: int,
     console: Console,
 ) -> None:
-    """Answers one message and adds both to the conversation; after an error neither is added."""
+    """Answers one message and adds both to the conversation; after an error neither is added. Raises DataError
+    for a message that holds a special token."""
     messages = [*session.messages, Message("user", line)]
+    if fault := special_token_in(Conversation(tuple(messages)), chat):
+        raise DataError(fault)
     prompt = tokenizer.encode(chat.prompt(messages, thinking=session.thinking), add_special_tokens=False)
     rule = BudgetRule(tokens, session.budget, session.grace)
     screen = Screen(console, tokenizer, session)
@@ -201,7 +206,8 @@ def answer(
     finally:
         screen.close()
     text = tokenizer.decode(screen.ids, skip_special_tokens=False)
-    session.messages = [*messages, chat.parse(text, thinking=rule.thinking(rule.start(prompt)))]
+    said = chat.parse(text, thinking=rule.thinking(rule.start(prompt)))
+    session.messages = [*messages, as_message(said, chat)]
 
 
 def local_writer(model: Any, tokens: ThinkingTokens, temperature: float) -> Writer:

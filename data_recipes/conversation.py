@@ -43,6 +43,22 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model wrote in one turn, as a chat format reads it (data_recipes/chat/answers.py).
+
+    It is no :class:`Message`: messages are a user's data, and refused where they are wrong; an answer is scored or
+    shown, whatever it holds. It becomes a turn of a conversation through ``answers.as_message`` alone.
+    """
+
+    content: str
+    """What a user sees. A tool call that cannot be read stays in it."""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    faults: tuple[str, ...] = ()
+    """What is wrong with it, in words out of ``answers.FAULTS``."""
+
+
+@dataclass(frozen=True)
 class Conversation:
     """A sample. ``task`` tells a verifier what a right answer is (see reward/); None where nothing can be checked."""
 

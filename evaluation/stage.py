@@ -13,13 +13,14 @@ from data_recipes.config import Mixture
 from evaluation.budget_curve import Curve, budget_curve, label
 from evaluation.config import EvaluateStage, Suite
 from evaluation.suites import SuiteResult, evaluate, load_suite, suite_reward
+from reward.base import Tally
 from rl.modes import Mode
 from rl.rollouts.base import RolloutEngine
 
 SHOWN = 4
 """Samples of each suite and mode written to samples.jsonl."""
 
-Figures = dict[str, float | dict[str, float]]
+Figures = dict[str, float | dict[str, Any]]
 
 
 def run(
@@ -34,6 +35,7 @@ def run(
     - ``<checkpoint>.obedience``: completions to ``/no_think`` without thinking, all suites together
     - ``<checkpoint>.budget_<n>.<figure>``, n tokens or ``unlimited``: accuracy, well_formed, overshoot, cut,
       compensation, leakage (see budget_control/measure.py); those without samples are left out
+    - ``answers``: completions, and for each reason how many were faulty or not judged on their merits
 
     Raises:
         ConfigError: a suite that cannot be loaded, or a model that the engine cannot serve.
@@ -44,7 +46,7 @@ def run(
 
     chat, rollouts, device = chat_format(context.chat), config.rollouts, resolve_device(context.device)
     names = list(dict.fromkeys([*config.suites, *([config.budget_suite] if config.budget_suite else [])]))
-    tasks = {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed) for name in names}
+    tasks = {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed, chat) for name in names}
     rewards = {name: suite_reward(suites[name], context.inputs, device) for name in names}
     limited = [budget for budget in config.budgets if budget is not None] if config.budget_suite else []
     curved = config.of if config.budget_of is None else config.budget_of
@@ -63,13 +65,15 @@ def run(
             folder = context.inputs[checkpoint]
             tokenizer = load_tokenizer(folder)
             engine = engines.at(folder, tokenizer)
+            tally = Tally()
 
             def measure(  # type: ignore[no-untyped-def]
-                name: str, mode: Mode, checkpoint=checkpoint, tokenizer=tokenizer, engine=engine
+                name: str, mode: Mode, checkpoint=checkpoint, tokenizer=tokenizer, engine=engine, tally=tally
             ) -> SuiteResult:
                 nonlocal done
                 result = evaluate(engine, chat, tokenizer, tasks[name], mode, rewards[name], rollouts, context.seed)
                 done += 1
+                tally.join(result.answers)
                 phase = f"{checkpoint}, {name}, {label(mode)}"
                 context.log.metrics(done, total, score=result.score.value, phase=phase)
                 _show(context, checkpoint, result)
@@ -84,11 +88,16 @@ def run(
                 "suites": {name: {"on": on.as_dict(), "off": off.as_dict()} for name, (on, off) in results.items()},
                 "budget_curve": curve.as_dict() if curve else None,
                 "figures": checkpoint_figures(checkpoint, results, curve),
+                "answers": tally.as_dict(),
             }
             write_json(record, report)
     finally:
         engines.close()
-    return {name: value for each in report["checkpoints"].values() for name, value in each["figures"].items()}
+    checkpoints = report["checkpoints"].values()
+    answers = Tally.from_dicts(each["answers"] for each in checkpoints)
+    return {name: value for each in checkpoints for name, value in each["figures"].items()} | {
+        "answers": answers.as_dict()
+    }
 
 
 class _Engines:

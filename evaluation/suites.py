@@ -14,7 +14,7 @@ from data_recipes.chat.render import without_signals
 from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation, Message
 from evaluation.config import Suite
-from reward.base import Reward
+from reward.base import Reward, Tally
 from rl.config import Rollouts
 from rl.modes import Mode, sampling
 
@@ -61,6 +61,8 @@ class SuiteResult:
     budget: dict[str, Estimate] = field(default_factory=dict)
     """Figures of :func:`budget_control.measure.summary`."""
     enforcement: Enforcement = "rule"
+    answers: Tally = field(default_factory=Tally)
+    """What was wrong with the completions, and why rewards did not judge some on their merits."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; figures without samples are left out."""
@@ -71,11 +73,15 @@ class SuiteResult:
             "score": self.score.as_dict(),
             "by_domain": {domain: estimate.as_dict() for domain, estimate in self.by_domain.items()},
             **{name: estimate.as_dict() for name, estimate in self.budget.items() if estimate.n},
+            "answers": self.answers.as_dict(),
         }
 
 
-def load_suite(name: str, suite: Suite, mixtures: Mapping[str, Mixture], data_root: Path | None, seed: int) -> Tasks:
-    """The tasks of a suite, the same for the same seed.
+def load_suite(
+    name: str, suite: Suite, mixtures: Mapping[str, Mixture], data_root: Path | None, seed: int,
+    chat: ChatFormat | None = None,
+) -> Tasks:  # fmt: skip
+    """The tasks of a suite, the same for the same seed; with ``chat``, whose special tokens no task may hold.
 
     Raises:
         ConfigError: an unknown mixture or environment, a mixture of training data, or a suite without tasks.
@@ -94,7 +100,7 @@ def load_suite(name: str, suite: Suite, mixtures: Mapping[str, Mixture], data_ro
         mixture = mixtures[suite.data]
         if training := [source for source, use in uses(mixture).items() if use.split != "test"]:
             raise ConfigError(f"suite {name}: {', '.join(training)} is training data; take split: test")
-        tasks = Tasks(name, suite, build(mixture, data_root, seed).conversations[: suite.samples])
+        tasks = Tasks(name, suite, build(mixture, data_root, seed, chat=chat).conversations[: suite.samples])
     if not len(tasks):
         raise ConfigError(f"suite {name} has no tasks")
     return tasks
@@ -134,14 +140,15 @@ def evaluate(
 
     tokens = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
     run = _play if tasks.environment is not None else _answer
-    scores, domains, readings = run(engine, chat, tokenizer, tokens, tasks, mode, reward, settings, seed)
+    scores, domains, readings, tally = run(engine, chat, tokenizer, tokens, tasks, mode, reward, settings, seed)
     estimate = _estimator(tasks)
     by_domain = {
         domain: estimate([score for score, other in zip(scores, domains) if other == domain])
         for domain in sorted(set(domains))
     }
     return SuiteResult(
-        tasks.name, mode, estimate(scores), by_domain, tuple(scores), tuple(readings), summary(readings), enforcement
+        tasks.name, mode, estimate(scores), by_domain, tuple(scores), tuple(readings), summary(readings), enforcement,
+        tally,
     )  # fmt: skip
 
 
@@ -164,11 +171,16 @@ def make_scorer(
     tokenizer: Any,
     rollouts: Rollouts,
     seed: int = 0,
+    tally: Tally | None = None,
 ) -> "Callable[[str, RolloutEngine, Mode], Estimate]":
-    """``score(suite name, engine, mode)``: the suite's score alone, as merge sweeps ask for it."""
+    """``score(suite name, engine, mode)``: the suite's score alone, as merge sweeps ask for it; what was wrong with the
+    completions is added to ``tally``."""
 
     def score(name: str, engine: "RolloutEngine", mode: Mode) -> Estimate:
-        return evaluate(engine, chat, tokenizer, suites[name], mode, rewards[name], rollouts, seed).score
+        result = evaluate(engine, chat, tokenizer, suites[name], mode, rewards[name], rollouts, seed)
+        if tally is not None:
+            tally.join(result.answers)
+        return result.score
 
     return score
 
@@ -186,8 +198,8 @@ def prompt_messages(messages: Sequence[Message], mode: Mode) -> tuple[Message, .
     return tuple(told)
 
 
-Run = tuple[list[float], list[str], list[Reading]]
-"""Scores and domains of the tasks, and what was read of the completions."""
+Run = tuple[list[float], list[str], list[Reading], Tally]
+"""Scores and domains of the tasks, what was read of the completions, and what was wrong with them."""
 Settings = Callable[[int, int], "Sampling"]
 """The settings of a completion, from its seed and its task's number."""
 
@@ -224,7 +236,9 @@ def _answer(
         )  # fmt: skip
         samples.append(sample)
         readings.append(reading)
-    return reward.score(samples), [each.domain or each.source for each in tasks.conversations], readings
+    scores, tally = reward.score(samples), Tally()
+    tally.add((sample.answer for sample in samples), scores)
+    return scores, [each.domain or each.source for each in tasks.conversations], readings, tally
 
 
 def _play(
@@ -255,7 +269,9 @@ def _play(
         for turn in record.turns
     ]
     domains = [str(record.task.data.get("kind", tasks.environment.name)) for record in records]
-    return [float(record.success) for record in records], domains, readings
+    tally = Tally()
+    tally.add(turn.answer for record in records for turn in record.turns)
+    return [float(record.success) for record in records], domains, readings, tally
 
 
 def _estimator(tasks: Tasks) -> Callable[[Sequence[float]], Estimate]:

@@ -18,6 +18,7 @@ from merge.config import MergeStage
 from merge.interpolate import Progress, write_interpolations
 from merge.pair import Pair, make_pair
 from merge.sweep import sweep
+from reward.base import Tally
 from rl.modes import Mode
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ better."""
 
 def run(
     config: MergeStage, mixtures: Mapping[str, Mixture], context: StageContext, suites: Mapping[str, Suite]
-) -> dict[str, float | dict[str, float]]:
+) -> dict[str, Any]:
     """Scores alpha 0, the configured alphas and alpha 1, chooses, and writes ``model/`` with a card and ``sweep.json``.
 
     Alpha 0 is ``context.inputs["reasoning"]``, alpha 1 ``context.inputs["chat"]``. ``sweep.json`` is written after
@@ -41,7 +42,7 @@ def run(
     Returns:
         ``merge.alpha``; ``merge.on_pareto`` (1 where the chosen point is a true merge, no end, that no other point
         dominates); ``merge.reasoning`` and ``merge.chat`` of the winner, and with ``.alpha_0`` and ``.alpha_1`` of the
-        two ends.
+        two ends; ``answers``, what was wrong with the completions.
 
     Raises:
         CheckpointError: the inputs are damaged or do not fit together.
@@ -57,17 +58,26 @@ def run(
     if unknown:
         raise ConfigError(f"merge: unknown suite {unknown[0]!r}")
     device = resolve_device(context.device)
+    chat, kept = chat_format(context.chat), context.folder / "answers.json"
+    tally = Tally.from_dicts([json.loads(kept.read_text(encoding="utf-8"))] if kept.exists() else [])
     measure = make_scorer(
-        {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed) for name in names},
+        {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed, chat) for name in names},
         {name: suite_reward(suites[name], context.inputs, device) for name in names},
-        chat_format(context.chat),
+        chat,
         load_tokenizer(context.inputs["reasoning"]),
         config.rollouts,
         context.seed,
+        tally,
     )
     modes = measurements(config)
     settings = {name: suites[name].model_dump() for name in names}
-    return run_sweep(config, lambda name, engine: measure(modes[name][0], engine, modes[name][1]), context, settings)
+
+    def score(name: str, engine: "RolloutEngine") -> Estimate:
+        estimate = measure(modes[name][0], engine, modes[name][1])
+        write_json(kept, tally.as_dict())
+        return estimate
+
+    return run_sweep(config, score, context, settings) | {"answers": tally.as_dict()}
 
 
 def suite_names(config: MergeStage) -> list[str]:

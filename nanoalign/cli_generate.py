@@ -147,9 +147,10 @@ def _drawn(config: "Rejection | Translation", data_root: Path | None) -> "list[C
 
 def verify(task: "Conversation", answers: "Sequence[Message]") -> list[float]:
     """Scores of the verifier of the task's kind."""
+    from data_recipes.chat.answers import as_answer
     from reward.base import Sample
 
-    return _verifiers().score([Sample(task.messages, answer, task.task or {}) for answer in answers])
+    return _verifiers().score([Sample(task.messages, as_answer(answer), task.task or {}) for answer in answers])
 
 
 @lru_cache(maxsize=1)

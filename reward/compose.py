@@ -7,7 +7,7 @@ from functools import partial
 
 from common.errors import ConfigError, DataError
 from reward.answers import stated_answer
-from reward.base import RewardError, Sample
+from reward.base import FLOOR, RewardError, Sample, Score
 from reward.code import score_programs
 from reward.config import Judge
 from reward.instructions.score import score_instructions
@@ -40,16 +40,31 @@ class ComposedReward:
         self._components = dict(components)
 
     def components(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
-        """Each component's scores, unweighted. Raises RewardError where one is not a finite number."""
-        return {name: _checked(name, component(samples), len(samples)) for name, component in self._components.items()}
+        """Each component's scores, unweighted: :data:`FLOOR` for malformed samples, which no component sees. Raises
+        RewardError where one is not a finite number."""
+        read = [place for place, sample in enumerate(samples) if not sample.malformed]
+        columns: dict[str, list[float]] = {}
+        for name, component in self._components.items():
+            columns[name] = [FLOOR] * len(samples)
+            scores = component([samples[place] for place in read]) if read else []
+            for place, score in zip(read, _checked(name, scores, len(read)), strict=True):
+                columns[name][place] = score
+        return columns
 
     def combine(self, components: Mapping[str, Sequence[float]]) -> list[float]:
-        """The weighted sum of what :meth:`components` gave."""
-        columns = [[self.weights[name] * score for score in scores] for name, scores in components.items()]
-        return [math.fsum(row) for row in zip(*columns, strict=True)]
+        """The weighted sums of what :meth:`components` gave, with the reasons of their parts."""
+        return [
+            Score(math.fsum(self.weights[name] * part for name, part in row.items()), _reason(row))
+            for row in (dict(zip(components, parts)) for parts in zip(*components.values(), strict=True))
+        ]
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         return self.combine(self.components(samples))
+
+
+def _reason(row: Mapping[str, float]) -> str:
+    said = {f"{name}: {part.reason}" for name, part in row.items() if isinstance(part, Score) and part.reason}
+    return "; ".join(sorted(said))
 
 
 def make_reward(
@@ -183,9 +198,13 @@ def _score_lengths(task: Component, samples: Sequence[Sample]) -> list[float]:
 
 
 def _score_preferences(model: Component, samples: Sequence[Sample]) -> list[float]:
-    """The model's log-odds as a probability in (0, 1); 0 for an answer that is blank, whatever the model says."""
-    raw = _checked("preference", model(samples), len(samples))
-    return [_sigmoid(value) if sample.answer.content.strip() else 0.0 for sample, value in zip(samples, raw)]
+    """The model's log-odds as a probability in (0, 1); the floor for a blank answer, unasked."""
+    said = [place for place, sample in enumerate(samples) if sample.answer.content.strip()]
+    raw = _checked("preference", model([samples[place] for place in said]) if said else [], len(said))
+    scores = [FLOOR] * len(samples)
+    for place, value in zip(said, raw, strict=True):
+        scores[place] = _sigmoid(value)
+    return scores
 
 
 def _sigmoid(value: float) -> float:
@@ -198,4 +217,4 @@ def _checked(name: str, scores: Sequence[float], count: int) -> list[float]:
     for place, score in enumerate(scores):
         if not math.isfinite(score):
             raise RewardError(f"reward {name!r} gave {score} for sample {place} of the batch")
-    return [float(score) for score in scores]
+    return [score if isinstance(score, Score) else float(score) for score in scores]

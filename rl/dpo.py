@@ -6,6 +6,7 @@ episodes, its pairs, its model and, when all is done, ``round.json``; a resumed 
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from common.stage import StageContext
 from common.stats import proportion
 from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture
+from reward.base import Tally
 from rl.config import DPOStage, Rollouts
 from rl.environments.base import Environment, Task
 from rl.modes import Mode, draw_mode, sampling
@@ -57,7 +59,10 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                     pairs = pair_up(episodes, config.pairs_per_task, config.pairing, seed_of(context.seed, number))
                     _write_lines(folder / "episodes.jsonl", episodes)
                     _write_lines(folder / "pairs.jsonl", pairs)
-                successes = [row["success"] for row in _read_lines(folder / "episodes.jsonl")]
+                rows = _read_lines(folder / "episodes.jsonl")
+                successes = [row["success"] for row in rows]
+                outcome["ended"] = dict(Counter(row["ended"] for row in rows).most_common())
+                outcome["answers"] = _tally(rows).as_dict()
                 pairs = [_pair(row) for row in _read_lines(folder / "pairs.jsonl")]
                 outcome["sampled"] = proportion(sum(successes), len(successes)).as_dict()
                 outcome["pairs"] = len(pairs)
@@ -83,6 +88,8 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
         **{f"success_round_{each['round']}": each["held_out"] for each in rounds},
         **{f"sampled_round_{each['round']}": each["sampled"] for each in rounds[1:]},
         **{f"pairs_round_{each['round']}": each["pairs"] for each in rounds[1:]},
+        **{f"ended_round_{each['round']}": each["ended"] for each in rounds[1:]},
+        "answers": Tally.from_dicts(each["answers"] for each in rounds[1:]).as_dict(),
     }
 
 
@@ -186,11 +193,21 @@ def _write_lines(path: Path, items: Sequence[EpisodeRecord] | Sequence[Pair]) ->
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
+    """What was wrong with the turns of episodes."""
+    faults = [turn["faults"] for row in rows for turn in row["turns"]]
+    return Tally(len(faults), Counter(fault for each in faults for fault in each))
 
 
 def _episode_row(record: EpisodeRecord) -> dict[str, Any]:
-    turns = [{"prompt_ids": turn.prompt_ids, **asdict(turn.completion)} for turn in record.turns]
+    turns = [
+        {"prompt_ids": turn.prompt_ids, **asdict(turn.completion), "faults": turn.answer.faults}
+        for turn in record.turns
+    ]
     return {
         "task": record.task.id,
         "sample": record.sample,

@@ -6,6 +6,7 @@ each, a probe proves the weights fresh, the rewards judge the answers, and TRL's
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture
 from data_recipes.mixture import build
 from reward import ComposedReward, Sample, make_reward
+from reward.base import Tally
 from rl.config import GRPOStage
 from rl.freshness import mismatch, require_fresh
 from rl.modes import sampling
@@ -24,10 +26,14 @@ from rl.prompts import Prompt, prompts_of
 from rl.rollouts.base import Completion, Request, RolloutEngine
 from rl.rollouts.draw import seed_of
 from rl.rollouts.restarts import RestartingEngine
-from rl.rollouts.samples import judged
+from rl.rollouts.samples import judged, never_empty
 
 PROBE = 8
 """Completions a step on which engine and trainer are compared."""
+
+REASON = "reason/"
+"""Begins the names of metrics that count completions by what was wrong with them, or why a reward did not judge them on
+their merits."""
 
 SAMPLE_TABLES = 20
 """Times in a stage at which rendered samples are kept for the report."""
@@ -115,7 +121,8 @@ class StepRollouts:
             for place, prompt in enumerate(asked)
         ]
         started = time.perf_counter()
-        completions = self.engine.generate(requests)
+        stop_id = min(self.scorer.thinking.stop_ids)
+        completions = [never_empty(each, stop_id) for each in self.engine.generate(requests)]
         seconds = time.perf_counter() - started
         self.engine.sleep()
         tokens = sum(len(completion.token_ids) for completion in completions)
@@ -130,6 +137,9 @@ class StepRollouts:
         ]  # fmt: skip
         judged_at = time.perf_counter()
         scores = self.rewards.components(samples)
+        total = self.rewards.combine(scores)
+        tally = Tally()
+        tally.add((sample.answer for sample in samples), total)
         metrics = {
             "mismatch": difference,
             "rollout_tokens_per_s": tokens / seconds,
@@ -138,10 +148,11 @@ class StepRollouts:
             "reward_s": time.perf_counter() - judged_at,
             "forced_share": sum(sum(completion.forced) for completion in completions) / tokens,
             "closed_share": statistics.fmean(sample.closed for sample in samples),
+            **{f"{REASON}{reason}": float(count) for reason, count in tally.reasons.items()},
         }
         if isinstance(self.engine, RestartingEngine):
             metrics["engines_lost"] = self.engine.lost
-        self.keep_samples(asked, samples, scores, step)
+        self.keep_samples(asked, samples, scores, total, step)
         return Collected(
             prompt_ids=[list(prompt.ids) for prompt in asked],
             completion_ids=[list(completion.token_ids) for completion in completions],
@@ -162,19 +173,20 @@ class StepRollouts:
         )
 
     def keep_samples(
-        self, asked: Sequence[Prompt], samples: Sequence[Sample], scores: Mapping[str, list[float]], step: int
-    ) -> None:
+        self, asked: Sequence[Prompt], samples: Sequence[Sample], scores: Mapping[str, list[float]],
+        total: Sequence[float], step: int,
+    ) -> None:  # fmt: skip
         """The best and the worst answer to the step's first prompt, every so often."""
         if step % max(1, self.steps // SAMPLE_TABLES):
             return
         group = range(self.stage.group_size)
-        total = self.rewards.combine(scores)
         for place in sorted({max(group, key=total.__getitem__), min(group, key=total.__getitem__)}):
             sample = samples[place]
             self.log.sample(
                 kind="grpo", step=step, domain=asked[place].domain, prompt=sample.messages[-1].content,
                 thinking=sample.answer.reasoning, answer=sample.answer.content, reward=total[place],
-                budget=sample.thinking_budget, rewards={name: values[place] for name, values in scores.items()},
+                budget=sample.thinking_budget, faults=list(sample.answer.faults),
+                rewards={name: values[place] for name, values in scores.items()},
             )  # fmt: skip
 
 
@@ -191,12 +203,17 @@ def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) 
         return {"first": first.as_dict(), "last": last.as_dict(), "gain": last.value - first.value}
 
     total = ends("reward")
+    counted: Counter[str] = Counter()
+    for row in rows:
+        counted.update({name: round(value) for name, value in row.items() if name.startswith(REASON)})
+    tally = Tally(config.train.batch_size * len(rows), Counter({n.removeprefix(REASON): c for n, c in counted.items()}))
     groups = config.train.batch_size // config.group_size
     return {
         "reward_first": total["first"],
         "reward_last": total["last"],
         **{f"reward_{name}": ends(f"rewards/{name}/mean") for name in config.reward},
         "steps": len(rows),
+        "answers": tally.as_dict(),
         "groups": groups * len(rows),
         "groups_without_signal": round(sum(row["frac_reward_zero_std"] for row in rows) * groups),
         "mismatch_max": max(row["mismatch"] for row in rows),

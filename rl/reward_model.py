@@ -12,6 +12,7 @@ from typing import Any
 from common.errors import CheckpointError, ConfigError, DataError
 from common.stage import StageContext
 from common.stats import proportion
+from data_recipes.chat.answers import as_message, in_plain_text
 from data_recipes.chat.base import ChatFormat
 from data_recipes.config import Mixture
 from data_recipes.conversation import Conversation, Message
@@ -93,7 +94,8 @@ def split_pairs(
 
 
 def answer_ids(prompt: Sequence[Message], answer: Message, chat: ChatFormat, tokenizer: Any) -> list[int]:
-    """The conversation with this answer to its end, as a model that does not think would have written it."""
+    """The conversation with this answer to its end, as a model that does not think would have written it. Raises
+    DataError for a conversation that the format cannot render, as a user's pairs may be."""
     from data_recipes.tokenize import tokenize
 
     shown = replace(answer, reasoning="", reasoning_cut=False)
@@ -132,8 +134,13 @@ def load_reward_model(
         raise CheckpointError(f"{folder}/config.json: no chat_format; a reward_model stage writes it")
     chat = chat_format(name)
 
+    def read(sample: Sample) -> list[int]:
+        # in plain text: the judge's format may have other special tokens than the policy's
+        prompt = [in_plain_text(message, chat) for message in sample.messages]
+        return answer_ids(prompt, as_message(sample.answer, chat), chat, tokenizer)
+
     def score(samples: Sequence[Sample]) -> list[float]:
-        asked = [answer_ids(sample.messages, sample.answer, chat, tokenizer) for sample in samples]
+        asked = [read(sample) for sample in samples]
         here = model.device if model.device.type == "cuda" else -1
         with torch.cuda.device(here):  # Triton launches on the current device
             return scores(model, asked, batch_size)

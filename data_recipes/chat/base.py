@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from data_recipes.conversation import Conversation, Message
+from data_recipes.conversation import Answer, Conversation, Message
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ChatFormat(Protocol):
         turn whose history is rewritten. What is trained equals what inference renders for every prefix."""
         ...
 
-    def parse(self, completion: str, *, thinking: bool) -> Message:
-        """The assistant message in a completion (stop text removed). ``thinking`` tells whether the prompt asked for
-        it. Never raises: a malformed tool call stays in ``content``."""
+    def parse(self, completion: str, *, thinking: bool) -> Answer:
+        """What a model wrote (stop text removed). ``thinking`` tells whether the prompt asked for it. Never raises: a
+        tool call that cannot be read stays in ``content``, and what is wrong is named in ``faults``."""
         ...

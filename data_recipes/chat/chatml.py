@@ -7,7 +7,6 @@ last user message is kept (a tool loop remembers its thoughts), older reasoning 
 on, so that long conversations stay one example, and with thinking on the prompt ends with ``<think>\\n``.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ class ChatML(Format):
 
     stop: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")
     special_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
-    call_pattern = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+    call_tags = (("<tool_call>", "</tool_call>"),)
 
     def __init__(self, name: str = "chatml", default_system: str | None = None) -> None:
         self.name = name

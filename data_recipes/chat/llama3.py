@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_recipes.chat.render import Format, dumps, read_calls, signalled_mode, without_signals
+from data_recipes.chat.answers import MOST_CALLS, read_calls
+from data_recipes.chat.render import Format, dumps, signalled_mode, without_signals
 from data_recipes.conversation import Message, ToolCall
 
 TOOLS_BEFORE = (
@@ -16,6 +17,8 @@ TOOLS_BEFORE = (
     'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
     "name and its value}. Do not use variables.\n\n"
 )
+CALL_LINE = re.compile(r'\s*\{\s*"name"\s*:')
+NEXT_CALL = re.compile(r'\};\s*(?=\{\s*"name")')
 
 
 class Llama3(Format):
@@ -53,11 +56,21 @@ class Llama3(Format):
         calls = "; ".join(dumps({"name": call.name, "parameters": call.arguments}) for call in message.tool_calls)
         return "\n".join(part for part in (message.content.strip(), calls) if part)
 
-    # Calls carry no tags here: a line that is nothing but call objects is a call.
-    call_pattern = re.compile(r'^(\{\s*"name"\s*:.*\})\s*$', re.MULTILINE)
-
-    def _read_calls(self, text: str) -> tuple[ToolCall, ...] | None:
-        return read_calls("[" + re.sub(r'\};\s*(?=\{\s*"name")', "}, ", text) + "]")
+    def _split_calls(self, answer: str) -> tuple[str, tuple[ToolCall, ...], bool]:
+        """Calls carry no tags here: a line that is nothing but call objects is a call."""
+        calls: list[ToolCall] = []
+        kept: list[str] = []
+        unread = False
+        for line in answer.split("\n"):
+            found = None
+            if CALL_LINE.match(line):
+                found = read_calls("[" + NEXT_CALL.sub("}, ", line) + "]") if len(calls) < MOST_CALLS else None
+                unread |= found is None
+            if found:
+                calls += found
+            else:
+                kept.append(line)
+        return "\n".join(kept).strip(), tuple(calls), unread
 
 
 def _turn(role: str, text: str) -> str:

@@ -15,7 +15,6 @@ consecutive tool calls are one user turn. As history is rewritten in this way, e
 a training example of its own.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ class NemotronNanoV2(Format):
     name = "nemotron-nano-v2"
     stop: tuple[str, ...] = ("<SPECIAL_12>",)
     special_tokens: tuple[str, ...] = ("<SPECIAL_10>", "<SPECIAL_11>", "<SPECIAL_12>")
-    call_pattern = re.compile(r"<TOOLCALL>(.*?)</TOOLCALL>", re.DOTALL)
+    call_tags = (("<TOOLCALL>", "</TOOLCALL>"),)
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None

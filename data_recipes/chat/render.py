@@ -18,8 +18,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import DataError
+from data_recipes.chat.answers import (
+    EMPTY,
+    NO_CHARACTER,
+    SPECIAL_TOKEN,
+    THINKING_TAGS,
+    TOOL_CALL,
+    marks,
+    split_calls,
+)  # fmt: skip
 from data_recipes.chat.base import ChatFormat, Span
-from data_recipes.conversation import Conversation, Message, ToolCall
+from data_recipes.conversation import Answer, Conversation, Message, ToolCall
 
 SIGNAL = re.compile(r"(?<![\w/<])/(no_)?think(?![\w/>])")
 """/think or /no_think as a word of its own: neither a part of a path or an address, nor the tag </think>."""
@@ -51,42 +60,18 @@ def call_object(call: ToolCall) -> dict[str, Any]:
     return {"name": call.name, "arguments": call.arguments}
 
 
-def read_calls(text: str) -> tuple[ToolCall, ...] | None:
-    """The calls in ``text``, a JSON object or list of objects with name and arguments (or parameters); None where it
-    is anything else."""
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    calls = []
-    for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            return None
-        arguments = item.get("arguments", item.get("parameters", {}))
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except (json.JSONDecodeError, RecursionError):
-                return None
-        if not isinstance(arguments, dict):
-            return None
-        calls.append(ToolCall(item["name"], arguments))
-    return tuple(calls) or None
-
-
 def special_token_in(conversation: Conversation, chat: ChatFormat) -> str | None:
     """Where a sample says one of the format's special tokens or stop texts, in words, or None. Such a text would end
     the turn that it stands in, or begin another."""
-    marks = tuple(dict.fromkeys((*chat.special_tokens, *chat.stop)))  # they overlap
     for number, message in enumerate(conversation.messages):
         text = f"{message.content}\n{message.reasoning}" if message.reasoning else message.content
         if message.tool_calls:
             text += dumps([call_object(call) for call in message.tool_calls])
-        for token in marks:
+        for token in marks(chat):
             if token in text:
                 return f"message {number} ({message.role}) holds the special token {token}"
     listed = dumps(conversation.tools) if conversation.tools else ""
-    found = next((token for token in marks if token in listed), None)
+    found = next((token for token in marks(chat) if token in listed), None)
     return f"a tool holds the special token {found}" if found else None
 
 
@@ -100,8 +85,8 @@ class Format:
     special_tokens: tuple[str, ...]
     prompt_opens_thinking = True
     """Whether the prompt ends inside an opened thinking; else the model writes ``think_open`` itself."""
-    call_pattern: re.Pattern[str]
-    """Finds tool calls in a completion; group 1 is their JSON."""
+    call_tags: tuple[tuple[str, str], ...] = ()
+    """What opens and closes the JSON of tool calls in a completion."""
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None
@@ -116,10 +101,6 @@ class Format:
     def _end(self) -> str:
         """What the assistant writes after its answer."""
         return self.stop[0]
-
-    def _read_calls(self, text: str) -> tuple[ToolCall, ...] | None:
-        """The calls in a match of ``call_pattern``, or None where it is malformed."""
-        return read_calls(text)
 
     def completion(self, message: Message) -> list[Span]:
         """What the assistant writes; see :class:`data_recipes.chat.base.ChatFormat`."""
@@ -167,22 +148,31 @@ class Format:
         if fault := special_token_in(conversation, self):
             raise DataError(f"{where}: {fault}")
 
-    def parse(self, completion: str, *, thinking: bool) -> Message:
-        """The assistant message in a completion; see :class:`data_recipes.chat.base.ChatFormat`."""
+    def parse(self, completion: str, *, thinking: bool) -> Answer:
+        """What a model wrote; see :class:`data_recipes.chat.base.ChatFormat`."""
         for stop in self.stop:
             completion = completion.removesuffix(stop)
+        in_prompt = thinking and self.prompt_opens_thinking
         opened = completion.lstrip().startswith(self.think_open)
         reasoning, answer = "", completion
-        if opened or (thinking and self.prompt_opens_thinking):
+        if opened or in_prompt:
             body = completion.lstrip().removeprefix(self.think_open)
             reasoning, _, answer = body.partition(self.think_close)
-        calls: list[ToolCall] = []
-        kept: list[str] = []
-        end = 0
-        for match in self.call_pattern.finditer(answer):
-            found = self._read_calls(match.group(1))
-            kept.append(answer[end : match.start() if found else match.end()])
-            calls += found or ()
-            end = match.end()
-        content = "".join([*kept, answer[end:]])
-        return Message("assistant", content.strip(), reasoning.strip(), tuple(calls))
+        content, calls, unread = self._split_calls(answer)
+        tags = (completion.count(self.think_open), completion.count(self.think_close))
+        found = {
+            EMPTY: not content and not calls,
+            SPECIAL_TOKEN: any(mark in completion for mark in marks(self) if mark not in self._tags()),
+            THINKING_TAGS: tags != (int(thinking and not in_prompt), int(thinking)),
+            TOOL_CALL: unread,
+            NO_CHARACTER: "\ufffd" in completion,
+        }
+        return Answer(content, reasoning.strip(), calls, tuple(fault for fault, there in found.items() if there))
+
+    def _tags(self) -> set[str]:
+        """Texts that belong into a completion, though some tokenizers call them special."""
+        return {self.think_open, self.think_close, *(tag for pair in self.call_tags for tag in pair)}
+
+    def _split_calls(self, answer: str) -> tuple[str, tuple[ToolCall, ...], bool]:
+        """The text beside the calls, the calls, and whether there are calls that cannot be read (they stay text)."""
+        return split_calls(answer, self.call_tags)

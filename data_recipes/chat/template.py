@@ -4,7 +4,6 @@ The prompt is the template's with ``add_generation_prompt``; a completion is wha
 the next assistant message. A template that rewrites the final message, so that this is no addition, is refused by name.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,8 @@ class HFTemplate(Format):
     """A tokenizer's own template. Thinking is passed as ``enable_thinking``, reasoning as ``reasoning_content``, tools
     in OpenAI's layout. Signals stay in the text, for the template to handle. A cut reasoning is refused, for only the
     template knows how it closes thinking."""
+
+    call_tags = (("<tool_call>", "</tool_call>"), ("<TOOLCALL>", "</TOOLCALL>"))
 
     def __init__(self, name: str, tokenizer: Any) -> None:
         """Raises CheckpointError where the tokenizer has no chat template or no end-of-turn token."""
@@ -38,8 +39,6 @@ class HFTemplate(Format):
         from transformers import AutoTokenizer
 
         return cls(name, AutoTokenizer.from_pretrained(name.removeprefix("hf:")))
-
-    call_pattern = re.compile(r"<(?:tool_call|TOOLCALL)>(.*?)</(?:tool_call|TOOLCALL)>", re.DOTALL)
 
     def _turn_end(self) -> str:
         """The special token that the template writes after an answer, the eos token if it writes none."""

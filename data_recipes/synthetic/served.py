@@ -11,7 +11,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,13 @@ from common.errors import ConfigError, DataError, NanoalignError
 from common.files import fingerprint
 from data_recipes.adapters.chats import openai_message
 from data_recipes.chat import FORMATS
+from data_recipes.chat.answers import NO_CHARACTER, SPECIAL_TOKEN, read_calls
 from data_recipes.conversation import Message, ToolCall
 from data_recipes.rows import RowError
 from data_recipes.synthetic.config import Served
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
-MOST_CALLS = 64
-"""In one message."""
-DEEPEST = 32
-"""Levels of a call's arguments."""
 SPECIAL_TOKENS = frozenset(token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop))
 """Of every format: a row that says one of them cannot be trained on in that format."""
 REFUSALS = (400, 413, 422)
@@ -216,34 +213,23 @@ def _reply(row: Mapping[str, Any]) -> Reply:
     raw["reasoning_content"] = raw.get("reasoning_content") or raw.get("reasoning") or None
     if not isinstance(raw.get("content") or "", str | list) or not isinstance(raw["reasoning_content"] or "", str):
         return Reply(None, "a message that is not text")
+    calls: tuple[ToolCall, ...] | None = ()
     try:
         said = openai_message({**raw, "role": "assistant"})
-        calls = tuple(ToolCall(call["name"], call["arguments"]) for call in said.get("tool_calls", []))
-        if not all(map(_is_call, calls)):
-            raise TypeError("a name or arguments that no tool takes")
-        written = json.dumps([[call.name, call.arguments] for call in calls], ensure_ascii=False, allow_nan=False)
-        message = Message("assistant", said["content"].strip(), (said.get("reasoning_content") or "").strip(), calls)
+        written = json.dumps(said.get("tool_calls") or [], ensure_ascii=False)
+        if said.get("tool_calls"):
+            calls = read_calls(written)
+        content, reasoning = said["content"].strip(), (said.get("reasoning_content") or "").strip()
     except RowError as error:
         return Reply(None, error.kind)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        calls = None
+    if calls is None:
         return Reply(None, "a tool call that is not JSON")
-    if len(calls) > MOST_CALLS:
-        return Reply(None, f"more than {MOST_CALLS} tool calls")
-    if fault := _fault("\n".join((message.content, message.reasoning or "", written))):
+    message = Message("assistant", content, reasoning, calls)
+    if fault := _fault("\n".join((content, reasoning, written))):
         return Reply(None, fault)
-    return Reply(message) if message.content or calls else Reply(None, "an empty answer")
-
-
-def _is_call(call: ToolCall) -> bool:
-    """It has a name, and arguments in an object that is nested no deeper than a tool's could be."""
-    level: list[Any] = [call.arguments]
-    for _ in range(DEEPEST):
-        level = [each for value in level if isinstance(value, dict | list) for each in _inside(value)]
-    return isinstance(call.name, str) and call.name != "" and isinstance(call.arguments, dict) and not level
-
-
-def _inside(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
+    return Reply(message) if content or calls else Reply(None, "an empty answer")
 
 
 def _fault(text: str) -> str:
@@ -251,11 +237,11 @@ def _fault(text: str) -> str:
     if "<think>" in text or "</think>" in text:
         return "thinking not closed once"
     if any(token in text for token in SPECIAL_TOKENS):
-        return "held a special token"
+        return SPECIAL_TOKEN
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "held half of a surrogate pair"
+        return NO_CHARACTER
     return ""
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from data_recipes.conversation import Conversation, Message
+from data_recipes.chat.answers import as_answer
+from data_recipes.conversation import Answer, Conversation, Message
 from data_recipes.synthetic.play import Made, Maker
 from data_recipes.synthetic.rejection import fault_of
 from data_recipes.synthetic.served import Ask, Reply
@@ -13,21 +14,19 @@ from data_recipes.synthetic.served import Ask, Reply
 class Episode(Protocol):
     """An attempt at a task in a simulator; see rl/environments, whose episodes are such."""
 
-    messages: list[Message]
-
-    def step(self, answer: Message) -> Sequence[Message]: ...
+    def step(self, answer: Answer) -> Sequence[Message]: ...
 
     def success(self) -> bool: ...
 
 
 def trajectory(task: Conversation, start: Callable[[], Episode], tries: int, turns: int, seed: int = 0) -> Maker:
     """Attempts a task up to ``tries`` times, one after the other; keeps the first success. ``task`` gives the tools and
-    what is known of the sample; ``start`` begins an attempt, with the task's prompt as its first messages."""
+    what is known of the sample, its messages are the prompt; ``start`` begins an attempt."""
     made = Made()
     for number in range(tries):
-        episode = start()
-        fault = yield from _attempt(episode, task.tools, turns, seed * tries + number)
-        sample = replace(task, messages=tuple(episode.messages))
+        messages = list(task.messages)
+        fault = yield from _attempt(start(), messages, task.tools, turns, seed * tries + number)
+        sample = replace(task, messages=tuple(messages))
         fault = fault or fault_of(sample) or ""
         if not fault:
             made.samples.append(sample)
@@ -37,13 +36,15 @@ def trajectory(task: Conversation, start: Callable[[], Episode], tries: int, tur
 
 
 def _attempt(
-    episode: Episode, tools: tuple[Mapping[str, Any], ...], turns: int, number: int
+    episode: Episode, messages: list[Message], tools: tuple[Mapping[str, Any], ...], turns: int, number: int
 ) -> Generator[list[Ask], list[Reply], str]:
-    """Plays one attempt; returns what went wrong, "" where nothing did."""
+    """Plays one attempt, adding to ``messages``; returns what went wrong, "" where nothing did."""
     for _ in range(turns):
-        [reply] = yield [Ask(tuple(episode.messages), tools, number)]
+        [reply] = yield [Ask(tuple(messages), tools, number)]
         if reply.message is None:
             return reply.fault
-        if not episode.step(reply.message):
+        results = episode.step(as_answer(reply.message))
+        messages += [reply.message, *results]
+        if not results:
             return "" if episode.success() else "the end state is another one"
     return "too many turns"

@@ -32,6 +32,10 @@ class Headline:
     most: float | None = None
     digits: int = 1
 
+    def met(self, value: float) -> bool:
+        """Whether the aim is reached, where there is one."""
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
 
 HEADLINES = (
     Headline("reasoning.thinking_gain_points", "thinking over /no_think", " points", aim="at least 20", least=20),
@@ -93,13 +97,12 @@ def _cards(figures: Figures) -> Iterator[dict[str, Any]]:
         spread = ""
         if isinstance(low, int | float) and isinstance(high, int | float):
             spread = f"95%: {line.scale * low:.{line.digits}f} to {line.scale * high:.{line.digits}f}, n {n:.0f}"
-        met = (line.least is None or value >= line.least) and (line.most is None or value <= line.most)
         yield {
             "name": line.name,
             "value": f"{line.scale * value:.{line.digits}f}{line.unit}",
             "range": spread,
             "aim": line.aim,
-            "met": met,
+            "met": line.met(value),
         }
 
 

@@ -57,6 +57,7 @@ def sections(run: RunData) -> Iterator[Section]:
         )
     yield from _merges(run)
     yield from _learning(run)
+    yield from _answers(run)
 
 
 def _interval(estimate: Mapping[str, float], scale: float = 100.0) -> str:
@@ -243,3 +244,17 @@ def _learning(run: RunData) -> Iterator[Section]:
             pictures.append(Plot(f"{name}: success by round", figure, f"{name}_success"))
     if pictures:
         yield Section("Learning", "Thin: every step. Thick: a running mean.", plots=pictures)
+
+
+def _answers(run: RunData) -> Iterator[Section]:
+    rows = []
+    for name, stage in run.stages.items():
+        seen = stage.record.figures.get("answers") or {"of": 0, "reasons": {}}
+        for reason, count in seen["reasons"].items():
+            rows.append([Cell(name), Cell(reason), Cell(f"{count:,} of {seen['of']:,}", f"{count / seen['of']:.1%}")])
+    if rows:
+        note = (
+            "Completions in which something was wrong, or that a reward did not judge on their merits, by reason. All "
+            "were scored: a special token earns nothing from any reward, the rest is judged as it stands."
+        )
+        yield Section("Faulty answers", note, tables=[Table("By stage", ["stage", "what", "completions"], rows)])

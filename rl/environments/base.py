@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,9 @@ class Task:
 class Episode(Protocol):
     """One attempt at a task, with a state of its own."""
 
-    messages: list[Message]
-
-    def step(self, answer: Message) -> Sequence[Message]:
-        """Takes the assistant's message, runs its tool calls, returns the tool messages; none means the episode is
-        over. A wrong call is answered with an error text, as a real tool would."""
+    def step(self, answer: Answer) -> Sequence[Message]:
+        """Takes what the model wrote, runs its tool calls, returns the tool messages; none means the episode is over. A
+        wrong call is answered with an error text, as a real tool would."""
         ...
 
     def success(self) -> bool:

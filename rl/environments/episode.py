@@ -4,26 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 
 
 @dataclass
 class ToolEpisode:
     """Runs the assistant's calls, in order; over at the first message without a call."""
 
-    messages: list[Message]
     call: Callable[[str, Mapping[str, Any]], str]
     """The simulator, with a state of this episode's own."""
     is_solved: Callable[[], bool]
     """Whether that state is the reference's now."""
     over: bool = field(default=False, init=False)
 
-    def step(self, answer: Message) -> Sequence[Message]:
-        """One assistant message in, its calls' results out. Raises RuntimeError after the end."""
+    def step(self, answer: Answer) -> Sequence[Message]:
+        """One answer in, its calls' results out. Raises RuntimeError after the end."""
         if self.over:
             raise RuntimeError("the episode is over: start another one")
         results = [Message("tool", self.call(call.name, call.arguments)) for call in answer.tool_calls]
-        self.messages += [answer, *results]
         self.over = not results
         return results
 

@@ -40,4 +40,4 @@ class MiniatureWorkplace:
     def start(self, task: Task) -> ToolEpisode:
         drawn = _drawn(task.split)[task.id]
         office, reference = drawn.office.copy(), drawn.reference()
-        return ToolEpisode(list(task.prompt), office.call, lambda: same(office, reference))
+        return ToolEpisode(office.call, lambda: same(office, reference))

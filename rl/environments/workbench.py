@@ -42,4 +42,4 @@ class WorkBenchEnvironment:
         office, reference = self._office.copy(), self._office.copy()
         for call in self._tasks[task.id].calls:
             reference.call(call.name, call.arguments)
-        return ToolEpisode(list(task.prompt), office.call, lambda: same(office, reference))
+        return ToolEpisode(office.call, lambda: same(office, reference))

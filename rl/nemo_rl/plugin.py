@@ -107,12 +107,10 @@ class Rewards(EnvironmentInterface):
     def sample(self, text: str, known: dict) -> Sample:
         """NeMo-RL hands over text without its special tokens: a turn that did not end by itself is known by length."""
         tokens = len(self.tokenizer.encode(text, add_special_tokens=False))
-        tags = (text.count(self.chat.think_open), text.count(self.chat.think_close))
         return Sample(
             messages=tuple(Message(**message) for message in known["messages"]),
             answer=self.chat.parse(text, thinking=known["thinking"]),
             task=known["task"],
-            closed=tags == (0, int(known["thinking"])),
             finished=tokens < self.max_tokens,
             answer_tokens=tokens,
         )

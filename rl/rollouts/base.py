@@ -55,6 +55,11 @@ class EngineLostError(NanoalignError, RuntimeError):
 class RolloutEngine(Protocol):
     """HF batched generation and vLLM both are one."""
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest prompt and completion together; None: no limit of its own."""
+        ...
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion a request, in order. Duplicate prompts are kept apart."""
         ...

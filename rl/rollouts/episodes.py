@@ -1,24 +1,26 @@
 """Episodes in an environment: many at once, turn by turn, so that every turn is one batch for the engine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from common.errors import ConfigError
+from data_recipes.chat.answers import SPECIAL_TOKEN, as_message, in_plain_text
 from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from rl.environments.base import Environment, Episode, Task
 from rl.modes import Mode
 from rl.rollouts.base import Completion, Request, RolloutEngine, Sampling
-from rl.rollouts.samples import completion_text
+from rl.rollouts.samples import never_empty, read_answer
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn: what the model was given and what it wrote, as token ids and read as a message."""
+    """One assistant turn: what the model was given and what it wrote, as token ids and as read."""
 
     prompt_ids: tuple[int, ...]
     completion: Completion
-    message: Message
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class EpisodeRecord:
     """Prompt, answers and tool results, in order."""
     success: bool
     ended: str
-    """done: the model ended it; length: a turn was cut; turns: max_turns were up."""
+    """done: the model ended it; length: a turn was cut; malformed: a turn held a special token, and its calls were not
+    run; room: what was said so far leaves the engine no room for another turn; turns: max_turns were up."""
 
     @property
     def tokens(self) -> int:
@@ -48,7 +51,8 @@ class _Play:
     sample: int
     mode: Mode
     episode: Episode
-    turns: list[Turn]
+    messages: list[Message]
+    turns: list[Turn] = field(default_factory=list)
     ended: str = ""
 
 
@@ -68,10 +72,14 @@ def play(
         sampling: (task's number, sample, turn) to the mode and the settings of that turn's completion; the mode must
             not depend on the turn.
         max_turns: assistant turns after which an episode is over. An episode that does not end itself, or whose turn
-            is cut by max_tokens, is no success: a cut message's calls are not run.
+            is cut by max_tokens or malformed, is no success: such a turn's calls are not run.
+
+    Raises:
+        ConfigError: a task's own prompt leaves the engine no room for an answer.
     """
+    stop_id = tokenizer.convert_tokens_to_ids(chat.stop[0])
     plays = [
-        _Play(task, sample, sampling(number, sample, 0)[0], environment.start(task), [])
+        _Play(task, sample, sampling(number, sample, 0)[0], environment.start(task), list(task.prompt))
         for number, task in enumerate(tasks)
         for sample in range(samples_per_task)
     ]
@@ -79,28 +87,46 @@ def play(
         live = [(place, each) for place, each in enumerate(plays) if not each.ended]
         if not live:
             break
-        requests = []
+        asked, requests = [], []
         for place, each in live:
-            text = chat.prompt(each.episode.messages, each.task.tools, thinking=each.mode.thinking)
+            text = chat.prompt(each.messages, each.task.tools, thinking=each.mode.thinking)
             prompt_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-            requests.append(Request(prompt_ids, sampling(place // samples_per_task, each.sample, turn)[1]))
-        for (_, each), request, completion in zip(live, requests, engine.generate(requests), strict=True):
-            _advance(each, request, completion, chat, tokenizer)
+            settings = sampling(place // samples_per_task, each.sample, turn)[1]
+            if engine.max_length is not None and len(prompt_ids) + settings.max_tokens > engine.max_length:
+                _end_for_room(each, len(prompt_ids), settings.max_tokens, engine.max_length)
+                continue
+            asked.append(each)
+            requests.append(Request(prompt_ids, settings))
+        for each, request, completion in zip(asked, requests, engine.generate(requests), strict=True):
+            _advance(each, request, never_empty(completion, stop_id), chat, tokenizer)
     return [_record(each) for each in plays]
 
 
+def _end_for_room(each: _Play, prompt: int, completion: int, longest: int) -> None:
+    if not each.turns:
+        raise ConfigError(
+            f"task {each.task.id}: a prompt of {prompt} tokens and rollouts.max_tokens {completion} do not fit into "
+            f"the engine's {longest}"
+        )
+    each.ended = "room"
+
+
 def _advance(each: _Play, request: Request, completion: Completion, chat: ChatFormat, tokenizer: Any) -> None:
-    message = chat.parse(completion_text(completion, tokenizer), thinking=each.mode.thinking)
-    each.turns.append(Turn(request.prompt_ids, completion, message))
+    answer = read_answer(completion, each.mode, chat, tokenizer)
+    each.turns.append(Turn(request.prompt_ids, completion, answer))
+    each.messages.append(as_message(answer, chat))
     if completion.finish != "stop":
-        each.episode.messages.append(message)
         each.ended = "length"
-    elif not each.episode.step(message):
+    elif SPECIAL_TOKEN in answer.faults:
+        each.ended = "malformed"
+    elif results := each.episode.step(answer):
+        each.messages += [in_plain_text(result, chat) for result in results]
+    else:
         each.ended = "done"
 
 
 def _record(each: _Play) -> EpisodeRecord:
     return EpisodeRecord(
-        each.task, each.sample, each.mode, tuple(each.turns), tuple(each.episode.messages), each.episode.success(),
+        each.task, each.sample, each.mode, tuple(each.turns), tuple(each.messages), each.episode.success(),
         each.ended or "turns",
     )  # fmt: skip

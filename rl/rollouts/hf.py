@@ -117,6 +117,7 @@ class HFEngine:
         self.model, self.thinking = model, thinking
         self.batch_size, self.autocast = batch_size, autocast
         self.device = model.device
+        self.max_length: int | None = None
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion a request, in order.

@@ -27,6 +27,10 @@ class RestartingEngine:
         self.lost = 0
         """Engines lost so far."""
 
+    @property
+    def max_length(self) -> int | None:
+        return self.engine.max_length
+
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return self._insist(lambda: self.engine.generate(requests))
 

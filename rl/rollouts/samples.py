@@ -6,7 +6,7 @@ from typing import Any
 from budget_control.rule import BudgetRule
 from budget_control.vocabulary import ThinkingTokens
 from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from reward.base import Sample
 from rl.modes import Mode
 from rl.rollouts.base import Completion
@@ -19,6 +19,17 @@ def completion_text(completion: Completion, tokenizer: Any) -> str:
     return text
 
 
+def never_empty(completion: Completion, stop_id: int) -> Completion:
+    """The completion or, where an engine gave no token at all, a stop token that is not trained on: a trainer's batch
+    has no rows without tokens."""
+    return completion if completion.token_ids else Completion((stop_id,), (0.0,), (True,), completion.finish)
+
+
+def read_answer(completion: Completion, mode: Mode, chat: ChatFormat, tokenizer: Any) -> Answer:
+    """What a model wrote to a prompt that was rendered in ``mode``."""
+    return chat.parse(completion_text(completion, tokenizer), thinking=mode.thinking)
+
+
 def judged(
     messages: Sequence[Message],
     mode: Mode,
@@ -29,21 +40,14 @@ def judged(
     tokenizer: Any,
     task: Mapping[str, Any] | None = None,
 ) -> Sample:
-    """The sample of one completion to a prompt that was rendered in ``mode``.
-
-    ``closed`` asks for exactly one closing tag after a prompt that opened thinking, and for no tag at all after one
-    that did not.
-    """
-    text = completion_text(completion, tokenizer)
+    """The sample of one completion to a prompt that was rendered in ``mode``."""
     thought = BudgetRule(thinking, None).thinking_tokens(prompt_ids, completion.token_ids)
-    tags = (text.count(chat.think_open), text.count(chat.think_close))
     return Sample(
         messages=tuple(messages),
-        answer=chat.parse(text, thinking=mode.thinking),
+        answer=read_answer(completion, mode, chat, tokenizer),
         task=task or {},
-        closed=tags == (0, int(mode.thinking)),
         finished=completion.finish == "stop",
         thinking_tokens=thought,
-        answer_tokens=len(completion.token_ids) - thought - (completion.finish == "stop"),
+        answer_tokens=max(0, len(completion.token_ids) - thought - (completion.finish == "stop")),
         thinking_budget=mode.budget if mode.thinking else None,
     )

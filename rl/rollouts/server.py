@@ -51,7 +51,9 @@ class ServerEngine:
         self.url, self.thinking, self.own = url.rstrip("/"), thinking, own
         self.exchange, self.dtype = exchange, getattr(torch, dtype)
         self.deadline_s, self.parallel = deadline_s, parallel
-        self.model = self._ask("/v1/models")["data"][0]["id"]
+        served = self._ask("/v1/models")["data"][0]
+        self.model = served["id"]
+        self.max_length: int | None = served.get("max_model_len")
         self.transfer: Any = None
         if weights == "nccl":
             from trl.generation.vllm_client import VLLMClient

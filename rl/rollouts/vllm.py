@@ -89,6 +89,7 @@ class VLLMEngine:
             )  # fmt: skip
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"rollouts.engine: vLLM cannot serve {folder}: {error}") from error
+        self.max_length: int | None = self.llm.llm_engine.vllm_config.model_config.max_model_len
         # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
         self.seeded = not self.on_gpu or self.llm.llm_engine.vllm_config.use_v2_model_runner
 

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import CheckpointError, ConfigError, DataError
-from data_recipes.chat import FORMATS, chat_format
+from data_recipes.chat import FORMATS, answers, chat_format
+from data_recipes.chat.answers import as_message
 from data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
 from data_recipes.chat.template import HFTemplate
-from data_recipes.conversation import Conversation, Message, ToolCall
+from data_recipes.conversation import Answer, Conversation, Message, ToolCall
 from data_recipes.tokenize import ExampleEncoder, encode_batch, tokenize
 
 TRAINED = [name for name in FORMATS if not name.endswith("reference")]
@@ -100,7 +101,9 @@ def test_tokens_are_those_of_inference(
 def test_parse_reads_what_was_written(name: str, message: Message) -> None:
     chat = chat_format(name)
     parsed = chat.parse(text_of(chat.completion(message)), thinking=bool(message.reasoning))
-    assert parsed == Message("assistant", message.content, (message.reasoning or "").strip(), message.tool_calls)
+    expected = Answer(message.content, (message.reasoning or "").strip(), message.tool_calls)
+    assert replace(parsed, faults=()) == expected
+    assert set(parsed.faults) <= {answers.EMPTY}
 
 
 @often
@@ -156,9 +159,11 @@ def test_forced_close_follows_the_last_character_and_is_not_trained() -> None:
 def test_malformed_completions_are_kept_as_text() -> None:
     chat = chat_format("nemotron-nano-v2")
     for broken in ('<TOOLCALL>[{"name": "add"', "<TOOLCALL>[1]</TOOLCALL>", "<TOOLCALL>{}</TOOLCALL>"):
-        assert chat.parse(f"ok\n</think>\n\n{broken}<SPECIAL_12>", thinking=True) == Message("assistant", broken, "ok")
-    assert chat.parse("never closed", thinking=True) == Message("assistant", "", "never closed")
-    assert chat.parse("4 </think> 5", thinking=False) == Message("assistant", "4 </think> 5", "")
+        answer = chat.parse(f"ok\n</think>\n\n{broken}<SPECIAL_12>", thinking=True)
+        assert answer == Answer(broken, "ok", (), (answers.TOOL_CALL,))
+    unclosed = chat.parse("never closed", thinking=True)
+    assert unclosed == Answer("", "never closed", (), (answers.EMPTY, answers.THINKING_TAGS))
+    assert chat.parse("4 </think> 5", thinking=False) == Answer("4 </think> 5", "", (), (answers.THINKING_TAGS,))
 
 
 def test_special_tokens_in_text_are_refused() -> None:
@@ -235,7 +240,7 @@ def test_a_tokenizer_folder_is_a_chat_format(tmp_path: Path, gpt2_like: Any) -> 
     message = Message("assistant", "4", "two and two", (ToolCall("add", {"a": 1}),))
     conversation = Conversation((Message("user", "2+2?"), message), TOOLS)
     assert chat.examples(conversation) == chat_format("qwen3").examples(conversation)
-    assert chat.parse(text_of(chat.completion(message)), thinking=True) == message
+    assert as_message(chat.parse(text_of(chat.completion(message)), thinking=True), chat) == message
     [example] = tokenize(conversation, chat, gpt2_like)
     assert gpt2_like.decode(example.input_ids) == text_of(chat.examples(conversation)[0])
     with pytest.raises(DataError, match="cut reasoning"):

@@ -107,9 +107,9 @@ def test_what_a_reply_may_be(endpoint: Any, tmp_path: Path) -> None:
         ({"content": "4", "reasoning_content": "hm</think> so"}, "thinking not closed once"),
         ({"content": "4<|im_end|>\n<|im_start|>user\n"}, "held a special token"),
         ({"content": "4", "reasoning_content": "<SPECIAL_11>"}, "held a special token"),
-        ({"content": "\ud83d"}, "held half of a surrogate pair"),
+        ({"content": "\ud83d"}, "held bytes that are no character"),
         ({"content": "4", "tool_calls": 7}, "a tool call that is not JSON"),
-        ({"tool_calls": [call] * 65}, "more than 64 tool calls"),
+        ({"tool_calls": [call] * 129}, "a tool call that is not JSON"),
         *(
             ({"tool_calls": [{"function": {"name": "add", "arguments": broken}}]}, fault)
             for broken, fault in [
@@ -117,12 +117,11 @@ def test_what_a_reply_may_be(endpoint: Any, tmp_path: Path) -> None:
                 ('{"a": NaN}', "a tool call that is not JSON"),
                 ('{"a": ' + "[" * 990 + "]" * 990 + "}", "a tool call that is not JSON"),
                 ('{"a": ' + "[" * 100_000, "a tool call that is not JSON"),
-                ('{"a": "\\ud800"}', "held half of a surrogate pair"),
+                ('{"a": "\\ud800"}', "a tool call that is not JSON"),
                 ('{"a": "<|eot_id|>"}', "held a special token"),
                 (None, "a tool call that is not JSON"),
             ]
         ),
-        ({"tool_calls": [{"function": {"name": "", "arguments": "{}"}}]}, "a tool call that is not JSON"),
         ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "a tool call that is not JSON"),
         ({"tool_calls": [None]}, "a tool call that is not JSON"),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from reward import Sample, make_reward
 from reward.code import program, score_code
 from reward.sandbox import Limits, run_program
@@ -20,7 +20,7 @@ pytestmark = linux_only
 
 
 def sample(text: str, **task: object) -> Sample:
-    return Sample((Message("user", "Write it."),), Message("assistant", text), {"kind": "code", **task})
+    return Sample((Message("user", "Write it."),), Answer(text), {"kind": "code", **task})
 
 
 @pytest.mark.parametrize(

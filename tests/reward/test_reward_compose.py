@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from data_recipes.conversation import Message, ToolCall
+from data_recipes.chat.answers import THINKING_TAGS
+from data_recipes.conversation import Answer, Message, ToolCall
 from reward import COMPONENTS, KINDS, PLAYED, ComposedReward, RewardError, Sample, make_reward
 from reward.shape import length_factor, score_format
 
@@ -33,8 +34,9 @@ REQUEST = "What is it? Your answer must contain the words river, garden. Use at 
 
 
 def sample(task: dict, content: str, **more: object) -> Sample:
-    reasoning = more.pop("reasoning", None)
-    answer = Message("assistant", content, reasoning=reasoning, tool_calls=more.pop("tool_calls", ()))  # type: ignore[arg-type]
+    reasoning = more.pop("reasoning", "")
+    faults = () if more.pop("closed", True) else (THINKING_TAGS,)
+    answer = Answer(content, reasoning, more.pop("tool_calls", ()), faults)  # type: ignore[arg-type]
     return Sample((Message("user", REQUEST),), answer, task, **more)  # type: ignore[arg-type]
 
 

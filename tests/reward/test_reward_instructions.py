@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from data_recipes.conversation import Conversation, Message
+from data_recipes.conversation import Answer, Conversation, Message
 from reward import Sample
 from reward.instructions import CHECKERS, augment, follows, score_instructions
 from reward.instructions.augment import KINDS
@@ -106,7 +106,7 @@ def test_every_check_is_linear_in_the_answer(part: str) -> None:
     instructions = [{"id": id, "kwargs": kwargs} for id, kwargs, *_ in CASES]
 
     def seconds(length: int) -> float:
-        answer = Message("assistant", (part * length)[:length])
+        answer = Answer((part * length)[:length])
         sample = Sample((Message("user", "Do so, please."),), answer, {"instructions": instructions})
         start = time.process_time()
         assert 0.0 <= score_instructions(sample, share=True, loose=True) <= 1.0
@@ -120,7 +120,7 @@ def test_every_check_is_linear_in_the_answer(part: str) -> None:
 def test_json_without_a_word_is_not_filled_and_is_found_so_at_once(text: str) -> None:
     assert follows(text, "detectable_format:json_format", {})
     instructions = [{"id": "detectable_format:json_format", "kwargs": {}}]
-    assert score_instructions(Sample((), Message("assistant", text), {"instructions": instructions}), share=True) == 0.0
+    assert score_instructions(Sample((), Answer(text), {"instructions": instructions}), share=True) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_augmented_instructions_never_contradict_each_other(seed: int) -> None:
     answer = obedient(instructions)
     missed = [item for item in instructions if not follows(answer, item["id"], item["kwargs"])]
     assert not missed, answer
-    sample = Sample(result.messages, Message("assistant", answer), result.task)
+    sample = Sample(result.messages, Answer(answer), result.task)
     assert score_instructions(sample, share=False) == 1.0, answer
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from reward import RewardError, Sample, make_reward
 from reward.config import Judge
 from reward.judge import LONGEST_REPLY, JudgeClient
@@ -28,7 +28,7 @@ def serve() -> Iterator[Serve]:
 
 
 def sample(text: str) -> Sample:
-    return Sample((Message("user", "Say {hi}."),), Message("assistant", text, reasoning="secret"))
+    return Sample((Message("user", "Say {hi}."),), Answer(text, reasoning="secret"))
 
 
 def test_scores_are_read_and_each_question_is_asked_once(
@@ -93,7 +93,7 @@ def test_a_judge_that_does_not_answer_stays_an_error(serve: Serve, said: bytes |
 def test_what_an_answer_says_reaches_the_judge_as_text(serve: Serve, text: str) -> None:
     endpoint = serve(lambda n, asked: "It quotes a Score: 10, so no.\nScore: 1")
     config = Judge(url=endpoint.url, model="m")
-    judged = Sample((Message("user", "{answer} and {conversation}"),), Message("assistant", text))
+    judged = Sample((Message("user", "{answer} and {conversation}"),), Answer(text))
     assert JudgeClient(config).score([judged]) == [0.0]
     asked = endpoint.asked[0]["messages"][0]["content"]
     assert asked.count("user: {answer} and {conversation}") == 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from data_recipes.conversation import Message, ToolCall
+from data_recipes.conversation import Answer, ToolCall
 from reward import Sample
 from reward.tools import matches, score_first_turn, score_tools
 
@@ -39,7 +39,7 @@ def test_calls_match_in_any_order_with_equal_values() -> None:
 
 def test_the_first_request_of_several_wants_its_calls_in_order() -> None:
     def score(expected: list, made: tuple[ToolCall, ...], said: str = "") -> float:
-        answer = Message("assistant", said, tool_calls=made)
+        answer = Answer(said, tool_calls=made)
         return score_first_turn(Sample((), answer, {"kind": "bfcl_multi_turn", "expected": [expected, []]}))
 
     find, move = calls(("find", {"q": "demo"})), calls(("move", TWO[1]["arguments"]))
@@ -56,7 +56,7 @@ def test_bfcls_own_first_turns_earn_everything() -> None:
 
     for row in load("bfcl-multi-turn", 20, "train", DATA, 0).conversations:
         made = tuple(ToolCall(call["name"], call["arguments"]) for call in row.task["expected"][0])
-        answer = Message("assistant", "", tool_calls=made)
+        answer = Answer("", tool_calls=made)
         assert score_first_turn(Sample(row.messages, answer, row.task)) == float(bool(made))
 
 
@@ -76,7 +76,7 @@ def test_accepted_values_and_optional_arguments() -> None:
 
 def test_scores() -> None:
     def score(task: dict, content: str = "", made: tuple[ToolCall, ...] = ()) -> float:
-        return score_tools(Sample((), Message("assistant", content, tool_calls=made), {"kind": "tools", **task}))
+        return score_tools(Sample((), Answer(content, tool_calls=made), {"kind": "tools", **task}))
 
     assert score({"success": True}) == 1.0
     assert score({"success": False, "calls": []}, "Hi") == 0.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.stage import StageContext, StageLog
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from models.config import Training
 from rl import dpo
 from rl.config import DPOStage, Rollouts, Thinking
@@ -18,14 +18,11 @@ class EvenEpisode:
     """A tool answers the first message; success is a second message of an even number of characters."""
 
     def __init__(self, task: Task) -> None:
-        self.messages = list(task.prompt)
         self.answers: list[str] = []
 
-    def step(self, answer: Message) -> list[Message]:
+    def step(self, answer: Answer) -> list[Message]:
         self.answers.append(answer.content)
-        results = [Message("tool", "go on")] if len(self.answers) == 1 else []
-        self.messages += [answer, *results]
-        return results
+        return [Message("tool", "go on")] if len(self.answers) == 1 else []
 
     def success(self) -> bool:
         return len(self.answers) == 2 and len(self.answers[1]) % 2 == 0

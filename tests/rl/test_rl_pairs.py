@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer
 from rl.environments.base import Task
 from rl.modes import Mode
 from rl.pairs import pair_up, parted
@@ -14,7 +14,7 @@ from rl.rollouts.episodes import EpisodeRecord, Turn
 
 def episode(task: str, sample: int, success: bool, *turns: tuple[tuple[int, ...], tuple[int, ...]]) -> EpisodeRecord:
     """Turns as (prompt ids, completion ids)."""
-    message = Message("assistant", "")
+    message = Answer("")
     played = tuple(
         Turn(prompt, Completion(ids, tuple(0.0 for _ in ids), tuple(False for _ in ids), "stop"), message)
         for prompt, ids in turns

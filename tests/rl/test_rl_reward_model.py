@@ -10,7 +10,7 @@ from common.errors import CheckpointError, DataError
 from common.stage import StageContext, StageLog
 from data_recipes.chat import chat_format
 from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
+from data_recipes.conversation import Answer, Conversation, Message
 from data_recipes.rows import to_row
 from models.config import Training
 from models.loading import load_tokenizer
@@ -59,10 +59,10 @@ def test_judges_answers_alone(trained):
     prompt = (Message("user", "say 500"),)
     polite, plain, thoughtful, sly = judge(
         [
-            Sample(prompt, Message("assistant", "on 500 thanks")),
-            Sample(prompt, Message("assistant", "on 500 words")),
-            Sample(prompt, Message("assistant", "on 500 thanks", reasoning="words words words")),
-            Sample(prompt, Message("assistant", "on 500 words", reasoning="on 500 thanks")),
+            Sample(prompt, Answer("on 500 thanks")),
+            Sample(prompt, Answer("on 500 words")),
+            Sample(prompt, Answer("on 500 thanks", reasoning="words words words")),
+            Sample(prompt, Answer("on 500 words", reasoning="on 500 thanks")),
         ]
     )
     assert polite > plain + 1

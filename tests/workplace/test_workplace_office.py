@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from data_recipes.conversation import Message, ToolCall
+from data_recipes.conversation import Answer, ToolCall
 from data_recipes.workplace.miniature import KINDS, REQUESTS, tasks, trajectory
 from data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office, same
 from rl.environments import environment
@@ -164,15 +164,15 @@ def test_episodes_succeed_by_reference_and_fail_by_side_effect() -> None:
         good, extra, short, unfinished = (workplace.start(task) for _ in range(4))
         for call in calls:
             for episode in (good, extra, unfinished):
-                (result,) = episode.step(Message("assistant", "", tool_calls=(call,)))
+                (result,) = episode.step(Answer("", tool_calls=(call,)))
                 assert result.role == "tool"
-        extra.step(Message("assistant", "", tool_calls=(ToolCall("mail", {"to": "Ann", "text": "by the way"}),)))
+        extra.step(Answer("", tool_calls=(ToolCall("mail", {"to": "Ann", "text": "by the way"}),)))
         for episode in (good, extra, short):
-            assert not episode.step(Message("assistant", "Done."))
+            assert not episode.step(Answer("Done."))
         assert good.success()
         assert not extra.success() and not short.success() and not unfinished.success()
         with pytest.raises(RuntimeError, match="over"):
-            good.step(Message("assistant", "More."))
+            good.step(Answer("More."))
 
 
 def test_an_unknown_environment_names_the_nearest() -> None:

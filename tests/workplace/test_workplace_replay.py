@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from data_recipes.chat.answers import as_answer
 from data_recipes.conversation import ToolCall
 from data_recipes.workplace.lookups import lookups
 from data_recipes.workplace.replay import trajectories
@@ -39,11 +40,12 @@ def test_trajectories_succeed_in_the_environment_without_an_error() -> None:
         assert not any(m.content.startswith("Error") for m in conversation.messages if m.role == "tool")
         names = {tool["name"] for tool in conversation.tools}
         episode = workbench.start(tasks[conversation.id])
+        said = list(tasks[conversation.id].prompt)
         for message in conversation.messages:
             assert {call.name for call in message.tool_calls} <= names
             if message.role == "assistant":
-                episode.step(message)
-        assert episode.success() and episode.messages == list(conversation.messages)
+                said += [message, *episode.step(as_answer(message))]
+        assert episode.success() and said == list(conversation.messages)
 
 
 def test_look_ups_change_nothing_and_follow_the_request() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from data_recipes.conversation import Message, ToolCall
+from data_recipes.conversation import Answer, ToolCall
 from data_recipes.workplace import workbench_tools as spec
 from data_recipes.workplace.workbench import LONGEST_RESULT, LONGEST_VALUE, MOST_ROWS, NOW, WorkBench, same
 from data_recipes.workplace.workbench_data import load_office, load_tasks
@@ -135,11 +135,11 @@ def test_environment_episodes() -> None:
         assert len(task.tools) < 10
         episode = workbench.start(task)
         for call in task.data["calls"]:
-            episode.step(Message("assistant", "", tool_calls=(ToolCall(call["name"], call["arguments"]),)))
-        episode.step(Message("assistant", "Done."))
+            episode.step(Answer("", tool_calls=(ToolCall(call["name"], call["arguments"]),)))
+        episode.step(Answer("Done."))
         assert episode.success()
         idle = workbench.start(task)
-        idle.step(Message("assistant", "Done."))
+        idle.step(Answer("Done."))
         assert not idle.success() or len(task.data["calls"]) <= 1
     assert len(environment("workbench-all-tools", DATA).tasks("test")[0].tools) == 27
 
