@@ -20,6 +20,9 @@ from urllib.parse import urlsplit
 from budget_control.rule import BudgetRule, State
 from common.errors import ConfigError, NanoalignError
 
+LONGEST_EVENT = 2**24
+"""Bytes of one event of a stream."""
+
 
 class ServerError(NanoalignError, ConnectionError):
     """The completions server cannot be reached, refuses, breaks off, or does not answer in time."""
@@ -135,12 +138,12 @@ class Server:
     ) -> Generator[Token, None, None]:
         """The tokens of one request. Leaving the iterator closes the connection, which ends the generation."""
         for event in self._events(body, end):
-            if "error" in event:
-                raise ServerError(f"{self.url}: {event['error']}")
-            for choice in event.get("choices", ()):
+            if event.get("error"):
+                raise ServerError(f"{self.url}: {str(event['error'])[:2000]}")
+            for choice in _objects(event.get("choices")):
                 finish = choice.get("finish_reason")
                 if finish not in (None, "stop", "length"):
-                    raise ServerError(f"{self.url}: the server ended the completion: {finish}")
+                    raise ServerError(f"{self.url}: the server ended the completion: {str(finish)[:200]}")
                 tokens = _choice_tokens(choice, texts, with_ids)
                 if finish and not tokens:
                     tokens = [Token("", None)]
@@ -166,24 +169,42 @@ class Server:
                 if response.status != 200:
                     detail = response.read(2000).decode("utf-8", "replace").strip()
                     raise ServerError(f"{self.url}: HTTP {response.status} {response.reason}: {detail}")
-                while line := response.readline():
+                while line := response.readline(LONGEST_EVENT):
                     if time.monotonic() > end:
                         raise ServerError(f"{self.url}: no end within {self.deadline_s:g} s")
-                    if not line.startswith(b"data:"):
-                        continue
-                    data = line[len(b"data:") :].strip()
+                    data = line.removeprefix(b"data:").strip()
                     if data == b"[DONE]":
                         return
-                    yield json.loads(data)
+                    if line.startswith(b"data:") and data:
+                        yield _event(data)
             except TimeoutError as error:
                 raise ServerError(f"{self.url}: nothing came for {self.timeout_s:g} s") from error
             except (http.client.HTTPException, socket.gaierror, OSError) as error:
                 if isinstance(error, ServerError):
                     raise
                 raise ServerError(f"{self.url}: the connection failed: {error!r}") from error
-            except json.JSONDecodeError as error:
-                raise ServerError(f"{self.url}: an event is no JSON, the stream was cut: {data[:200]!r}") from error
+            except (ValueError, RecursionError) as error:
+                raise ServerError(
+                    f"{self.url}: an event is no JSON object, the stream was cut: {data[:200]!r}"
+                ) from error
         raise ServerError(f"{self.url}: the server dropped the connection before the completion ended")
+
+
+def _event(data: bytes) -> dict[str, Any]:
+    """The JSON object in an event. Raises ValueError or RecursionError where there is none."""
+    event = json.loads(data)
+    if not isinstance(event, dict):
+        raise ValueError("not an object")
+    return event
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """A list of objects; null is an empty one."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ServerError(f"the server's choices are no list of objects: {str(value)[:200]}")
+    return value
 
 
 def _choice_tokens(choice: Mapping[str, Any], texts: Sequence[str], with_ids: bool) -> list[Token]:
@@ -191,8 +212,18 @@ def _choice_tokens(choice: Mapping[str, Any], texts: Sequence[str], with_ids: bo
         ids = choice.get("token_ids")
         if ids is None and choice.get("text"):
             raise ServerError("the server returns no token ids: give the prompt as text instead")
+        if not _is_list_of(int, ids) or any(id < 0 for id in ids or ()):
+            raise ServerError(f"the server's token ids are no list of ids: {str(ids)[:200]}")
         return [Token(texts[i] if i < len(texts) else "", i) for i in ids or ()]
     logprobs = choice.get("logprobs") or {}
-    if not logprobs.get("tokens") and choice.get("text"):
+    tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else logprobs
+    if not _is_list_of(str, tokens):
+        raise ServerError(f"the server's logprobs hold no list of tokens: {str(logprobs)[:200]}")
+    if not tokens and choice.get("text"):
         raise ServerError("the server returns no logprobs: without them its tokens cannot be counted")
-    return [Token(text, None) for text in logprobs.get("tokens") or ()]
+    return [Token(text, None) for text in tokens or ()]
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    """Whether it is a list of ``kind``, or null."""
+    return value is None or (isinstance(value, list) and all(type(item) is kind for item in value))

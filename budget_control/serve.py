@@ -96,16 +96,19 @@ def lift_budget(body: bytes) -> bytes:
     """The body of a request with its budget fields in ``vllm_xargs``. What is not a JSON object, or carries none, is
     returned as it is, for vLLM to judge."""
     try:
-        request = json.loads(body)
-    except ValueError:
+        return _lifted(json.loads(body)) or body
+    except (ValueError, RecursionError):
         return body
-    if not isinstance(request, dict):
-        return body
+
+
+def _lifted(request: Any) -> bytes | None:
+    if not isinstance(request, dict) or not isinstance(request.get("vllm_xargs") or {}, dict):
+        return None
     fields = {"thinking_budget": "thinking_budget", "max_thinking_tokens": "thinking_budget", "grace": "grace"}
     found = {fields[name]: request.pop(name) for name in list(request) if name in fields}
     given = {name: value for name, value in found.items() if value is not None}
     if not found:
-        return body
+        return None
     if given:
         request["vllm_xargs"] = {**(request.get("vllm_xargs") or {}), **given}
     return json.dumps(request).encode()

@@ -5,6 +5,7 @@ own: ``/think`` and ``/no_think`` switch the mode, ``/budget 64`` and ``/budget 
 thinking, ``/new`` begins anew, ``/quit`` ends. Ctrl-C stops an answer.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from budget_control.client import Server, Token
 from budget_control.rule import BudgetRule, check_budget
 from budget_control.vocabulary import ThinkingTokens
 from common.errors import ConfigError, DataError, NanoalignError
+from common.text import printable
 from data_recipes.chat.answers import as_message
 from data_recipes.chat.base import ChatFormat
 from data_recipes.chat.render import special_token_in
@@ -25,6 +27,12 @@ from data_recipes.conversation import Conversation, Message
 Writer = Callable[[Sequence[int], BudgetRule, int, Callable[[Token], None]], None]
 """Writes a completion to a prompt's ids under a rule, of at most so many tokens, telling every token as it comes."""
 
+_BEGUN = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x00-\x08\x0a-\x1f\x7f-\x9f]*\x1b?\Z"  # titles, links, clipboard
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*\Z"  # colours, cursor, screen
+    r"|\x1b[ -/]*\Z"
+)
+"""The beginning of a terminal's control sequence at the end of a text (common/text.py takes out whole ones)."""
 HELP = "/think  /no_think  /budget N|off  /show  /new  /quit"
 
 
@@ -65,6 +73,13 @@ class Session:
         return None
 
 
+def settled(text: str) -> int:
+    """How much of a text that goes on can be shown: all but a control sequence that may only have begun. What is safe
+    to show of it stays so whatever follows."""
+    begun = _BEGUN.search(text)
+    return begun.start() if begun else len(text)
+
+
 class Screen:
     """Shows tokens as they come: the thinking folded, the answer as text."""
 
@@ -77,8 +92,8 @@ class Screen:
         self._cut = self._thinking = False
         self._part = 0
         """Where in ``ids`` the part begins that is being shown, thinking or answer."""
-        self._shown = ""
-        """What has been printed of it."""
+        self._raw = self._shown = ""
+        """What has come of it, if it is shown as text, and what of that has been printed."""
         self._folded: Live | None = None
 
     def __call__(self, token: Token) -> None:
@@ -93,7 +108,7 @@ class Screen:
         if token.thinking and not self.session.show_thinking:
             self._show_folded()
         else:
-            self._print("dim" if token.thinking else "")
+            self._print()
 
     def close(self) -> None:
         """Ends the display."""
@@ -104,26 +119,32 @@ class Screen:
         if self._folded is not None:
             self._folded.stop()
             self._folded = None
+        self._print_up_to(len(self._raw))
         if self._thinking:
             closed = ", closed by the budget" if self._cut else ""
             unfolded = "\n" if self._shown else ""
             self.console.print(f"{unfolded}[thought {self._count()} tokens{closed}]", style="dim", markup=False)
-        self._part, self._shown = len(self.ids), ""
+        self._part, self._raw, self._shown = len(self.ids), "", ""
 
     def _show_folded(self) -> None:
         if self._folded is None:
             self._folded = Live(console=self.console, transient=True, auto_refresh=False)
             self._folded.start()
-        last_line = self._text().rstrip().rpartition("\n")[2]
+        last_line = printable(self._text()).rstrip().rpartition("\n")[2]
         line = Text(f"thinking {self._count()}  {last_line}", style="dim", no_wrap=True, overflow="ellipsis")
         self._folded.update(line, refresh=True)
 
-    def _print(self, style: str) -> None:
-        text = self._text().lstrip()
+    def _print(self) -> None:
+        self._raw = self._text().lstrip()
         # A character of several tokens is whole only with its last one.
-        if not text.endswith("\ufffd"):
-            new, self._shown = text[len(self._shown) :], text
-            self.console.print(new, end="", style=style, markup=False, highlight=False, soft_wrap=True)
+        if not self._raw.endswith("\ufffd"):
+            self._print_up_to(settled(self._raw))
+
+    def _print_up_to(self, end: int) -> None:
+        text = printable(self._raw[:end])
+        new, self._shown = text[len(self._shown) :], text
+        style = "dim" if self._thinking else ""
+        self.console.print(new, end="", style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _text(self) -> str:
         return str(self.tokenizer.decode(self.ids[self._part :], skip_special_tokens=False))
@@ -157,7 +178,7 @@ def converse(
                 continue
             answer(session, line, write, chat, tokens, tokenizer, max_tokens, console)
         except NanoalignError as error:
-            console.print(f"error: {error}", style="red", markup=False, highlight=False)
+            console.print(f"error: {printable(str(error))}", style="red", markup=False, highlight=False)
 
 
 def answer(

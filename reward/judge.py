@@ -1,5 +1,9 @@
-"""A generative judge behind an OpenAI-compatible endpoint: retries, a cache, and a deadline for each batch."""
+"""A generative judge behind an OpenAI-compatible endpoint: retries, a cache, and a deadline for each batch.
 
+Only the judge's own reply is read, and the last score in it counts: a score that the judged answer claims is no score.
+"""
+
+import http.client
 import json
 import re
 import threading
@@ -10,11 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from common.endpoint import chat_request
 from common.files import fingerprint
-from reward.base import RewardError, Sample
+from reward.base import RewardError, Sample, Score
 from reward.config import Judge
 
 _SCORE = re.compile(r"score\W{0,5}\s*(10|[1-9])\b", re.IGNORECASE)
 FIRST_PAUSE_S = 0.25
+LONGEST_REPLY = 2**22
+"""Bytes; what is longer is no judgement."""
+
+
+class _NoScore(Exception):
+    """The judge answered, and gave no score."""
 
 
 class JudgeClient:
@@ -31,39 +41,50 @@ class JudgeClient:
                 self._known[row["key"]] = row["score"]
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score a sample; a blank answer scores 0 unasked. Raises RewardError where the judge did not give all
-        scores before the deadline."""
+        """One score a sample; a blank answer scores 0 unasked. Where the judge answered, but for all retries without a
+        score, a sample scores 0 with the reason. Raises RewardError where the judge could not be asked before the
+        deadline, or gave no score to any of several: then the rubric or the judge is wrong, not an answer."""
         deadline = time.monotonic() + self._config.deadline_s
         questions = [self._question(sample) if sample.answer.content.strip() else "" for sample in samples]
         todo = sorted({question for question in questions if question and self._key(question) not in self._known})
         with ThreadPoolExecutor(self._config.parallel) as threads:
             problems = [problem for problem in threads.map(lambda text: self._learn(text, deadline), todo) if problem]
-        if problems:
+        failed = [problem for problem in problems if not isinstance(problem, _NoScore)]
+        has_scored = any(self._key(question) in self._known for question in questions if question)
+        if failed or (problems and not has_scored and (len(problems) > 1 or not self._known)):
+            last = (failed or problems)[-1]
             raise RewardError(
                 f"judge {self._config.url} ({self._config.model}): no score for {len(problems)} of {len(samples)} "
-                f"samples within {self._config.deadline_s:g} s and {self._config.retries} retries; last: {problems[-1]}"
+                f"samples within {self._config.deadline_s:g} s and {self._config.retries} retries; "
+                f"last: {type(last).__name__.lstrip('_')}: {last}"
             )
-        return [self._known[self._key(question)] if question else 0.0 for question in questions]
+        without = Score(0.0, "the judge gave no score")
+        return [self._known.get(self._key(question), without) if question else 0.0 for question in questions]
 
     def _question(self, sample: Sample) -> str:
+        """The rubric filled in once: braces in what it is filled with are text."""
         conversation = "\n".join(f"{message.role}: {message.content}" for message in sample.messages)
-        before, middle, after = re.split(r"\{conversation\}|\{answer\}", self._config.rubric)
-        return f"{before}{conversation}{middle}{sample.answer.content}{after}"
+        before, rest = self._config.rubric.split("{conversation}", 1)
+        middle, after = rest.split("{answer}", 1)
+        question = f"{before}{conversation}{middle}{sample.answer.content}{after}"
+        return question.encode(errors="replace").decode()  # half of a surrogate pair has no bytes
 
     def _key(self, question: str) -> str:
         return fingerprint([self._config.model, self._config.max_tokens, question])
 
-    def _learn(self, question: str, deadline: float) -> str | None:
-        """Asks until there is a score, which is kept; else says what went wrong."""
-        problem = "the deadline had passed"
+    def _learn(self, question: str, deadline: float) -> Exception | None:
+        """Asks until there is a score, which is kept; else gives what went wrong at last."""
+        problem: Exception = TimeoutError("the deadline had passed")
         for attempt in range(self._config.retries + 1):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             try:
                 score = self._ask(question, left)
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                problem = f"{type(error).__name__}: {error}"
+            except (
+                OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError, _NoScore
+            ) as error:  # fmt: skip
+                problem = error
                 time.sleep(max(0.0, min(FIRST_PAUSE_S * 2**attempt, deadline - time.monotonic())))
                 continue
             self._keep(self._key(question), score)
@@ -71,23 +92,25 @@ class JudgeClient:
         return problem
 
     def _ask(self, question: str, seconds: float) -> float:
-        body = {
+        asked = {
             "model": self._config.model,
             "messages": [{"role": "user", "content": question}],
             "temperature": 0.0,
             "max_tokens": self._config.max_tokens,
         }
-        request = chat_request(self._config.url, self._config.key_variable, body)
-        begun, body_parts = time.monotonic(), []
+        request = chat_request(self._config.url, self._config.key_variable, asked)
+        begun, body = time.monotonic(), bytearray()
         with urllib.request.urlopen(request, timeout=seconds) as response:
             while part := response.read1(65536):
-                body_parts.append(part)
+                body += part
+                if len(body) > LONGEST_REPLY:
+                    raise _NoScore(f"a reply of more than {LONGEST_REPLY:,} bytes")
                 if time.monotonic() - begun > seconds:  # its own timeout starts anew with every part
                     raise TimeoutError("the reply trickles in")
-        reply = json.loads(b"".join(body_parts))["choices"][0]["message"]["content"]
-        scores = _SCORE.findall(reply)
+        reply = json.loads(body)["choices"][0]["message"]["content"]
+        scores = _SCORE.findall(reply) if isinstance(reply, str) else []
         if not scores:
-            raise ValueError(f"no 'Score: N' in the reply {reply[-80:]!r}")
+            raise _NoScore(f"no 'Score: N' in the reply {str(reply)[-80:]!r}")
         return (int(scores[-1]) - 1) / 9
 
     def _keep(self, key: str, score: float) -> None:

@@ -2,8 +2,8 @@
 
 ``{"kind": "tools", "success": true}`` is filled in after an episode. ``{"kind": "tools", "calls": [{"name": ...,
 "arguments": {...}}, ...]}`` names the expected calls; ``accepted`` in place of ``arguments`` lists the accepted values
-of each argument, where "" means that it may be left out (BFCL's possible answers). No expected call means that none may
-be made, and that something must be said.
+of each argument, where "" means that it may be left out (BFCL's possible answers); an object among them lists accepted
+values of its keys in the same way. No expected call means that none may be made, and that something must be said.
 
 ``{"kind": "bfcl_multi_turn", "expected": [[...], ...]}``: the first request's reference calls, all in one answer and in
 their order (they change a world, so order counts). That is stricter than BFCL, which plays all turns in its simulators
@@ -11,7 +11,7 @@ and compares the worlds: another way there scores 0 here.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import DataError
@@ -40,46 +40,67 @@ def score_first_turn(sample: Sample) -> float:
 
 
 def matches(calls: Sequence[ToolCall], expected: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the calls can be paired one to one with the expected ones."""
+    """Whether the calls can be paired one to one with the expected ones, found by augmenting paths: the work is
+    polynomial in the number of expected calls, whatever was called."""
     if len(calls) != len(expected):
         return False
-    if not expected:
-        return True
-    return any(
-        _fits(call, expected[0]) and matches([*calls[:place], *calls[place + 1 :]], expected[1:])
-        for place, call in enumerate(calls)
-    )
+    fitting = [[place for place, wanted in enumerate(expected) if _fits(call, wanted)] for call in calls]
+    taken_by: dict[int, int] = {}  # place of an expected call to the call that it is paired with
+
+    def pair(call: int, tried: set[int]) -> bool:
+        for place in fitting[call]:
+            if place not in tried:
+                tried.add(place)
+                if place not in taken_by or pair(taken_by[place], tried):
+                    taken_by[place] = call
+                    return True
+        return False
+
+    return all(fitting) and all(pair(call, set()) for call in range(len(calls)))
 
 
 def _fits(call: ToolCall, expected: Mapping[str, Any]) -> bool:
     if call.name != expected["name"]:
         return False
     if "accepted" in expected:
-        accepted: Mapping[str, Sequence[Any]] = expected["accepted"]
-    else:
-        accepted = {key: [value] for key, value in expected["arguments"].items()}
-    given = call.arguments
-    missing_ok = all(key in given or ("accepted" in expected and "" in values) for key, values in accepted.items())
-    return missing_ok and all(
-        key in accepted and any(_same(value, option) for option in accepted[key]) for key, value in given.items()
+        return _is_accepted_object(call.arguments, expected["accepted"])
+    return _same(call.arguments, expected["arguments"])
+
+
+def _is_accepted_object(given: Mapping[str, Any], accepted: Mapping[str, Any]) -> bool:
+    """Whether each key has one of its accepted values; a key may be left out where "" is among them."""
+    return all(key in given or "" in _options(values) for key, values in accepted.items()) and all(
+        key in accepted and any(_is_accepted(value, option) for option in _options(accepted[key]))
+        for key, value in given.items()
     )
 
 
-def _same(value: Any, option: Any) -> bool:
+def _options(values: Any) -> Sequence[Any]:
+    """The accepted values in a list of them. One that accepts nothing, so that no call could be right (two rows of
+    BFCL's live_simple), stands for the empty list that its writers meant."""
+    return (values or [[]]) if isinstance(values, list | tuple) else [values]
+
+
+def _is_accepted(value: Any, option: Any) -> bool:
+    """An accepted value that is an object, at any depth, lists accepted values key by key, as the arguments do."""
+    if isinstance(option, Mapping):
+        return isinstance(value, Mapping) and _is_accepted_object(value, option)
+    return _same(value, option, _is_accepted)
+
+
+def _same(value: Any, option: Any, inner: Callable[[Any, Any], bool] | None = None) -> bool:
     """Equality of values, where 2 is 2.0 but True is not 1, and texts differ neither by case nor by . , / - _ * ^ and
-    spaces, as in BFCL. A dict option may list accepted values, as BFCL's do."""
+    spaces, as in BFCL, but where they have nothing else ("*" is not "/"). ``inner`` compares the elements of lists, if
+    not this. It goes no deeper than ``option``, which is the task's: no nesting of an answer's exhausts the stack."""
+    inner = inner or _same
     if isinstance(value, bool) or isinstance(option, bool):
         return value is option
     if isinstance(value, str) and isinstance(option, str):
-        return _plain(value) == _plain(option)
+        return _plain(value) == (plain := _plain(option)) and (plain != "" or value.strip() == option.strip())
     if isinstance(value, list | tuple) and isinstance(option, list | tuple):
-        return len(value) == len(option) and all(_same(a, b) for a, b in zip(value, option))
+        return len(value) == len(option) and all(inner(a, b) for a, b in zip(value, option))
     if isinstance(value, Mapping) and isinstance(option, Mapping):
-        return value.keys() == option.keys() and all(
-            _same(value[key], option[key])
-            or (isinstance(option[key], list) and any(_same(value[key], choice) for choice in option[key]))
-            for key in value
-        )
+        return value.keys() == option.keys() and all(inner(value[key], option[key]) for key in value)
     if isinstance(value, int | float) and isinstance(option, int | float):
         return value == option
     return value is None and option is None

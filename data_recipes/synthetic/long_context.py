@@ -95,6 +95,6 @@ def _question(text: str) -> tuple[str, str] | None:
     try:
         value = json.loads(text[text.index("{") : text.rindex("}") + 1])
         question, answer = value["question"].strip(), value["answer"].strip()
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return (question, answer) if question and 0 < len(answer) <= LONGEST_ANSWER else None

@@ -9,7 +9,8 @@ from typing import Any
 
 from common.files import whole_file, write_json
 from data_recipes.conversation import Conversation
-from data_recipes.rows import to_row
+from data_recipes.files import parse_json
+from data_recipes.rows import RowError, from_row, to_row
 from data_recipes.synthetic.config import Generate
 from data_recipes.synthetic.play import AT_ONCE, Maker, play
 from data_recipes.synthetic.served import ServedModel
@@ -43,10 +44,16 @@ def make(
         with temporary.open("w", encoding="utf-8") as file:
             for made in play(makers, model, served.parallel * AT_ONCE):
                 started_from += 1
-                samples += len(made.samples)
                 reasons.update(made.reasons)
-                licences.update(sample.licence or "unknown" for sample in made.samples)
-                file.writelines(_line(sample) for sample in made.samples)
+                for sample in made.samples:
+                    try:
+                        line = _line(sample)
+                    except RowError as error:
+                        reasons[error.kind] += 1
+                        continue
+                    samples += 1
+                    licences[sample.licence or "unknown"] += 1
+                    file.write(line)
                 tell(Progress(started_from, samples, model.requests, model.tokens))
         counts = {"requests": model.requests, "tokens": model.tokens, "asked_now": model.asked_now}
     report = {
@@ -67,4 +74,12 @@ def replies_of(out: Path) -> Path:
 
 
 def _line(sample: Conversation) -> str:
-    return json.dumps(to_row(sample), ensure_ascii=False) + "\n"
+    """The sample's row. Raises RowError where :mod:`data_recipes.sources` would refuse it: whatever a maker took from
+    a model, a file that was written can be read."""
+    try:
+        line = json.dumps(to_row(sample), ensure_ascii=False)
+        row = parse_json(line)
+    except (ValueError, RecursionError) as error:
+        raise RowError("bad JSON", str(error)) from None
+    from_row(row)
+    return line + "\n"

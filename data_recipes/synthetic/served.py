@@ -21,14 +21,18 @@ from common.endpoint import chat_request
 from common.errors import ConfigError, DataError, NanoalignError
 from common.files import fingerprint
 from data_recipes.adapters.openai_form import openai_message
-from data_recipes.adapters.parts import decoded
-from data_recipes.conversation import Message, ToolCall
+from data_recipes.chat import FORMATS
+from data_recipes.chat.answers import NO_CHARACTER, SPECIAL_TOKEN, read_calls
+from data_recipes.conversation import Message
 from data_recipes.files import RowError
 from data_recipes.synthetic.config import Served
 from data_recipes.thinking import split_thinking
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+UNREAD = "a tool call that is not JSON"
+SPECIAL_TOKENS = frozenset(token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop))
+"""Of every format: a row that says one of them cannot be trained on in that format."""
 REFUSALS = (400, 413, 422)
 """Statuses that are about one request (too long, say): kept as its answer. Any other 4xx ends the run."""
 
@@ -117,7 +121,7 @@ class ServedModel:
         rows = {key: self._kept(key) for key in dict.fromkeys(keys) if key in self._counted}
         for key, room in allowed.items():
             self.requests += 1
-            self.tokens += (rows[key].get("usage") or {}).get("total_tokens") or room
+            self.tokens += _tokens_of(rows[key].get("usage")) or room
         return [_reply(rows[key]) if key in rows else CAPPED for key in keys]
 
     def _body(self, ask: Ask) -> dict[str, Any]:
@@ -150,7 +154,7 @@ class ServedModel:
                 if error.code != 429 and error.code < 500:
                     break
                 wait = min(LONGEST_PAUSE_S, _seconds(error.headers.get("Retry-After")) or wait)
-            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
                 problem = f"{type(error).__name__}: {error}"
             if attempt == self._config.retries or self._stopping.wait(wait):
                 break
@@ -164,13 +168,14 @@ class ServedModel:
             reply = json.load(response)
         choice = reply["choices"][0]
         if not isinstance(choice["message"], dict):
-            raise ValueError(f"the reply's message is {choice['message']!r}")
+            raise ValueError(f"the reply's message is {str(choice['message'])[:200]}")
         return {"message": choice["message"], "finish": choice.get("finish_reason"), "usage": reply.get("usage")}
 
     def _keep(self, row: dict[str, Any]) -> None:
         with self._using_file:
             self._places[row["key"]] = self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            # Half of a surrogate pair has no bytes; as a backslash escape it stays what it was in JSON.
+            self._file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
             self._file.flush()
             self.asked_now += 1
 
@@ -201,30 +206,41 @@ def _places(path: Path) -> dict[str, int]:
 
 
 def _reply(row: Mapping[str, Any]) -> Reply:
-    """The reply in a kept row."""
+    """The reply in a kept row: a message, or why it may not be used. A model's words are never an error."""
     if "refused" in row:
         return Reply(None, f"refused with {row['refused'][:8]}")
     if row["finish"] == "length":
         return Reply(None, "cut at max_tokens")
-    raw = row["message"]
-    reasoning = raw.get("reasoning_content") or raw.get("reasoning")
+    raw = {key: row["message"].get(key) for key in ("content", "tool_calls")}
+    reasoning = row["message"].get("reasoning_content") or row["message"].get("reasoning") or None
+    if not isinstance(raw["content"] or "", str | list) or not isinstance(reasoning or "", str):
+        return Reply(None, "a message that is not text")
     try:
-        known = {key: raw.get(key) for key in ("content", "tool_calls")}
-        said = openai_message({**known, "role": "assistant", "reasoning_content": reasoning})
-        calls = tuple(
-            ToolCall(call["name"], decoded(call.get("arguments") or {}, "arguments"))
-            for call in said.get("tool_calls", [])
-        )
-        if any(not isinstance(call.name, str) or not isinstance(call.arguments, dict) for call in calls):
-            raise TypeError("arguments that are no object")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return Reply(None, "a tool call that is not JSON")
+        said = openai_message({**raw, "role": "assistant", "reasoning_content": reasoning})
+        written = json.dumps(said.get("tool_calls") or [], ensure_ascii=False)
+        calls = read_calls(written) if said.get("tool_calls") else ()
+        content, reasoning = split_thinking(said["content"].strip(), said.get("reasoning_content"), "the reply")
+    except RowError as error:
+        return Reply(None, UNREAD if raw["tool_calls"] and error.kind != "thinking tags" else error.kind)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Reply(None, UNREAD)
+    if calls is None:
+        return Reply(None, UNREAD)
+    message = Message("assistant", content, (reasoning or "").strip(), calls)
+    if fault := _fault("\n".join((content, message.reasoning or "", written))):
+        return Reply(None, fault)
+    return Reply(message) if content or calls else Reply(None, "an empty answer")
+
+
+def _fault(text: str) -> str:
+    """Why a text could not be a row that is trained on, or ""."""
+    if any(token in text for token in SPECIAL_TOKENS):
+        return SPECIAL_TOKEN
     try:
-        content, reasoning = split_thinking(said["content"], said.get("reasoning_content"), "the reply")
-    except RowError:
-        return Reply(None, "thinking not closed once")
-    message = Message("assistant", content.strip(), (reasoning or "").strip(), calls)
-    return Reply(message) if message.content or calls else Reply(None, "an empty answer")
+        text.encode()
+    except UnicodeEncodeError:
+        return NO_CHARACTER
+    return ""
 
 
 def _openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -247,6 +263,12 @@ def _openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
             row["tool_call_id"] = open_calls.pop(0)
         rows.append(row)
     return rows
+
+
+def _tokens_of(usage: Any) -> int:
+    """The tokens that an endpoint says it used, 0 where it does not say."""
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if type(total) is int and total > 0 else 0
 
 
 def _prompt_tokens(body: Mapping[str, Any]) -> int:

@@ -41,8 +41,8 @@ def hidden(text: str) -> tuple[str, list[str]]:
 
 def restored(text: str, parts: Sequence[str]) -> str | None:
     """The text with its parts back in place; None where a mark is missing, new or there twice."""
-    found = [int(number) for number in re.findall(r"⟦(\d+)⟧", text)]
-    if sorted(found) != list(range(1, len(parts) + 1)):
+    found = re.findall(r"⟦(\d+)⟧", text)  # compared as text: a model may write any digits, and any number of them
+    if sorted(found) != sorted(str(number) for number in range(1, len(parts) + 1)):
         return None
     return re.sub(r"⟦(\d+)⟧", lambda match: parts[int(match[1]) - 1], text)
 
@@ -92,6 +92,8 @@ def _translated(reply: Reply, parts: Sequence[str], language: str) -> tuple[str 
         return None, reply.fault
     text = re.sub(r"\A\s*-{3,}\n|\n-{3,}\s*\Z", "", reply.message.content)
     whole = restored(text, parts)
+    if not text.strip():
+        return None, "an empty answer"
     if whole is None:
         return None, "a formula or code was lost"
     if language_of(whole) not in (language, None):

@@ -6,7 +6,10 @@ word, results a few characters.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
+
+from data_recipes.workplace.said import is_unicode, said
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri")
 HOURS = range(8, 18)
@@ -26,6 +29,10 @@ TOOLS: tuple[Mapping[str, Any], ...] = tuple(
     {"name": name, "parameters": {"properties": {key: {} for key in keys}}} for name, keys in PARAMETERS.items()
 )
 """Valid JSON schemas, as short as can be (359 characters): a description would cost more tokens than it teaches."""
+LONGEST_TEXT = 200
+"""Characters of a title or a mail; the tasks' own have some 20."""
+MOST_EVENTS = 100
+MOST_MAILS = 100
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,10 @@ class Office:
         return Office(dict(self.events), list(self.mails))
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Runs one tool call and answers with a short text; a wrong call changes nothing and says why."""
+        """Runs one tool call and answers with a short text, whatever the arguments; a wrong call changes nothing and
+        says why."""
         if name not in PARAMETERS:
-            return f"error: no tool {name}"
+            return f"error: no tool {said(name)}"
         if set(arguments) != set(PARAMETERS[name]):
             return f"error: {name} needs {', '.join(PARAMETERS[name])}"
         wrong = self._wrong(arguments)
@@ -62,7 +70,7 @@ class Office:
             if key == "hour":
                 if type(value) is not int or value not in HOURS:
                     return "bad hour"
-            elif not isinstance(value, str) or not value:
+            elif not isinstance(value, str) or not value or len(value) > LONGEST_TEXT or not is_unicode(value):
                 return f"bad {key}"
             elif key == "day" and value not in DAYS:
                 return "bad day"
@@ -77,7 +85,9 @@ class Office:
         return "; ".join(found) or "none"
 
     def _add(self, title: str, day: str, hour: int) -> str:
-        id = next(f"e{n}" for n in range(10, 10_000) if f"e{n}" not in self.events)
+        if len(self.events) >= MOST_EVENTS:
+            return "error: calendar full"
+        id = next(f"e{n}" for n in count(10) if f"e{n}" not in self.events)
         self.events[id] = Event(title, day, hour)
         return f"ok {id}"
 
@@ -90,6 +100,8 @@ class Office:
         return "ok"
 
     def _mail(self, to: str, text: str) -> str:
+        if len(self.mails) >= MOST_MAILS:
+            return "error: outbox full"
         self.mails.append((to, text))
         return "ok"
 

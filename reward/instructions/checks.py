@@ -2,7 +2,8 @@
 
 A checker takes the answer's text and the instruction's own keywords and says whether the instruction was followed. Ids
 and keywords are those of the public ``input_data.jsonl``. Where IFEval uses NLTK and langdetect, this uses the small
-splitter and detector beside it.
+splitter and detector beside it. Every check takes time linear in the answer's length: an expression that could look at
+the rest of the text from each of its places (an opening bracket that nothing closes) is a search for its parts instead.
 """
 
 import inspect
@@ -97,7 +98,12 @@ def _nth_paragraph(text: str, *, num_paragraphs: int, nth_paragraph: int, first_
 
 @_instruction("detectable_content:number_placeholders", by_own_words=True)
 def _placeholders(text: str, *, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+    found = 0
+    for line in text.split("\n"):
+        place = 0
+        while (start := line.find("[", place)) >= 0 and (end := line.find("]", start)) >= 0:
+            found, place = found + 1, end + 1
+    return found >= num_placeholders
 
 
 @_instruction("detectable_content:postscript", by_own_words=True)
@@ -108,8 +114,8 @@ def _postscript(text: str, *, postscript_marker: str) -> bool:
 
 @_instruction("detectable_format:number_bullet_lists", by_own_words=True)
 def _bullets(text: str, *, num_bullets: int) -> bool:
-    stars = re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE)
-    dashes = re.findall(r"^\s*-.*$", text, re.MULTILINE)
+    stars = re.findall(r"^[^\S\n]*\*[^*].*$", text, re.MULTILINE)
+    dashes = re.findall(r"^[^\S\n]*-.*$", text, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
@@ -142,7 +148,11 @@ def _json(text: str) -> bool:
 
 @_instruction("detectable_format:title", by_own_words=True)
 def _title(text: str) -> bool:
-    return any(found.lstrip("<").rstrip(">").strip() for found in re.findall(r"<<[^\n]+>>", text))
+    for line in text.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start < end and line[start:end].lstrip("<").rstrip(">").strip():
+            return True
+    return False
 
 
 @_instruction("combination:two_responses")

@@ -44,13 +44,19 @@ def _follows_honestly(text: str, own: str, id: str, kwargs: Mapping[str, Any], l
     if not re.search(r"\w", own):
         return False
     if id == "detectable_format:json_format":
-        return bool(re.search(r"^\W*[\[{].*\w.*[\]}]", text.removeprefix("```json"), re.DOTALL))
+        return _is_filled(text.removeprefix("```json"))
     if id == "combination:two_responses":
         first, second = (" ".join(re.findall(r"\w+", part.lower())) for part in _filled(text))
         return first != second
     if id in EVADABLE and not follows(plain_letters(text), id, kwargs, loose=loose):
         return False
     return id not in BY_OWN_WORDS or follows(own, id, kwargs, loose=loose)
+
+
+def _is_filled(json: str) -> bool:
+    """An object or list with a word in it."""
+    opening, word = re.search(r"[\[{]", json), re.search(r"\w", json)
+    return bool(opening and word and opening.start() < word.start() < max(json.rfind("]"), json.rfind("}")))
 
 
 def _filled(text: str) -> list[str]:

@@ -1,8 +1,10 @@
-"""Counting sentences and words, and telling an answer's own words from quoted ones. No downloads, no state."""
+"""Counting sentences and words, and telling an answer's own words from quoted ones. No downloads, no state.
+
+All take time linear in the text's length, whatever is in it: it is a model's that is rewarded for what is found.
+"""
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from functools import lru_cache
 
 _ABBREVIATIONS = {
@@ -10,7 +12,10 @@ _ABBREVIATIONS = {
     "ltd", "co", "corp", "dept", "est", "approx", "gen", "col", "sgt", "capt", "rev", "hon", "jan", "feb", "mar", "apr",
     "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "u.s", "u.k", "u.n", "ph.d", "b.c", "a.d",
 }  # fmt: skip
-_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？।॥۔؟]+[”」』]?")
+_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？।॥۔؟]+[”」』]?")
+"""A run of signs is tried from its first sign only: the others end where it does."""
+_AROUND = 100
+"""Characters before and after a full stop that tell whether it ends a sentence."""
 _WORD = re.compile(r"\w+")
 _LETTERS_IN_A_ROW = re.compile(r"([^\W\d_])\1{2,}")
 _LOOK_ALIKES = str.maketrans(
@@ -18,6 +23,8 @@ _LOOK_ALIKES = str.maketrans(
 )
 _COMMAS = str.maketrans("\u201a\u060c\u3001\u055d", ",,,,")
 _TOKEN = re.compile(r"\w+(?:[-.&]\w+)*|'\w+")
+_PIECE = re.compile(r"[^ \n]{1,200}")
+"""What is normalised at once: sorting a run of combining marks takes time quadratic in its length."""
 
 
 def sentences(text: str) -> list[str]:
@@ -37,12 +44,12 @@ def sentences(text: str) -> list[str]:
 
 
 def _goes_on(text: str, start: int, end: re.Match[str], has_capitals: bool) -> bool:
-    following = text[end.end() :][:40].lstrip()
+    following = text[end.end() : end.end() + 40].lstrip()
     if has_capitals and following[:1].islower():
         return end.group()[0] == "."
     if end.group() != ".":
         return False
-    before = text[start : end.start()]
+    before = text[max(start, end.start() - _AROUND) : end.start()]
     word = before.rsplit(None, 1)[-1].lstrip("\"'“‘([*_") if before.strip() else ""
     is_initial = len(word) == 1 and word.isupper() and word != "I"
     is_list_number = word.isdigit() and not before.strip().removesuffix(word).strip()
@@ -63,7 +70,7 @@ def own_words(answer: str, prompt: str) -> str:
     """What is the answer's own, line by line: without sentences of four words or more that stand in the prompt, nearly
     word for word, and with once what is repeated: sentences of any length, words or phrases one behind the other, and
     letters in a row beyond two ("zzzz")."""
-    asked = _triples(_plain(prompt).split())
+    asked = _asked(prompt)
     seen: set[str] = set()
     lines = []
     for line in answer.splitlines():
@@ -80,7 +87,8 @@ def own_words(answer: str, prompt: str) -> str:
 def plain_letters(text: str) -> str:
     """The text with look-alikes for what they look like: compatibility forms (NFKC), other scripts' letters in a Latin
     word, commas of all kinds; and without characters that nobody sees."""
-    seen = "".join(letter for letter in unicodedata.normalize("NFKC", text) if unicodedata.category(letter) != "Cf")
+    normal = _PIECE.sub(lambda piece: unicodedata.normalize("NFKC", piece.group()), text)
+    seen = "".join(letter for letter in normal if unicodedata.category(letter) != "Cf")
     return _WORD.sub(lambda word: _as_latin(word.group()), seen).translate(_COMMAS)
 
 
@@ -88,14 +96,17 @@ def _as_latin(word: str) -> str:
     return word.translate(_LOOK_ALIKES) if re.search("[A-Za-z]", word) else word
 
 
-def _quotes(words: list[str], asked: set[tuple[str, ...]]) -> bool:
+@lru_cache(maxsize=256)
+def _asked(prompt: str) -> frozenset[tuple[str, ...]]:
+    """A prompt's word triples; a group of answers shares its prompt."""
+    words = _plain(prompt).split()
+    return frozenset(zip(words, words[1:], words[2:]))
+
+
+def _quotes(words: list[str], asked: frozenset[tuple[str, ...]]) -> bool:
     """Whether at least three quarters of the word triples stand in the prompt."""
     triples = [*zip(words, words[1:], words[2:])]
     return len(words) >= 4 and 4 * sum(triple in asked for triple in triples) >= 3 * len(triples)
-
-
-def _triples(words: Sequence[str]) -> set[tuple[str, ...]]:
-    return set(zip(words, words[1:], words[2:]))
 
 
 def _without_echo(line: str) -> str:
@@ -112,6 +123,5 @@ def _without_echo(line: str) -> str:
     return " ".join(kept)
 
 
-@lru_cache(maxsize=4096)
 def _plain(text: str) -> str:
     return " ".join(_WORD.findall(text.lower()))

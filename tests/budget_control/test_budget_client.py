@@ -196,7 +196,7 @@ def without_ids(body: dict[str, Any], handler: Handler) -> None:
     ("behaviour", "message"),
     [
         (breaks_off, "dropped the connection before"),
-        (breaks_off_inside_an_event, "no JSON, the stream was cut"),
+        (breaks_off_inside_an_event, "the stream was cut"),
         (hangs, "nothing came for 0.2 s"),
         (drips, "no end within 0.3 s"),
         (refuses, "HTTP 400 max_tokens is too large"),
@@ -208,6 +208,56 @@ def without_ids(body: dict[str, Any], handler: Handler) -> None:
 def test_what_goes_wrong_on_a_server_is_one_clear_error(behaviour: Behaviour, message: str) -> None:
     with server(behaviour, timeout_s=0.2, deadline_s=0.3) as (there, _), pytest.raises(ServerError, match=message):
         complete(there, 50)
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"data: \xff\xfe", b"data: [1]", b"data: null", b"data: " + b"[" * 100_000, b'data: {"choices": 3}',
+        b'data: {"choices": [null]}', b'data: {"choices": [{"finish_reason": ["stop"]}]}',
+        b'data: {"choices": [{"finish_reason": 7}]}', b'data: {"choices": [{"text": "a", "token_ids": "a"}]}',
+        b'data: {"choices": [{"text": "a", "token_ids": [-1], "logprobs": {"tokens": [1]}}]}',
+        b'data: {"choices": [{"text": "a", "token_ids": [null], "logprobs": [2]}]}',
+        b'data: {"choices": [{"text": "a", "token_ids": [true], "logprobs": {"tokens": "a"}}]}',
+        b'data: {"choices": [{"text": "a", "logprobs": null}]}', b'data: {"choices": [{"text": "a", "logprobs": {}}]}',
+        b'data: {"choices": [{"text": null, "logprobs": null}]}', b'data: {"choices": [{}]}', b'data: {"choices": []}',
+        b'data: {"choices": null}', b"data: {}", b"data: [DONE]", b"data:", b": ping", b"", b"event: x", b"\xff",
+        b'data: {"error": {"message": "out of memory"}}', b'data: {"a": ' + b"9" * 5000 + b"}",
+    ],
+)  # fmt: skip
+def test_nonsense_from_a_server_is_one_clear_error(sent: bytes, with_ids: bool) -> None:
+    def behave(body: dict[str, Any], handler: Handler) -> None:
+        handler.events()
+        handler.wfile.write(sent + b"\n\n")
+
+    with server(behave) as (there, _), pytest.raises(ServerError):
+        complete(there, 50, prompt=(1,) if with_ids else "<think>")
+
+
+@pytest.mark.parametrize("budget", [None, 0, 5])
+def test_an_empty_completion_and_nulls_beside_it(budget: int | None) -> None:
+    def behave(body: dict[str, Any], handler: Handler) -> None:
+        handler.events()
+        handler.wfile.write(b'data: {"error": null, "choices": null}\n\ndata:\n\n: ping\n\n')
+        handler.event({"text": None, "token_ids": None, "logprobs": None, "finish_reason": None})
+        handler.event({"text": "", "token_ids": [], "logprobs": {"tokens": []}, "finish_reason": "stop"})
+
+    for prompt in ((1,), "<think>"):
+        with server(behave) as (there, _):
+            tokens = complete(there, budget, prompt=prompt)
+        assert [token.id for token in tokens] == [*(TOKENS.close_ids if budget is not None else ()), None]
+        assert tokens[-1].finish == "stop"
+
+
+def test_a_token_beyond_the_vocabulary_writes_nothing() -> None:
+    def behave(body: dict[str, Any], handler: Handler) -> None:
+        handler.events()
+        handler.event({"text": "?", "token_ids": [A, 10**30], "finish_reason": "stop"})
+
+    with server(behave) as (there, _):
+        tokens = complete(there, None)
+    assert [(token.id, token.text) for token in tokens] == [(A, "a"), (10**30, ""), (None, "")]
 
 
 def test_no_server_and_no_url() -> None:

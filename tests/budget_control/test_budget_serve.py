@@ -42,11 +42,15 @@ def test_open_to_the_network_only_with_a_key() -> None:
         ({"max_thinking_tokens": 5, "vllm_xargs": {"x": 1}}, {"vllm_xargs": {"x": 1, "thinking_budget": 5}}),
         ({"thinking_budget": None}, {}),
         ([1, 2], [1, 2]),
+        ({"thinking_budget": 5, "vllm_xargs": None}, {"vllm_xargs": {"thinking_budget": 5}}),
+        ({"thinking_budget": 5, "vllm_xargs": [1]}, {"thinking_budget": 5, "vllm_xargs": [1]}),
+        ({"thinking_budget": {"a": "\ud800"}}, {"vllm_xargs": {"thinking_budget": {"a": "\ud800"}}}),
     ],
 )
 def test_budget_fields_are_lifted(body: Any, lifted: Any) -> None:
     assert json.loads(lift_budget(json.dumps(body).encode())) == lifted
-    assert lift_budget(b"no json") == b"no json"
+    for sent in (b"no json", b"", b"\xff", b"[" * 100_000, b'{"thinking_budget": ' + b"9" * 5000 + b"}"):
+        assert lift_budget(sent) == sent
 
 
 def test_the_middleware_rewrites_a_body_that_comes_in_pieces() -> None:

@@ -4,14 +4,17 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from tiny_models import tiny_llama, tiny_tokenizer
 
 from budget_control.client import ServerError, Token
 from budget_control.rule import BudgetRule
-from budget_control.terminal import Session, Writer, converse, local_writer
+from budget_control.terminal import Session, Writer, converse, local_writer, settled
 from budget_control.vocabulary import ThinkingTokens
 from common.errors import ConfigError
+from common.text import printable
 from data_recipes.chat.nemotron import NemotronNanoV2
 
 TOKENIZER = tiny_tokenizer()
@@ -115,6 +118,73 @@ def test_a_local_model_streams_under_its_budget(temperature: float) -> None:
     assert any(token.forced for token in thought) and not any(token.forced for token in tokens[len(thought) :])
     shown, _ = talk(["hello"], write, Session(budget=5, grace=3))
     assert "/5 tokens" in shown
+
+
+BELL, TITLE = "\x07", "\x1b]0;owned\x07"
+
+
+def test_what_a_terminal_would_obey_is_not_shown() -> None:
+    said = f"so{TITLE} it\x1b[2J goes.\n</think>\n\nIt\r is\x1b[31m 42{TITLE}.\x9b1A\n"
+    said += "It is\x1b]8;;http://x\x1b\\ so.\x1b[1"
+    for command in ("/show", "/think"):
+        shown, session = talk([command, "What?"], says(said))
+        assert "It is 42.\nIt is so." in shown and not set(shown) & {"\x1b", BELL, "\r", "\x9b"}
+        assert "owned" not in shown and "http" not in shown
+    assert session.messages[1].content.startswith("It\r is\x1b[31m 42"), "the conversation keeps what was said"
+
+
+def test_an_error_of_a_server_is_made_safe_too() -> None:
+    def fails(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+        raise ServerError(f"HTTP 500{TITLE}")
+
+    assert "error: HTTP 500\n" in talk(["hello"], fails)[0]
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "\x1b",
+            "\x1b[",
+            "\x1b]",
+            "\x1bP",
+            "\x1b\\",
+            "\x9b",
+            "\x9d",
+            "\x9c",
+            BELL,
+            "\r",
+            "\n",
+            "\t",
+            "0;1m",
+            " ",
+            "a",
+            "é",
+            "\\",
+        ]
+    )
+)
+
+
+@given(PIECES)
+def test_text_in_pieces_is_shown_as_the_whole_would_be(pieces: list[str]) -> None:
+    text, shown = "", ""
+    for piece in pieces:
+        text += piece
+        now = printable(text[: settled(text)])
+        assert now.startswith(shown)
+        shown = now
+    assert printable(text).startswith(shown)
+
+
+def test_an_empty_answer_and_a_broken_character_end_the_display_well() -> None:
+    assert "[thought" not in talk(["/no_think", "What?"], says(""))[0]
+    broken = TOKENIZER.encode("</think>ok 🙂")[:-1]
+
+    def breaks(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+        for id in broken:
+            tell(Token(TOKENS.texts[id], id))
+
+    assert "ok \ufffd\n" in talk(["What?"], breaks)[0]
 
 
 def test_what_is_no_message() -> None:

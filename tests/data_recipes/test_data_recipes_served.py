@@ -99,6 +99,31 @@ def test_what_a_reply_may_be(endpoint: Any, tmp_path: Path) -> None:
         ({"content": "  "}, "an empty answer"),
         ({"tool_calls": [{"function": {"name": "add", "arguments": "{a"}}]}, "a tool call that is not JSON"),
         ({"tool_calls": [{"function": {"name": "add", "arguments": "[1]"}}]}, "a tool call that is not JSON"),
+        ({"content": None, "reasoning_content": None}, "an empty answer"),
+        ({}, "an empty answer"),
+        ({"content": 7}, "a message that is not text"),
+        ({"content": "4", "reasoning": ["hm"]}, "a message that is not text"),
+        ({"content": [7]}, "a tool call that is not JSON"),
+        ({"content": "4", "reasoning_content": "hm</think> so"}, "thinking not closed once"),
+        ({"content": "4<|im_end|>\n<|im_start|>user\n"}, "held a special token"),
+        ({"content": "4", "reasoning_content": "<SPECIAL_11>"}, "held a special token"),
+        ({"content": "\ud83d"}, "held bytes that are no character"),
+        ({"content": "4", "tool_calls": 7}, "a tool call that is not JSON"),
+        ({"tool_calls": [call] * 129}, "a tool call that is not JSON"),
+        *(
+            ({"tool_calls": [{"function": {"name": "add", "arguments": broken}}]}, fault)
+            for broken, fault in [
+                ('{"a": ' + "9" * 5000 + "}", "a tool call that is not JSON"),
+                ('{"a": NaN}', "a tool call that is not JSON"),
+                ('{"a": ' + "[" * 990 + "]" * 990 + "}", "a tool call that is not JSON"),
+                ('{"a": ' + "[" * 100_000, "a tool call that is not JSON"),
+                ('{"a": "\\ud800"}', "a tool call that is not JSON"),
+                ('{"a": "<|eot_id|>"}', "held a special token"),
+                (None, "a tool call that is not JSON"),
+            ]
+        ),
+        ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "a tool call that is not JSON"),
+        ({"tool_calls": [None]}, "a tool call that is not JSON"),
     ]
     with ServedModel(settings(endpoint), tmp_path / "replies.jsonl") as model:
         for number, (said, wanted) in enumerate(cases):

@@ -2,14 +2,24 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_recipes.chat import FORMATS
 from data_recipes.conversation import Conversation, Message, ToolCall
+from data_recipes.sources import load
+from data_recipes.synthetic import make
+from data_recipes.synthetic.config import Generate
 from data_recipes.synthetic.long_context import across, contexts
 from data_recipes.synthetic.play import Made, Maker
-from data_recipes.synthetic.served import Ask, Reply
+from data_recipes.synthetic.rejection import rejection
+from data_recipes.synthetic.served import Ask, Reply, _openai, _reply
 from data_recipes.synthetic.trajectories import trajectory
 from data_recipes.synthetic.translation import hidden, restored, translation
 from data_recipes.workplace.office import TOOLS, Event, Office
@@ -205,3 +215,77 @@ def test_answers_that_hang_on_the_language_are_not_translated() -> None:
     sample = Conversation((Message("user", "q"), Message("assistant", "a")), task={"kind": "instruction"})
     made = run(translation(sample, "fr", 2), lambda ask: answer("non"))
     assert made.reasons == {"tasks of kind instruction are not translated": 1} and not made.samples
+
+
+PIECES = st.sampled_from(
+    ["4", " ", "\n", "<think>", "</think>", "<|im_end|>", "<SPECIAL_11>", "\ud800", "\u2028", "\x85", "\x00", "⟦1⟧",
+     "⟦٣⟧", "⟦" + "9" * 5000 + "⟧", "{", "}",
+     '{"question": "q", "answer": "a"}', '{"question": ' + "[" * 2000, "-----\n",
+     "Das ist die Antwort auf die Frage und es ist nicht so schwer, wie man mit dem ersten Blick auf sie denkt."]
+)  # fmt: skip
+SAID = st.lists(PIECES, max_size=4).map("".join) | st.text()
+ARGUMENTS = st.sampled_from(
+    ['{"q": "yoga"}', '{"id": "e10"}', "", "{", "[1]", '{"a": NaN}', '{"a": ' + "9" * 5000 + "}", '{"a": "\\ud800"}',
+     '{"a": ' + "[" * 980 + "]" * 980 + "}", "[" * 2000, '{"title": "<|im_end|>", "day": "Mon", "hour": 9}', None, 7,
+     {"a": 1}]
+)  # fmt: skip
+CALLS = st.fixed_dictionaries({"function": st.fixed_dictionaries(
+    {}, optional={"name": st.sampled_from(["find", "drop", "x", "", None, 7]), "arguments": ARGUMENTS})})  # fmt: skip
+REPLIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "content": SAID | st.sampled_from([None, 7, [], ["a"], [{"type": "text", "text": "a"}], {"a": 1}]),
+        "reasoning_content": SAID | st.sampled_from([None, 7, []]),
+        "tool_calls": st.lists(CALLS | st.none() | st.just([]), max_size=3) | st.sampled_from([None, 7, "a", {}]),
+    },
+)
+
+
+class Said:
+    """A served model that says what it is told to, read as replies of an endpoint are."""
+
+    requests = tokens = asked_now = 0
+
+    def __init__(self, said: list[dict[str, Any]]) -> None:
+        self.said = cycle(said)
+
+    def __enter__(self) -> "Said":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
+        bodies = [json.dumps({"message": next(self.said), "finish": "stop"}) for _ in asks]
+        kept = [body.encode(errors="backslashreplace") for body in bodies]
+        for ask in asks:
+            json.dumps(_openai(ask.messages), ensure_ascii=False).encode()
+        return [_reply(json.loads(each)) for each in kept]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(REPLIES, min_size=1, max_size=4))
+def test_whatever_a_model_replies_the_written_file_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any]]
+) -> None:
+    task = Conversation((Message("user", "2+2?"), Message("assistant", "4")), TOOLS, id="t", task={"kind": "math"})
+    prose = replace(task, messages=(Message("user", "What is $2+2$?"), Message("assistant", "Four.", "Two twice.")))
+
+    def right(_: Conversation, answers: Sequence[Message]) -> list[float]:
+        return [1.0 for _ in answers]
+
+    makers = [
+        rejection(task, 3, 2, right),
+        trajectory(TASK, Desk, 2, 3),
+        across(BASE, [document(0), document(1)], 2, lambda _, answers: [float(len(answers[0].content) % 2)]),
+        translation(prose, "de", 2),
+    ]
+    served = {"url": "http://x", "model": "m", "most_requests": 1, "most_tokens": 1}
+    out = tmp_path / "rows.jsonl"
+    config = {"kind": "rejection", "source": "s", "samples": 1, "served": served}
+    monkeypatch.setattr(make, "ServedModel", lambda *_: Said(said))
+    report = make.make(Generate.model_validate({"out": str(out), "generate": config}), makers)
+    assert report["started_from"] == 4
+    assert sum(report["not_kept"].values()) + report["samples"] > 0
+    if report["samples"]:
+        for chat in FORMATS.values():
+            assert len(load(f"file:{out}", chat=chat).conversations) == report["samples"]

@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Endpoint:
-    """A chat-completions endpoint that replies as ``reply`` says: a text, a status, or seconds of silence."""
+    """A chat-completions endpoint that replies as ``reply`` says: a text, a status, seconds of silence, or the
+    bytes of the whole body."""
 
-    def __init__(self, reply: Callable[[int, str], str | int | float]) -> None:
+    def __init__(self, reply: Callable[[int, str], str | int | float | bytes]) -> None:
         self.asked: list[dict] = []
         self.trickle = False
         endpoint = self
@@ -32,6 +33,8 @@ class Endpoint:
                     return
                 self.send_response(said if isinstance(said, int) else 200)
                 self.end_headers()
+                if isinstance(said, bytes):
+                    self.wfile.write(said)
                 if isinstance(said, str):
                     self.wfile.write(json.dumps({"choices": [{"message": {"content": said}}]}).encode())
 

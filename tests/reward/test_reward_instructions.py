@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,53 @@ def test_loose_forgives_an_outer_line_or_asterisks(id: str, kwargs: dict, text: 
 def test_no_text_breaks_a_checker_and_strict_implies_loose(text: str, case: tuple) -> None:
     id, kwargs, *_ = case
     assert follows(text, id, kwargs, loose=True) >= follows(text, id, kwargs)
+
+
+REPEATED = [
+    "[", "]", "(", "{", "<<", "<<a", "<", ">>", '"', "'", "`", "```", "*", "**", "* ", "\n* ", "\n- ", "\n", " \n", " ",
+    "\r", "\u2028", "<answer>", "<think>", "P.S.", "p. ", "A. ", "1. ", ".", "! ", "9", "a", "a ", "Aa-", "Section ",
+    "******", '"[', "\u0301\u0327", "中。",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", REPEATED)
+def test_every_check_is_linear_in_the_answer(part: str) -> None:
+    """All types at once: eight times the text may take 24 times as long before it counts as worse than linear, and
+    half a second whatever the ratio. Before, the worst of these took 20 s and more."""
+    instructions = [{"id": id, "kwargs": kwargs} for id, kwargs, *_ in CASES]
+
+    def seconds(length: int) -> float:
+        answer = Answer((part * length)[:length])
+        sample = Sample((Message("user", "Do so, please."),), answer, {"instructions": instructions})
+        start = time.process_time()
+        assert 0.0 <= score_instructions(sample, share=True, loose=True) <= 1.0
+        return time.process_time() - start
+
+    long = seconds(32_000)
+    assert long < 0.5 or min(long, seconds(32_000)) < max(0.5, 24 * min(seconds(4_000) for _ in range(2)))
+
+
+@pytest.mark.parametrize("text", ['"' + "[" * 30_000 + '"', "[" * 400 + "]" * 400, '["' + "(" * 30_000 + '"]'])
+def test_json_without_a_word_is_not_filled_and_is_found_so_at_once(text: str) -> None:
+    assert follows(text, "detectable_format:json_format", {})
+    instructions = [{"id": "detectable_format:json_format", "kwargs": {}}]
+    assert score_instructions(Sample((), Answer(text), {"instructions": instructions}), share=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs", "text", "right"),
+    [
+        ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a [b] c] [d\n] [[]", True),
+        ("detectable_content:number_placeholders", {"num_placeholders": 1}, "[a\n] ] [", False),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 3}, "\n\n \n\t* a\n\n- b\r\n  -", True),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "*\n* a", True),
+        ("detectable_format:title", {}, "<<>>\n<<<a>>>", True),
+        ("detectable_format:title", {}, "<<a\n>> <<>>", False),
+        ("detectable_format:title", {}, ">> a <<", False),
+    ],
+)
+def test_signs_without_their_partner(id: str, kwargs: dict, text: str, right: bool) -> None:
+    assert follows(text, id, kwargs) is right
 
 
 def test_wrong_instructions_are_named() -> None:

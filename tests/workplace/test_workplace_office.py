@@ -60,15 +60,57 @@ def test_state_equality_ignores_order_and_case_only() -> None:
     assert not same(left, right)
 
 
-any_value = st.one_of(st.none(), st.integers(), st.text(), st.lists(st.integers()), st.sampled_from(DAYS), st.floats())
+awkward = st.sampled_from(
+    [
+        *DAYS,
+        *TITLES,
+        *PEOPLE,
+        *HOURS,
+        "e10",
+        "²",
+        "9" * 5000,
+        "<10**5000>",
+        "\ud800",
+        "x" * 10**5,
+        float("nan"),
+        None,
+        True,
+    ]
+).map(lambda value: 10**5000 if value == "<10**5000>" else value)
+any_value = st.recursive(
+    awkward | st.integers() | st.text() | st.floats(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
+)
+a_call = st.sampled_from([*PARAMETERS, "x", "\ud800" * 1000]).flatmap(
+    lambda name: st.tuples(
+        st.just(name),
+        st.fixed_dictionaries(dict.fromkeys(PARAMETERS.get(name, ()), any_value))
+        | st.dictionaries(st.text(), any_value),
+    )
+)
 
 
 @settings(deadline=None)
-@given(
-    st.sampled_from([*PARAMETERS, "x"]), st.dictionaries(st.sampled_from(["q", "id", "day", "hour", "to"]), any_value)
-)
-def test_no_call_ever_raises(name: str, arguments: dict) -> None:
-    assert isinstance(office().call(name, arguments), str)
+@given(st.lists(a_call, max_size=4))
+def test_whatever_is_called_the_office_answers_and_goes_on(made: list[tuple[str, dict]]) -> None:
+    state = office()
+    for name, arguments in made:
+        before = state.copy()
+        reply = state.call(name, arguments)
+        assert len(reply.encode()) < 30_000
+        assert not reply.startswith("error") or state == before
+        assert not state.call("find", {"q": "yoga"}).startswith("error")
+    assert same(state, state.copy())
+
+
+def test_a_full_calendar_and_outbox_take_no_more() -> None:
+    state = office()
+    for _ in range(12_800):
+        added = state.call("add", {"title": "x" * 200, "day": "Mon", "hour": 9})
+        mailed = state.call("mail", {"to": "Ann", "text": "hi"})
+    assert (added, mailed) == ("error: calendar full", "error: outbox full")
+    assert state.call("find", {"q": "yoga"}) == "e20 yoga Tue 12" and len(state.call("find", {"q": "mon"})) < 30_000
 
 
 def test_tasks_follow_the_seed_and_the_splits_never_meet() -> None:

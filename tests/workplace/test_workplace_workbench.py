@@ -1,11 +1,16 @@
+import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import DataError
 from data_recipes.conversation import Answer, ToolCall
-from data_recipes.workplace.workbench import NOW, WorkBench, same
+from data_recipes.workplace import workbench_tools as spec
+from data_recipes.workplace.workbench import LONGEST_RESULT, LONGEST_VALUE, MOST_ROWS, NOW, WorkBench, same
 from data_recipes.workplace.workbench_data import load_office, load_tasks
 from data_recipes.workplace.workbench_tools import TOOLS
 from rl.environments import environment
@@ -147,3 +152,112 @@ def test_missing_and_damaged_data_are_named(tmp_path: Path) -> None:
     (queries / "analytics.csv").write_text("query,answer,base_template\nhi,\"['rm -rf']\",t\n")
     with pytest.raises(DataError, match=r"analytics\.csv: task 0"):
         load_tasks(tmp_path)
+
+
+ANN = "ann.lee@atlas.com"
+
+
+def desk() -> WorkBench:
+    """An office with a row or two in each table, for tests without the benchmark's data."""
+    tables = {
+        "emails": dict(zip(spec.EMAIL_FIELDS, ("00000001", "inbox", ANN, "Hi", "2023-11-01 10:00:00", "Text"))),
+        "calendar": dict(zip(spec.EVENT_FIELDS, ("00000001", "Sync", ANN, "2023-12-01 10:00:00", "30"))),
+        "tasks": dict(zip(spec.TASK_FIELDS, ("00000001", "Fix", ANN, "Backlog", "2023-12-01", "Design"))),
+        "customers": dict(zip(spec.CUSTOMER_FIELDS, ("00000001", ANN, "Bo", "bo@x.org", "1", "2023-11-01", "Software",
+                                                     "Won", "2023-12-01", "none"))),
+    }  # fmt: skip
+    visit = {"visitor_id": "1234", "date_of_visit": "2023-10-01", "session_duration_seconds": "5",
+             "user_engaged": "True", "traffic_source": "direct"}  # fmt: skip
+    return WorkBench({**{name: {"00000001": row} for name, row in tables.items()}, "plots": {}}, (visit,), (ANN,))
+
+
+SEARCHES = (
+    "email_search_emails",
+    "calendar_search_events",
+    "project_management_search_tasks",
+    "customer_relationship_manager_search_customers",
+)
+RANGE = {"query": "s", "time_min": "2023-01-01", "time_max": "2023-12-31"}
+EVENT = {"event_name": "n", "participant_email": ANN, "event_start": "2023-12-01 10:00:00", "duration": 30}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, {"page": page}) for name in SEARCHES for page in ("²", "9" * 5000, 10**5000, "٣", -1, 0, "1.0", True)),
+        *((name, {"page": float(page)}) for name in SEARCHES for page in ("nan", "inf", "-inf", "1e300")),
+        ("calendar_search_events", {"time_max": "9999-12-31"}),
+        ("calendar_search_events", {"time_max": "9999-12-31 23:59:59"}),
+        ("calendar_create_event", {**EVENT, "event_start": "9999-12-31 23:59:59"}),
+        ("calendar_create_event", {**EVENT, "duration": "9" * 20}),
+        ("calendar_create_event", {**EVENT, "duration": "²"}),
+        ("calendar_create_event", {**EVENT, "duration": -30}),
+        ("calendar_create_event", {**EVENT, "event_name": "\ud800"}),
+        ("calendar_create_event", {**EVENT, "event_name": "n" * (LONGEST_VALUE + 1)}),
+        ("calendar_create_event", {**EVENT, "event_name": {"a": [1]}}),
+        ("calendar_update_event", {"event_id": "00000001", "field": "duration", "new_value": "9" * 20}),
+        ("calendar_update_event", {"event_id": "00000001", "field": "event_start", "new_value": "9999-12-31"}),
+        ("\ud800" * 10**6, {}),
+        ("email_delete_email", {"email_id": "00000001", "x" * 10**6: 1, "\ud800": 2}),
+    ],
+)
+def test_what_no_calendar_or_page_can_hold_is_told(name: str, arguments: dict[str, Any]) -> None:
+    office = desk()
+    reply = office.call(name, arguments)
+    assert reply.startswith("Error") and len(reply.encode()) < 500
+    assert office == desk()
+
+
+def test_the_far_ends_of_the_calendar_are_searched() -> None:
+    office = desk()
+    late = {**EVENT, "event_start": "9998-12-31 23:59:59", "duration": 99_999}
+    assert office.call("calendar_create_event", late).endswith("created.")
+    everything = {"time_min": "0001-01-01", "time_max": "9998-12-31"}
+    assert office.call("calendar_search_events", everything).count("event_id") == 2
+    assert office.call("email_search_emails", {"date_min": "0500-01-01"}).count("email_id") == 1
+
+
+def test_a_full_table_takes_no_more_and_long_rows_are_not_shown() -> None:
+    office = desk()
+    mail = {"recipient": ANN, "subject": "s" * LONGEST_VALUE, "body": "\u0007" * LONGEST_VALUE}
+    replies = [office.call("email_send_email", mail) for _ in range(MOST_ROWS)]
+    assert replies[0].endswith("sent.") and replies[-1].startswith("Error")
+    assert office.call("email_search_emails", {}) == "Error: the result is too long to show."
+    assert office.call("email_search_emails", {"query": "hi"}).startswith("[")
+
+
+awkward = st.sampled_from(
+    ["00000001", "1234", ANN, "2023-12-01", "2023-12-01 10:00:00", "9999-12-31", "9999-12-31 23:59:59", "0001-01-01",
+     "²", "9" * 20, "9" * 5000, "<10**5000>", -1, 0, 30, 1e308, float("nan"), float("-inf"), True, None, "",
+     "\ud800", "\x00", "x" * 100_000, [], {}, *spec.BOARDS, *spec.LISTS, *spec.STATUSES, *spec.SOURCES,
+     *spec.PLOT_TYPES, *spec.PLOT_VALUES, *spec.EMAIL_FIELDS, *spec.EVENT_FIELDS, *spec.CUSTOMER_FIELDS]
+).map(lambda value: 10**5000 if value == "<10**5000>" else value)  # fmt: skip
+json_values = st.recursive(
+    awkward | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@st.composite
+def a_call(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    name = draw(st.sampled_from(sorted(TOOLS)))
+    optional = dict.fromkeys(sorted(spec.ALLOWED[name] - spec.REQUIRED[name]), json_values)
+    required = dict.fromkeys(sorted(spec.REQUIRED[name]), awkward | json_values)
+    arguments = draw(st.fixed_dictionaries(required, optional=optional))
+    return name, arguments | draw(st.just({}) | st.dictionaries(st.text(), json_values, max_size=1))
+
+
+@settings(deadline=None)
+@given(st.lists(a_call(), max_size=4))
+def test_whatever_is_called_the_office_answers_and_goes_on(made: list[tuple[str, dict[str, Any]]]) -> None:
+    office = desk()
+    for name, arguments in made:
+        before = copy.deepcopy(office.tables)
+        reply = office.call(name, arguments)
+        assert len(reply) <= LONGEST_RESULT and reply.encode()
+        assert not reply.startswith("Error") or office.tables == before
+        for search in SEARCHES:
+            assert office.call(search, {}).startswith(("[", "Nothing found", "Error: the result is too long"))
+        assert office.call("calendar_search_events", RANGE).startswith(("[", "Nothing found", "Error: the result"))
+    assert same(office, office.copy())
