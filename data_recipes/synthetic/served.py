@@ -31,6 +31,8 @@ from data_recipes.thinking import split_thinking
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
 UNREAD = "a tool call that is not JSON"
+NO_TEXT = "a message that is not text"
+UNCLOSED = "thinking not closed once"
 SPECIAL_TOKENS = frozenset(token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop))
 """Of every format: a row that says one of them cannot be trained on in that format."""
 REFUSALS = (400, 413, 422)
@@ -214,14 +216,16 @@ def _reply(row: Mapping[str, Any]) -> Reply:
     raw = {key: row["message"].get(key) for key in ("content", "tool_calls")}
     reasoning = row["message"].get("reasoning_content") or row["message"].get("reasoning") or None
     if not isinstance(raw["content"] or "", str | list) or not isinstance(reasoning or "", str):
-        return Reply(None, "a message that is not text")
+        return Reply(None, NO_TEXT)
     try:
         said = openai_message({**raw, "role": "assistant", "reasoning_content": reasoning})
         written = json.dumps(said.get("tool_calls") or [], ensure_ascii=False)
         calls = read_calls(written) if said.get("tool_calls") else ()
         content, reasoning = split_thinking(said["content"].strip(), said.get("reasoning_content"), "the reply")
     except RowError as error:
-        return Reply(None, UNREAD if raw["tool_calls"] and error.kind != "thinking tags" else error.kind)
+        if error.kind == "thinking tags":
+            return Reply(None, UNCLOSED)
+        return Reply(None, UNREAD if row["message"].get("tool_calls") else NO_TEXT)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Reply(None, UNREAD)
     if calls is None:
