@@ -119,7 +119,7 @@ def test_what_a_reply_may_be(endpoint: Any, tmp_path: Path) -> None:
                 ('{"a": ' + "[" * 100_000, "a tool call that is not JSON"),
                 ('{"a": "\\ud800"}', "a tool call that is not JSON"),
                 ('{"a": "<|eot_id|>"}', "held a special token"),
-                (None, Message("assistant", "", "", (ToolCall("add", {}),))),
+                (None, "a tool call that is not JSON"),
             ]
         ),
         ({"tool_calls": [{"function": {"arguments": "{}"}}]}, "a tool call that is not JSON"),
