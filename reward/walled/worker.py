@@ -14,11 +14,13 @@ import dis
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from fractions import Fraction
+from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any, BinaryIO
 
@@ -44,6 +46,8 @@ _NAMES = frozenset(
     "exp log ln sin cos tan cot sec csc sinh cosh tanh coth sech csch asin acos atan acot asec acsc atan2 asinh acosh atanh "
     "acoth floor ceiling Min Max erf erfc gamma binomial Tuple FiniteSet Interval Union".split()
 )
+_TEMPLATES = {("sympy.polys.monomials", "_build"), ("collections", "namedtuple"), ("dataclasses", "_create_fn")}
+"""Functions that run code made from a template and a number or a class, not from a text."""
 _STAR = compile("from sympy import *", "<string>", "exec")  # what SymPy's parser runs at each call
 
 
@@ -59,11 +63,13 @@ class Guard:
         sys.addaudithook(self._see)
 
     def _see(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "exec" and not self._harmless(args[0]):
+        if event == "exec" and not self._harmless(args[0], sys._getframe(1)):
             self.refused = True
             raise ValueError(CODE)
 
-    def _harmless(self, code: CodeType) -> bool:
+    def _harmless(self, code: CodeType, caller: FrameType) -> bool:
+        if (caller.f_globals.get("__name__"), caller.f_code.co_name) in _TEMPLATES:
+            return True
         if os.path.isabs(code.co_filename) or code.co_filename.startswith("<frozen "):
             return True  # a module that is being imported: a text has no such name
         if (code.co_code, code.co_names, code.co_consts) == (_STAR.co_code, _STAR.co_names, _STAR.co_consts):
@@ -109,9 +115,33 @@ def reasoning_gym() -> Callable[[Any], float]:
 
     def right(question: tuple[str, str, Any]) -> float:
         dataset, answer, entry = question
-        return float(float(verifier(dataset)(answer, entry)) >= 1.0)
+        if float(verifier(dataset)(answer, entry)) < 1.0:
+            return 0.0
+        return float(dataset not in LENIENT or LENIENT[dataset](answer, entry))
 
     return right
+
+
+def _probability(answer: str, entry: Any) -> bool:
+    said, right = (float(Fraction(text.replace(",", ""))) for text in (answer, entry["answer"]))
+    return abs(said - right) <= min(1e-4, 1e-2 * right)
+
+
+def _makes_24(answer: str, entry: Any) -> bool:
+    from sympy import parse_expr
+
+    numbers = [int(digits) for digits in re.findall(r"\d+", answer)]
+    return sorted(numbers) == sorted(entry["metadata"]["numbers"]) and bool(parse_expr(answer.strip()) == 24)
+
+
+LENIENT: dict[str, Callable[[str, Any], bool]] = {
+    "coin_flip": _probability,
+    "complex_arithmetic": lambda answer, entry: "nan" not in answer.casefold(),
+    "game_of_life_halting": lambda answer, entry: answer.strip().casefold() == entry["answer"].casefold(),
+    "puzzle24": _makes_24,
+}
+"""What reasoning-gym 0.1.25 forgets: its verifiers of these data sets give full marks for one answer to every question
+("0", "nan", any text at all, "4*6*1*1")."""
 
 
 VERIFIERS = {"math": mathematics, "reasoning_gym": reasoning_gym}
@@ -136,7 +166,7 @@ def ask(verify: Callable[[Any], float], guard: Guard, question: Any) -> Verdict:
         score, reason = 0.0, f"the verifier raised {type(error).__name__}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-    return score, CODE if guard.refused else reason
+    return (score, reason) if not guard.refused else (0.0, CODE)
 
 
 def main() -> None:
