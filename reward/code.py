@@ -1,7 +1,7 @@
 """Programs judged by tests, in the sandbox.
 
-``{"kind": "code", "tests": "assert f(1) == 2"}`` runs the tests in a process of their own, which sees the program's global
-names (reward/walled/remote.py says what can pass between the two);
+``{"kind": "code", "tests": "assert f(1) == 2"}`` runs the tests in a process of their own, which sees the program's
+global names (reward/walled/remote.py says what can pass between the two);
 ``{"kind": "code", "cases": [{"input": "...", "output": "..."}]}`` runs the program once a case and compares what it
 prints, line by line, without trailing spaces.
 

@@ -66,9 +66,9 @@ def make_reward(
 
     ``instruction`` is the share of instructions followed, ``instruction_all`` 1 for all of them and else 0 (as ``task``
     gives), ``instruction_loose`` the share by IFEval's loose rule. ``reward_model`` gives ``preference`` its raw scores
-    (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` processes of
-    each outside verifier (default: one a processor, at most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one), a weight that is
-    not a finite number, or a component that lacks its model.
+    (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` processes of each outside verifier (default: one a
+    processor, at most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one), a
+    weight that is not a finite number, or a component that lacks its model.
     """
     if not weights:
         raise ConfigError(f"a reward needs at least one component of {', '.join(COMPONENTS)}")
@@ -123,7 +123,9 @@ def _verifiers(mathematics: MathVerifier, workers: int | None, limits: Limits | 
         "instruction": _each("instruction", partial(score_instructions, share=False)),
         "tools": _each("tools", score_tools),
         "code": _of_kind("code", partial(score_programs, limits=limits)),
-        "reasoning_gym": _of_kind("reasoning_gym", partial(score_reasoning_gym, VerifierPool("reasoning_gym", workers))),
+        "reasoning_gym": _of_kind(
+            "reasoning_gym", partial(score_reasoning_gym, VerifierPool("reasoning_gym", workers))
+        ),
         "bfcl_multi_turn": _each("bfcl_multi_turn", score_first_turn),
     }
 
@@ -138,7 +140,11 @@ def score_reasoning_gym(pool: VerifierPool, samples: Sequence[Sample]) -> Sequen
     texts = [sample.answer.content for sample in samples]
     asked = [place for place, text in enumerate(texts) if text.strip()]
     questions = [
-        (samples[place].task["dataset"], stated_answer(texts[place]) or texts[place].strip(), samples[place].task["entry"])
+        (
+            samples[place].task["dataset"],
+            stated_answer(texts[place]) or texts[place].strip(),
+            samples[place].task["entry"],
+        )
         for place in asked
     ]
     scores = [0.0] * len(samples)

@@ -5,6 +5,7 @@ or does not answer in time, is replaced, and its question scores 0 with the reas
 """
 
 import json
+import logging
 import os
 import queue
 import select
@@ -25,6 +26,7 @@ from reward.base import Score
 from reward.sandbox import TOO_LONG
 from reward.walled.wire import pack
 
+_LOG = logging.getLogger(__name__)
 _WORKER = Path(__file__).with_name("walled") / "worker.py"
 
 _PASSED = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH")
@@ -105,6 +107,8 @@ class Worker:
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
                 raise ConfigError(f"reward {self._kind}: the verifier's process does not start: {said[-1]}")
+            if missing := json.loads(ready):
+                _LOG.warning("reward %s: walls that this machine does not have: %s", self._kind, ", ".join(missing))
         return process
 
     def _stop(self) -> None:

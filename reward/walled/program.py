@@ -26,7 +26,7 @@ sys.path.pop(0)  # this folder: programs find the libraries alone
 def main() -> None:
     code_fd, tests_fd, told_fd, *limits = map(int, sys.argv[1:])
     sys.argv[:] = ["program.py"]
-    hidden = walls.put_up(*limits)
+    hidden = not walls.put_up(*limits)
     if tests_fd < 0:
         walls.shut()
         _tell(told_fd, f"walls up {hidden}")
@@ -40,7 +40,7 @@ def main() -> None:
         walls.shut()
         _tell(told_fd, f"walls up {hidden}")
         _tell(told_fd, judge(_read(tests_fd), remote.Judge(os.fdopen(answered, "rb"), os.fdopen(ask, "wb")), program))
-        os._exit(0)
+        return
     for each in (tests_fd, told_fd, ask, answered):
         os.close(each)
     walls.shut()
@@ -70,13 +70,13 @@ def judge(tests: str, program: remote.Judge, process: int) -> str:
     try:
         space = names(tests, program) if program.ready() else None
         if space is None:
-            return _ended(process)
+            return _ended(program, process)
         exec(compile(tests, "<tests>", "exec"), space)
         return "passed"
     except remote.Unsupported as error:
         return f"the tests cannot be run from another process: {error}"
     except EOFError:
-        return _ended(process)
+        return _ended(program, process)
     except BaseException:
         traceback.print_exc()
         return f"the tests cannot be run from another process: {program.doubt}" if program.doubt else "failed"
@@ -106,7 +106,8 @@ def _modules(names: set[str]) -> dict[str, ModuleType]:
     return found
 
 
-def _ended(process: int) -> str:
+def _ended(program: remote.Judge, process: int) -> str:
+    program.close()  # should it still be writing
     _, status = os.waitpid(process, 0)
     return "over the time limit" if os.waitstatus_to_exitcode(status) in (-9, -24) else "failed"
 

@@ -7,17 +7,18 @@ passed to the program can be called back, and nothing else of the judge's can.
 
 - An instance of a program's own subclass of list, tuple, dict or set is compared by its plain content; a subclass's
   number or text arrives as the plain number or text.
-- Any other object of the program's is equal to no plain data. What would let the program say how it compares is refused
-  (:class:`Unsupported`): comparing it with another such object, arithmetic with plain data (``f(x) - 2.0``), methods that
-  ask plain data a question (``f(x).startswith("a")``). ``in`` asks for its items and compares them here.
-- Arguments that a call changed in place are copied back when it returns None, as such functions do by custom. A function
-  that returns something cannot change what the tests compare its result with.
+- Any other object of the program's is equal to no plain data. What would let the program say how it compares is
+  refused (:class:`Unsupported`): comparing it with another such object, arithmetic with plain data (``f(x) - 2.0``),
+  methods that ask plain data a question (``f(x).startswith("a")``). ``in`` asks for its items and compares them here.
+- Arguments that a call changed in place are copied back when it returns None, as such functions do by custom. A
+  function that returns something cannot change what the tests compare its result with.
 """
 
 import builtins
 import json
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -26,17 +27,20 @@ from wire import pack, unpack  # type: ignore[import-not-found]
 LONGEST_LINE = 64 * 2**20
 MOST_ITEMS = 100_000
 """Of an iterator that the tests pass: it is passed as a list."""
-_BINARY = "add sub mul truediv floordiv mod pow and or xor matmul lshift rshift".split()
+_BINARY = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul", "lshift", "rshift",
+)  # fmt: skip
 _UNARY: dict[str, Callable[..., Any]] = {
-    "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "abs": abs, "len": len, "iter": iter, "next": next,
-    "bool": bool, "str": str, "repr": repr, "int": int, "float": float, "index": operator.index,
+    "neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "abs": abs, "len": len, "iter": iter,
+    "next": next, "bool": bool, "str": str, "repr": repr, "int": int, "float": float, "index": operator.index,
 }  # fmt: skip
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **_UNARY,
     **{name: getattr(operator, f"__{name}__") for name in _BINARY},
     "call": lambda function, *args, **kwargs: function(*args, **kwargs),
     "getattr": getattr, "setattr": setattr, "delattr": delattr, "isinstance": isinstance, "issubclass": issubclass,
-    "getitem": operator.getitem, "setitem": operator.setitem, "delitem": operator.delitem, "itself": lambda value: value,
+    "getitem": operator.getitem, "setitem": operator.setitem, "delitem": operator.delitem,
+    "itself": lambda value: value,
     "enter": lambda manager: manager.__enter__(), "exit": lambda manager, *_: manager.__exit__(None, None, None),
 }  # fmt: skip
 _CONTENT: tuple[tuple[type, Callable[[Any], Any]], ...] = (
@@ -46,10 +50,11 @@ _CONTENT: tuple[tuple[type, Callable[[Any], Any]], ...] = (
 )  # fmt: skip
 
 
-QUESTIONS = frozenset(
-    "startswith endswith isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle "
-    "isupper issubset issuperset isdisjoint is_integer".split()
-)
+QUESTIONS = frozenset((
+    "startswith", "endswith", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier",
+    "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper", "issubset", "issuperset",
+    "isdisjoint", "is_integer",
+))  # fmt: skip
 """Methods of the built-in types that answer yes or no."""
 
 
@@ -78,6 +83,11 @@ class Peer:
             raise ValueError("no message")
         return message
 
+    def close(self) -> None:
+        for pipe in (self._source, self._sink):
+            with suppress(BrokenPipeError):
+                pipe.close()
+
     def pack(self, value: Any) -> Any:
         return pack(value, self._pack_other)
 
@@ -104,6 +114,7 @@ class Program(Peer):
 
     def serve(self) -> None:
         """Until the judge is gone."""
+        print(end="", flush=True)
         self._send(["ok", None, {}])
         while True:
             try:
@@ -134,7 +145,7 @@ class Program(Peer):
 
     def _pack_other(self, value: Any) -> Any:
         if isinstance(value, _Callback):
-            return ["f", value.id]
+            return ["fn", value.id]
         if isinstance(value, type) and issubclass(value, BaseException):
             return ["x", [kind.__name__ for kind in value.__mro__[:-2]]]
         content = None
@@ -148,7 +159,7 @@ class Program(Peer):
         match value:
             case ["h", int(place)]:
                 return self._held[place]
-            case ["f", int(place)]:
+            case ["fn", int(place)]:
                 return _Callback(self, place)
             case ["it", *items]:
                 return iter([self.unpack(item) for item in items])
@@ -156,7 +167,9 @@ class Program(Peer):
 
     def call_back(self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a function of the tests; meanwhile it may ask for more."""
-        self._send([place, [self.pack(each) for each in args], {name: self.pack(each) for name, each in kwargs.items()}])
+        self._send(
+            [place, [self.pack(each) for each in args], {name: self.pack(each) for name, each in kwargs.items()}]
+        )
         while (message := self._receive())[0] not in ("ok", "raise"):
             self._serve(message)
         if message[0] == "raise":
@@ -249,7 +262,7 @@ class Judge(Peer):
             return ["it", *(self.pack(item) for item in islice(value, MOST_ITEMS))]
         if callable(value):
             self._functions[id(value)] = value
-            return ["f", id(value)]
+            return ["fn", id(value)]
         raise Unsupported(f"the tests pass the program an object: {type(value).__name__}")
 
     def _unpack_other(self, value: Any) -> Any:
@@ -260,7 +273,7 @@ class Judge(Peer):
                 remote = self._remotes[place]
                 object.__setattr__(remote, "_Remote__content", self.unpack(content))
                 return remote
-            case ["f", int(place)]:
+            case ["fn", int(place)]:
                 return self._functions[place]
             case ["x", [*names]]:
                 return self._exception_class(names)

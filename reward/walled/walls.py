@@ -12,7 +12,7 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 EPERM, ENOSYS = 1, 38
 CLONE_THREAD = 0x10000
@@ -29,8 +29,8 @@ _MACHINES: dict[str, tuple[int, int, int, int, tuple[int, int], tuple[int, ...]]
         76, 90, 91, 92, 93, 94, 132, 188, 189, 190, 235, 260, 261, 268, 280, 452, 463, 466, 469,
         141, 142, 144, 203, 251, 256, 279, 314, 440, 448,
         253, 254, 255, 294, 300, 301,
-        29, 64, 68, 101, 134, 155, 161, 165, 166, 169, 175, 240, 246, 248, 249, 250, 272, 298, 303, 304, 308, 310, 311, 312, 313,
-        319, 321, 323, 425, 426, 427, 428, 429, 430, 431, 432, 442, 457, 458,
+        29, 64, 68, 101, 134, 155, 161, 165, 166, 169, 175, 240, 246, 248, 249, 250, 272, 298, 303, 304, 308, 310,
+        311, 312, 313, 319, 321, 323, 425, 426, 427, 428, 429, 430, 431, 432, 442, 457, 458,
     )),
     "aarch64": (0xC00000B7, 220, 435, 41, (131, 261), (
         198, 199, 200, 201, 202, 203, 206, 211, 242, 269,
@@ -39,8 +39,8 @@ _MACHINES: dict[str, tuple[int, int, int, int, tuple[int, int], tuple[int, ...]]
         45, 52, 53, 54, 55, 5, 6, 7, 14, 15, 16, 88, 452, 463, 466, 469,
         140, 118, 119, 122, 30, 238, 239, 274, 440, 448,
         26, 27, 28, 262, 263,
-        186, 190, 194, 117, 41, 51, 40, 39, 142, 105, 180, 104, 217, 218, 219, 97, 241, 264, 265, 268, 270, 271, 272, 273,
-        279, 280, 282, 425, 426, 427, 428, 429, 430, 431, 432, 442, 457, 458,
+        186, 190, 194, 117, 41, 51, 40, 39, 142, 105, 180, 104, 217, 218, 219, 97, 241, 264, 265, 268, 270, 271, 272,
+        273, 279, 280, 282, 425, 426, 427, 428, 429, 430, 431, 432, 442, 457, 458,
     )),
 }  # fmt: skip
 
@@ -71,13 +71,17 @@ def limit_resources(seconds: int | None, memory_bytes: int, output_bytes: int) -
 
 
 def hide_files(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
-    """Gives the process a root folder in which only ``readable`` exists: Landlock forbids to read other files, but not
-    to ask whether they are there. False where the machine does not allow it (it takes root, or namespaces for users)."""
+    """Gives the process a root folder in which only ``readable`` exists: Landlock forbids to read other files, but
+    not to ask whether they are there. False where the machine does not allow it (root may, users may not everywhere)."""
     user, group = os.getuid(), os.getgid()
     try:
         if libc.unshare(NEW_MOUNTS) < 0:
             _libc_check(libc.unshare(NEW_MOUNTS | NEW_USER), "unshare")
-            for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"{user} {user} 1"),
+                ("gid_map", f"{group} {group} 1"),
+            ):
                 with open(f"/proc/self/{name}", "w") as file:
                     file.write(text)
         _libc_check(libc.mount(None, b"/", None, RECURSIVE | PRIVATE, None), "mount")
@@ -88,7 +92,7 @@ def hide_files(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
         os.chdir(new)
         _libc_check(libc.syscall(machine()[3], b".", b"."), "pivot_root")
         _libc_check(libc.umount2(b".", 2), "umount")
-    except OSError:
+    except (OSError, AttributeError):
         return False
     finally:
         os.chdir("/")
@@ -162,19 +166,30 @@ def forbid_system_calls(libc: ctypes.CDLL) -> None:
     _libc_check(libc.prctl(22, 2, header, 0, 0), "seccomp")
 
 
-def put_up(seconds: int | None, memory_bytes: int, output_bytes: int, packages: Sequence[str] = ()) -> bool:
+def put_up(
+    seconds: int | None, memory_bytes: int, output_bytes: int, packages: Sequence[str] = (), required: bool = True
+) -> list[str]:
     """Every wall but the one that forbids system calls, which :func:`shut` adds: in between, the process may fork.
-    ``packages``: folders beside the interpreter's that may be read. Returns whether other files are hidden. Raises
-    OSError where a wall cannot be put up."""
+    ``packages``: folders beside the interpreter's that may be read. Returns the walls that this machine does not have;
+    raises OSError for them if they are ``required``, but for the root folder."""
     libc = ctypes.CDLL(None, use_errno=True)
     readable = [sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"]
     readable += packages
     limit_resources(seconds, memory_bytes, output_bytes)
-    hidden = hide_files(libc, readable)
-    _libc_check(libc.prctl(38, 1, 0, 0, 0), "no_new_privs")
-    forbid_files(libc, readable)
-    drop_capabilities(libc)
-    return hidden
+    missing = [] if hide_files(libc, readable) else ["a root folder of its own"]
+    walls: dict[str, Callable[[], object]] = {
+        "no new privileges": lambda: _libc_check(libc.prctl(38, 1, 0, 0, 0), "no_new_privs"),
+        "Landlock": lambda: forbid_files(libc, readable),
+        "no capabilities": lambda: drop_capabilities(libc),
+    }
+    for name, wall in walls.items():
+        try:
+            wall()
+        except (OSError, AttributeError):  # no such function: no Linux
+            if required:
+                raise
+            missing.append(name)
+    return missing
 
 
 def shut() -> None:

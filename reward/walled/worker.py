@@ -1,4 +1,4 @@
-"""Answers a verifier pool's questions behind the walls. Started by reward/verifier_pool.py as ``python worker.py KIND``.
+"""Answers a verifier pool's questions behind the walls. Started by reward/verifier_pool.py: ``python worker.py KIND``.
 
 A question is a line of JSON (wire.py) on standard input, its verdict a line ``[score, reason]`` on what was standard
 output. The verifier's package is imported before the walls go up; afterwards only the folders of the packages that it
@@ -6,8 +6,8 @@ brought along can still be read.
 
 Some verifiers evaluate the answer as Python (nine of reasoning-gym's data sets; math-verify, through SymPy). Here that
 is arithmetic at most: an audit hook sees all code before it runs, and refuses whatever does more than build numbers,
-containers and SymPy's expressions of them. So no answer can change what its verifier, or a later one's, says; the walls
-stand behind that.
+containers and SymPy's expressions of them. So no answer can change what its verifier, or a later one's, says. The walls
+stand behind that, as many as the machine has; the first line says which it lacks.
 """
 
 import dis
@@ -34,18 +34,22 @@ MEMORY_BYTES = 4 * 2**30
 SECONDS = 3.0
 """Of processor time for a question, not of the clock: a busy machine gives no other scores."""
 TOO_LONG, CODE = "over the time limit", "the answer is code"
-_STEPS = frozenset(
-    "RESUME CACHE EXTENDED_ARG NOP LOAD_CONST LOAD_SMALL_INT RETURN_CONST RETURN_VALUE LOAD_NAME LOAD_GLOBAL PUSH_NULL "
-    "PRECALL CALL KW_NAMES CALL_KW UNARY_NEGATIVE UNARY_POSITIVE UNARY_INVERT UNARY_NOT CALL_INTRINSIC_1 BINARY_OP "
-    "COMPARE_OP BUILD_LIST BUILD_TUPLE BUILD_SET BUILD_MAP BUILD_CONST_KEY_MAP LIST_EXTEND SET_UPDATE LIST_APPEND "
-    "SET_ADD MAP_ADD NOT_TAKEN COPY SWAP POP_TOP".split()
-)
-_NAMES = frozenset(
-    "Integer Float Rational Symbol Function Add Mul Pow Mod Not And Or Eq Ne Lt Le Gt Ge Equality Unequality LessThan "
-    "GreaterThan StrictLessThan StrictGreaterThan evaluate factorial factorial2 pi E I oo zoo nan C Abs sign sqrt cbrt root "
-    "exp log ln sin cos tan cot sec csc sinh cosh tanh coth sech csch asin acos atan acot asec acsc atan2 asinh acosh atanh "
-    "acoth floor ceiling Min Max erf erfc gamma binomial Tuple FiniteSet Interval Union".split()
-)
+_STEPS = frozenset((
+    "RESUME", "CACHE", "EXTENDED_ARG", "NOP", "LOAD_CONST", "LOAD_SMALL_INT", "RETURN_CONST", "RETURN_VALUE",
+    "LOAD_NAME", "LOAD_GLOBAL", "PUSH_NULL", "PRECALL", "CALL", "KW_NAMES", "CALL_KW", "UNARY_NEGATIVE",
+    "UNARY_POSITIVE", "UNARY_INVERT", "UNARY_NOT", "CALL_INTRINSIC_1", "BINARY_OP", "COMPARE_OP", "BUILD_LIST",
+    "BUILD_TUPLE", "BUILD_SET", "BUILD_MAP", "BUILD_CONST_KEY_MAP", "LIST_EXTEND", "SET_UPDATE", "LIST_APPEND",
+    "SET_ADD", "MAP_ADD", "NOT_TAKEN", "COPY", "SWAP", "POP_TOP",
+))  # fmt: skip
+_NAMES = frozenset((
+    "Integer", "Float", "Rational", "Symbol", "Function", "Add", "Mul", "Pow", "Mod", "Not", "And", "Or", "Eq",
+    "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "LessThan", "GreaterThan", "StrictLessThan",
+    "StrictGreaterThan", "evaluate", "factorial", "factorial2", "pi", "E", "I", "oo", "zoo", "nan", "C", "Abs",
+    "sign", "sqrt", "cbrt", "root", "exp", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "sinh",
+    "cosh", "tanh", "coth", "sech", "csch", "asin", "acos", "atan", "acot", "asec", "acsc", "atan2", "asinh",
+    "acosh", "atanh", "acoth", "floor", "ceiling", "Min", "Max", "erf", "erfc", "gamma", "binomial", "Tuple",
+    "FiniteSet", "Interval", "Union",
+))  # fmt: skip
 _TEMPLATES = {("sympy.polys.monomials", "_build"), ("collections", "namedtuple"), ("dataclasses", "_create_fn")}
 """Functions that run code made from a template and a number or a class, not from a text."""
 _STAR = compile("from sympy import *", "<string>", "exec")  # what SymPy's parser runs at each call
@@ -176,12 +180,17 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     verify = VERIFIERS[sys.argv[1]]()
     modules = [module for name, module in sys.modules.items() if "." not in name and name != "__main__"]
-    packages = {os.path.dirname(file) for module in modules if (file := getattr(module, "__file__", "")) and _package(file)}
-    walls.put_up(None, MEMORY_BYTES, 65536, sorted(packages))
-    walls.shut()
+    packages = {
+        os.path.dirname(file) for module in modules if (file := getattr(module, "__file__", "")) and _package(file)
+    }
+    missing = walls.put_up(None, MEMORY_BYTES, 65536, sorted(packages), required=False)
+    try:
+        walls.shut()
+    except (OSError, AttributeError):
+        missing.append("seccomp")
     guard = Guard()
     signal.signal(signal.SIGPROF, _stop)
-    say(verdicts, "ready")
+    say(verdicts, missing)
     os.dup2(nothing, 2)
     for line in sys.stdin.buffer:
         say(verdicts, ask(verify, guard, wire.unpack(json.loads(line))))

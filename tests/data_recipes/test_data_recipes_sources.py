@@ -17,7 +17,7 @@ from common.errors import ConfigError, DataError
 from data_recipes.adapters import ADAPTERS
 from data_recipes.catalog import catalog
 from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.generators import reasoning_gym_names, in_test
+from data_recipes.generators import in_test, reasoning_gym_names
 from data_recipes.rows import from_row, to_row
 from data_recipes.sources import describe, load
 
