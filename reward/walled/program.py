@@ -72,14 +72,17 @@ def judge(tests: str, program: remote.Judge, process: int) -> str:
         if space is None:
             return _ended(program, process)
         exec(compile(tests, "<tests>", "exec"), space)
-        return "passed"
-    except remote.Unsupported as error:
-        return f"the tests cannot be run from another process: {error}"
-    except EOFError:
-        return _ended(program, process)
+        passed = not program.failed
+    except (remote.Unsupported, remote.Ended):
+        passed = False
     except BaseException:
         traceback.print_exc()
-        return f"the tests cannot be run from another process: {program.doubt}" if program.doubt else "failed"
+        passed, program.refused = False, program.refused or program.doubt
+    if program.ended:
+        return _ended(program, process)
+    if program.refused:
+        return f"the tests cannot be run from another process: {program.refused}"
+    return "passed" if passed else "failed"
 
 
 def names(tests: str, program: remote.Judge) -> dict[str, Any]:

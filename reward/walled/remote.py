@@ -62,6 +62,10 @@ class Unsupported(BaseException):
     """The tests do what cannot be done from another process. No Exception: tests may catch those."""
 
 
+class Ended(BaseException):
+    """The program's process is gone, or talks nonsense. No Exception either."""
+
+
 class Peer:
     """One end. Requests are ``[operation, args, kwargs]``; replies ``["ok", value, {place: changed argument}]`` or
     ``["raise", names of the exception's classes, args]``."""
@@ -196,6 +200,10 @@ class Judge(Peer):
         self._exceptions: dict[str, type[BaseException]] = {}
         self.doubt = ""
         """What the tests did that may be why they failed, though the program is right."""
+        self.refused = ""
+        """What :class:`Unsupported` said, should the tests have swallowed it."""
+        self.failed = self.ended = False
+        """An assertion failed in a function of the tests that the program called; :class:`Ended` was raised."""
 
     def ready(self) -> bool:
         """Waits for the program to have run. False where it ended instead."""
@@ -205,19 +213,31 @@ class Judge(Peer):
             return False
 
     def names(self, wanted: list[str]) -> dict[str, Any]:
-        """Those of the program's global names that there are."""
-        return self._ask("names", list(wanted), {}, [])
+        """Those of the program's global names that there are, and no others that it may tell of."""
+        found = self._ask("names", list(wanted), {}, [])
+        return {name: found[name] for name in wanted if name in found} if type(found) is dict else {}
+
+    def unsupported(self, why: str) -> Unsupported:
+        self.refused = why
+        return Unsupported(why)
 
     def do(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         packed = [self.pack(each) for each in args]
         return self._ask(operation, packed, {name: self.pack(each) for name, each in kwargs.items()}, args)
 
     def _ask(self, operation: str, packed: list[Any], kwargs: dict[str, Any], args: Any) -> Any:
-        self._send([operation, packed, kwargs])
-        while (message := self._receive())[0] not in ("ok", "raise"):
-            self._serve(message)
+        try:
+            self._send([operation, packed, kwargs])
+            while (message := self._receive())[0] not in ("ok", "raise"):
+                self._serve(message)
+        except (EOFError, OSError, ValueError, RecursionError) as error:
+            self.ended = True
+            raise Ended from error
         if message[0] == "raise":
-            raise self._exception(message[1], self.unpack(message[2]))
+            error = self._exception(message[1], self.unpack(message[2]))
+            if isinstance(error, StopIteration) and operation != "next":  # would end a loop of the tests
+                raise RuntimeError("StopIteration out of an iterator") from error
+            raise error
         value, changed = self.unpack(message[1]), message[2]
         if changed and value is not None:
             self.doubt = "a function changed its arguments and returned a value"
@@ -233,6 +253,7 @@ class Judge(Peer):
             args, named = [self.unpack(each) for each in packed], {name: self.unpack(kwargs[name]) for name in kwargs}
             reply = ["ok", self.pack(function(*args, **named)), {}]
         except Exception as error:
+            self.failed |= isinstance(error, AssertionError)
             reply = ["raise", type(error).__name__, ["l", str(error)]]
         self._send(reply)
 
@@ -263,7 +284,7 @@ class Judge(Peer):
         if callable(value):
             self._functions[id(value)] = value
             return ["fn", id(value)]
-        raise Unsupported(f"the tests pass the program an object: {type(value).__name__}")
+        raise self.unsupported("the tests pass the program objects of their own")
 
     def _unpack_other(self, value: Any) -> Any:
         match value:
@@ -291,7 +312,7 @@ class Remote:
 
     def __getattr__(self, name: str) -> Any:
         if name in QUESTIONS:
-            raise Unsupported(f"the tests call .{name}() of an object of the program's own")
+            raise self.__judge.unsupported("the tests ask an object of the program's own a question")
         return self.__judge.do("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -302,6 +323,13 @@ class Remote:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.__judge.do("call", self, *args, **kwargs)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        raise self.__judge.unsupported("the tests derive a class from one of the program's")
+
+    def __exit__(self, *_: object) -> None:
+        """Never swallows an exception: it may be a failed assertion."""
+        self.__judge.do("exit", self)
 
     def __instancecheck__(self, instance: Any) -> bool:
         return type(instance) is Remote and self.__judge.do("isinstance", instance, self) is True
@@ -335,7 +363,7 @@ class Remote:
             return compare(mine, theirs)
         self.__judge.doubt = "the tests compare objects of the program's own"
         if unlike is None or type(other) is Remote:
-            raise Unsupported(self.__judge.doubt)
+            raise self.__judge.unsupported(self.__judge.doubt)
         return unlike
 
 
@@ -369,16 +397,15 @@ def _binary(operation: str, swapped: bool) -> Callable[[Remote, Any], Any]:
             return object.__getattribute__(self, "_Remote__judge").do(operation, *pair)
         left, right = map(_content, pair)
         if left is None or right is None:
-            raise Unsupported("the tests compute with an object of the program's own")
+            judge = object.__getattribute__(self, "_Remote__judge")
+            raise judge.unsupported("the tests compute with an object of the program's own")
         return _OPERATIONS[operation](left, right)
 
     return method
 
 
-for _name in (*_UNARY, "getitem", "setitem", "delitem"):
+for _name in (*_UNARY, "enter", "getitem", "setitem", "delitem"):
     setattr(Remote, f"__{_name}__", _forward(_name))
-for _name in ("enter", "exit"):
-    setattr(Remote, f"__{_name}__", lambda self, *_, _name=_name: _forward(_name)(self))
 for _name in _BINARY:
     setattr(Remote, f"__{_name}__", _binary(_name, swapped=False))
     setattr(Remote, f"__r{_name}__", _binary(_name, swapped=True))

@@ -72,7 +72,7 @@ def limit_resources(seconds: int | None, memory_bytes: int, output_bytes: int) -
 
 def hide_files(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
     """Gives the process a root folder in which only ``readable`` exists: Landlock forbids to read other files, but
-    not to ask whether they are there. False where the machine does not allow it (root may, users may not everywhere)."""
+    not to ask whether they are there. False where the machine does not allow it (users may not everywhere)."""
     user, group = os.getuid(), os.getgid()
     try:
         if libc.unshare(NEW_MOUNTS) < 0:

@@ -44,7 +44,7 @@ def sample(text: str, **task: object) -> Sample:
         ("changes a mode", "import os\nos.chmod('/tmp', 0o777)"),
         ("escapes by mount", "import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0"),
         ("limits its parent", "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)"),
-        ("signals its parent by thread", "import ctypes, os\np = os.getppid()\nassert not ctypes.CDLL(None).tgkill(p, p, 0)"),
+        ("signals a thread", "import ctypes, os\np = os.getppid()\nassert not ctypes.CDLL(None).tgkill(p, p, 0)"),
         ("slows its parent", "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)"),
         ("leaves its session", "import os\nos.setsid()"),
         ("leaves its group", "import os\nos.setpgid(0, 0)"),
@@ -195,6 +195,34 @@ def test_what_tests_can_do_with_a_program(name: str, text: str) -> None:
 def test_tests_that_cannot_be_run_from_outside_are_counted(code: str, tests: str) -> None:
     score = score_code(sample(f"```python\n{code}\n```", tests=tests), TIGHT)
     assert score == 0.0 and score.reason.startswith("the tests cannot be run from another process")
+
+
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        ("def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == x, [1, 2]))"),
+        (
+            "class C:\n    def __enter__(self): pass\n    def __exit__(self, *a): return True",
+            "with C():\n    assert False",
+        ),
+        ("def f(g):\n    try: g(1)\n    except AssertionError: pass", "def g(x):\n    assert x == 2\nf(g)"),
+        ("import os\ndef f(): os._exit(0)", "try:\n    f()\nexcept Exception:\n    pass"),
+        ("import os\ndef f(): os._exit(0)", "try:\n    f()\nexcept:\n    pass"),
+        (
+            "class E:\n    def __eq__(self, o): return True\ndef f(): return E()",
+            "try:\n    assert f() == f()\nexcept:\n    pass",
+        ),
+        ("class E:\n    def __add__(self, o): return 3\ndef f(): return E()", "assert f() + 1 == 3"),
+        (
+            "class E:\n    def __contains__(self, o): return True\n    def __iter__(self): return iter(())\ndef f(): return E()",
+            "assert 1 in f()",
+        ),
+        ("class B: pass", "class T(B):\n    pass\nassert T"),
+    ],
+)  # fmt: skip
+def test_exploits_of_what_tests_do_with_a_program_earn_nothing(code: str, tests: str) -> None:
+    outcome = run_program(code, tests, limits=TIGHT)
+    assert not outcome.passed
 
 
 @pytest.mark.parametrize("code", ["while True: pass", "import time\ntime.sleep(99)", "def f():\n    while True: pass"])
