@@ -55,8 +55,9 @@ def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | No
             file.seek(0)
         files = [source.fileno(), judged.fileno() if tests else -1, told.fileno()]
         sizes = [-int(-limits.seconds // 1), limits.memory_mib * _MIB, limits.output_kib * 1024]
+        packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         process = subprocess.Popen(
-            [sys.executable, "-E", "-s", str(_SCRIPT), *map(str, files + sizes)],
+            [sys.executable, "-E", "-S", str(_SCRIPT), *map(str, files + sizes), *packages],
             stdin=given,
             stdout=printed,
             stderr=wrong,

@@ -1,5 +1,6 @@
 """Runs a program behind the walls. Started by reward/sandbox.py as
-``python -E -s program.py CODE_FD TESTS_FD TOLD_FD SECONDS MEMORY_BYTES OUTPUT_BYTES``.
+``python -E -S program.py CODE_FD TESTS_FD TOLD_FD SECONDS MEMORY_BYTES OUTPUT_BYTES FOLDER...``: the folders of
+installed packages (-S, as looking for them, and what they would run at each start, takes as long as all the rest).
 
 Without tests (TESTS_FD is -1) the program runs alone, from standard input to standard output. With tests there are two
 processes: the program's has the code, two pipes and nothing to tell; the judge's has the tests, believes of the program
@@ -10,6 +11,7 @@ cannot reach the process that holds it.
 import ast
 import builtins
 import os
+import site
 import sys
 import traceback
 from contextlib import suppress
@@ -18,15 +20,18 @@ from types import ModuleType
 from typing import Any
 
 import remote
-import walls  # type: ignore[import-not-found]
+import walls
 
 sys.path.pop(0)  # this folder: programs find the libraries alone
 
 
 def main() -> None:
-    code_fd, tests_fd, told_fd, *limits = map(int, sys.argv[1:])
+    code_fd, tests_fd, told_fd, *limits = map(int, sys.argv[1:7])
+    packages = sys.argv[7:]
+    sys.path += packages
     sys.argv[:] = ["program.py"]
-    hidden = not walls.put_up(*limits)
+    site.setquit()  # exit() and quit()
+    hidden = not walls.put_up(*limits, packages)
     if tests_fd < 0:
         walls.shut()
         _tell(told_fd, f"walls up {hidden}")
@@ -36,7 +41,8 @@ def main() -> None:
     asked, ask = os.pipe()
     answered, answer = os.pipe()
     if program := os.fork():
-        os.close(code_fd), os.close(asked), os.close(answer)
+        for each in (code_fd, asked, answer):
+            os.close(each)
         walls.shut()
         _tell(told_fd, f"walls up {hidden}")
         _tell(told_fd, judge(_read(tests_fd), remote.Judge(os.fdopen(answered, "rb"), os.fdopen(ask, "wb")), program))

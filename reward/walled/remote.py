@@ -22,7 +22,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, BinaryIO
 
-from wire import pack, unpack  # type: ignore[import-not-found]
+from wire import pack, unpack
 
 LONGEST_LINE = 64 * 2**20
 MOST_ITEMS = 100_000
@@ -234,10 +234,10 @@ class Judge(Peer):
             self.ended = True
             raise Ended from error
         if message[0] == "raise":
-            error = self._exception(message[1], self.unpack(message[2]))
-            if isinstance(error, StopIteration) and operation != "next":  # would end a loop of the tests
-                raise RuntimeError("StopIteration out of an iterator") from error
-            raise error
+            raised = self._exception(message[1], self.unpack(message[2]))
+            if isinstance(raised, StopIteration) and operation != "next":  # would end a loop of the tests
+                raise RuntimeError("StopIteration out of an iterator")
+            raise raised
         value, changed = self.unpack(message[1]), message[2]
         if changed and value is not None:
             self.doubt = "a function changed its arguments and returned a value"

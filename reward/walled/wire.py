@@ -58,8 +58,9 @@ def pack(value: Any, other: Other = refuse) -> Any:
         return ["c", value.real, value.imag]
     if kind is range:
         return ["r", *(pack(end, other) for end in (value.start, value.stop, value.step))]
-    if kind is type and TYPES.get(value.__name__) is value:
-        return ["y", value.__name__]
+    for name, known in TYPES.items():
+        if value is known:
+            return ["y", name]
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name in _LIBRARY and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
         return ["m", name, pack(_LIBRARY[name][0](value), other)]

@@ -24,8 +24,8 @@ from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any, BinaryIO
 
-import walls  # type: ignore[import-not-found]
-import wire  # type: ignore[import-not-found]
+import walls
+import wire
 
 sys.path.pop(0)  # this folder
 

@@ -214,7 +214,7 @@ def test_tests_that_cannot_be_run_from_outside_are_counted(code: str, tests: str
         ),
         ("class E:\n    def __add__(self, o): return 3\ndef f(): return E()", "assert f() + 1 == 3"),
         (
-            "class E:\n    def __contains__(self, o): return True\n    def __iter__(self): return iter(())\ndef f(): return E()",
+            "class E:\n    def __contains__(self, o): return True\n    def __iter__(self): return iter([])\nf = E",
             "assert 1 in f()",
         ),
         ("class B: pass", "class T(B):\n    pass\nassert T"),
