@@ -133,10 +133,13 @@ def _verifiers(mathematics: MathVerifier, workers: int | None, limits: Limits | 
 def score_reasoning_gym(pool: VerifierPool, samples: Sequence[Sample]) -> Sequence[float]:
     """1.0 where reasoning-gym's own verifier of ``task["dataset"]`` gives full marks to the stated answer (or the whole
     text). Its partial marks count for nothing: some reward a text that merely contains the answer. Verifiers run in
-    walled processes: several evaluate the answer, or raise for it. Raises DataError for a data set that is unknown."""
+    walled processes: several evaluate the answer, or raise for it. Raises DataError for an unknown data set, or an
+    entry that is none."""
     for sample in samples:
         if (name := sample.task.get("dataset")) not in reasoning_gym_names():
             raise DataError(f"reasoning_gym task: {name!r} is no data set of reasoning-gym")
+        if not isinstance(sample.task.get("entry"), Mapping):
+            raise DataError("reasoning_gym task: 'entry' must be the data set's whole entry")
     texts = [sample.answer.content for sample in samples]
     asked = [place for place, text in enumerate(texts) if text.strip()]
     questions = [
@@ -148,7 +151,11 @@ def score_reasoning_gym(pool: VerifierPool, samples: Sequence[Sample]) -> Sequen
         for place in asked
     ]
     scores = [0.0] * len(samples)
-    for place, verdict in zip(asked, pool.ask(questions), strict=True):
+    try:
+        verdicts = pool.ask(questions)
+    except TypeError as error:
+        raise DataError(f"reasoning_gym task: {error}") from error
+    for place, verdict in zip(asked, verdicts, strict=True):
         scores[place] = verdict
     return scores
 
