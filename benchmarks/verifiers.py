@@ -1,23 +1,31 @@
-"""Verifier throughput and leaks: IFEval checks a second on one core, math-verify answers a second and memory over time.
+"""Verifier throughput and leaks: IFEval checks a second on one core, math-verify answers a second and memory over time,
+reasoning-gym verdicts a second behind the walls and in process, programs a second.
 
 Run: ``python benchmarks/verifiers.py [--math-calls 100000] [--json FILE]``. Needs the mirrored IFEval prompts and chats
 (``--data-root`` or NANOALIGN_DATA).
 """
 
 import argparse
+import gzip
 import json
 import os
 import random
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from common.files import write_json
+from data_recipes.conversation import Message
+from data_recipes.generators import reasoning_gym_names
+from reward.base import Sample
+from reward.code import score_programs
 from reward.instructions import CHECKERS, follows
 from reward.mathematics import MathVerifier
+from reward.verifier_pool import VerifierPool
 
 GROUP = 8
 """Answers to one question of mathematics."""
@@ -102,6 +110,60 @@ def math_speed(calls: int, workers: int) -> dict[str, float]:
     return figures
 
 
+def reasoning_gym_speed(workers: int, size: int = 10) -> dict[str, float]:
+    """Verdicts a second of reasoning-gym's verifiers, over all its data sets with answers: by the walled pool, and by
+    this process as the reward did it before (a new verifier for each answer) and with its verifiers kept."""
+    import reasoning_gym
+    from reasoning_gym.factory import get_score_answer_fn
+
+    names = [name for name in reasoning_gym_names() if name != "composite"]
+    tasks = [(name, entry) for name in names for entry in reasoning_gym.create_dataset(name, size=size, seed=1)]
+    questions = [(name, str(entry["answer"]), entry) for name, entry in tasks if entry["answer"] is not None]
+    pool = VerifierPool("reasoning_gym", workers)
+    pool.ask(questions)  # starts the workers
+    kept = {name: get_score_answer_fn(name) for name in names}
+    ways: dict[str, Callable[[], object]] = {
+        "": lambda: pool.ask(questions),
+        "_in_process": lambda: [get_score_answer_fn(name)(answer, entry) for name, answer, entry in questions],
+        "_in_process_kept": lambda: [kept[name](answer, entry) for name, answer, entry in questions],
+    }
+    figures = {}
+    for way, judge in ways.items():
+        start = time.perf_counter()
+        judge()
+        figures[f"reasoning_gym_calls_per_s{way}"] = len(questions) / (time.perf_counter() - start)
+    speeds = list(figures.values())
+    return figures | {
+        "reasoning_gym_ratio_vs_in_process": speeds[0] / speeds[1],
+        "reasoning_gym_ratio_vs_in_process_kept": speeds[0] / speeds[2],
+    }
+
+
+def program_speed(data_root: Path) -> dict[str, float]:
+    """Programs a second through the sandbox, all processors at work: HumanEval's own solutions with its tests, each in
+    two processes, and programs that print, in one."""
+    with gzip.open(data_root / "code" / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    tasks = {
+        "programs_with_tests": [
+            _sample(row["prompt"] + row["canonical_solution"], tests=f"{row['test']}\ncheck({row['entry_point']})")
+            for row in rows
+        ],
+        "programs_with_cases": [_sample("print(6)", cases=[{"input": "", "output": "6"}]) for _ in rows],
+    }
+    figures = {}
+    for name, samples in tasks.items():
+        start = time.perf_counter()
+        scores = score_programs(samples)
+        figures[f"{name}_per_s"] = len(samples) / (time.perf_counter() - start)
+        figures[f"{name}_right"] = sum(scores) / len(samples)
+    return figures
+
+
+def _sample(code: str, **task: object) -> Sample:
+    return Sample((Message("user", "?"),), Message("assistant", f"```python\n{code}\n```"), task)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=os.environ.get("NANOALIGN_DATA", "../shared/data"))
@@ -112,6 +174,8 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     figures: dict[str, Any] = instruction_speed(options.data_root, answers(options.data_root))
     figures |= math_speed(options.math_calls, options.math_workers)
+    figures |= reasoning_gym_speed(options.math_workers)
+    figures |= program_speed(options.data_root)
     figures |= {"load_before": load_before, "load_after": os.getloadavg()[0], "cpus": os.cpu_count()}
     for name, value in figures.items():
         print(f"{name:36} {value:14,.1f}")

@@ -55,7 +55,7 @@ def check_name(source: str) -> None:
 
         known = [*SOURCES, "tools"]
     elif kind == "reasoning-gym":
-        known = _reasoning_gym_names()
+        known = reasoning_gym_names()
     else:
         near = get_close_matches(f"{kind}:{name}", [*catalog(), "miniature:", "reasoning-gym:", "file:"], n=1)
         raise ConfigError(f"unknown source '{kind}:{name}'" + (f"; did you mean {near[0]}?" if near else ""))
@@ -66,7 +66,7 @@ def check_name(source: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _reasoning_gym_names() -> list[str]:
+def reasoning_gym_names() -> list[str]:
     """The data sets' names, read from the package's files: importing it takes seconds, and a plan only needs names."""
     spec = find_spec("reasoning_gym")
     files = Path(spec.origin).parent.rglob("*.py") if spec and spec.origin else []

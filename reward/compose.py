@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from common.errors import ConfigError, DataError
+from data_recipes.generators import reasoning_gym_names
 from reward.answers import stated_answer
 from reward.base import FLOOR, RewardError, Sample, Score
 from reward.code import score_programs
@@ -16,6 +17,7 @@ from reward.mathematics import MathVerifier
 from reward.sandbox import Limits
 from reward.shape import length_factor, score_format
 from reward.tools import score_first_turn, score_tools
+from reward.verifier_pool import VerifierPool
 
 Component = Callable[[Sequence[Sample]], Sequence[float]]
 """Scores a batch, one number a sample, in order."""
@@ -79,9 +81,9 @@ def make_reward(
 
     ``instruction`` is the share of instructions followed, ``instruction_all`` 1 for all of them and else 0 (as ``task``
     gives), ``instruction_loose`` the share by IFEval's loose rule. ``reward_model`` gives ``preference`` its raw scores
-    (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` math-verify processes (default: one a processor, at
-    most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one), a weight that is
-    not a finite number, or a component that lacks its model.
+    (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` processes of each outside verifier (default: one a
+    processor, at most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one), a
+    weight that is not a finite number, or a component that lacks its model.
     """
     if not weights:
         raise ConfigError(f"a reward needs at least one component of {', '.join(COMPONENTS)}")
@@ -95,7 +97,7 @@ def make_reward(
         raise ConfigError("reward 'preference' needs a reward model: set reward_model to a reward_model stage")
     if "judge" in weights and judge is None:
         raise ConfigError("reward 'judge' needs an endpoint: give its url and model")
-    verifiers = _verifiers(MathVerifier(workers), limits)
+    verifiers = _verifiers(MathVerifier(workers), workers, limits)
     task = partial(_score_tasks, verifiers)
     known: dict[str, Component] = {
         **verifiers,
@@ -124,7 +126,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).casefold().removesuffix(".").strip()
 
 
-def _verifiers(mathematics: MathVerifier, limits: Limits | None) -> dict[str, Component]:
+def _verifiers(mathematics: MathVerifier, workers: int | None, limits: Limits | None) -> dict[str, Component]:
     """A verifier for each kind of task."""
 
     def score_math(samples: Sequence[Sample]) -> Sequence[float]:
@@ -136,24 +138,41 @@ def _verifiers(mathematics: MathVerifier, limits: Limits | None) -> dict[str, Co
         "instruction": _each("instruction", partial(score_instructions, share=False)),
         "tools": _each("tools", score_tools),
         "code": _of_kind("code", partial(score_programs, limits=limits)),
-        "reasoning_gym": _each("reasoning_gym", score_reasoning_gym),
+        "reasoning_gym": _of_kind(
+            "reasoning_gym", partial(score_reasoning_gym, VerifierPool("reasoning_gym", workers))
+        ),
         "bfcl_multi_turn": _each("bfcl_multi_turn", score_first_turn),
     }
 
 
-def score_reasoning_gym(sample: Sample) -> float:
+def score_reasoning_gym(pool: VerifierPool, samples: Sequence[Sample]) -> Sequence[float]:
     """1.0 where reasoning-gym's own verifier of ``task["dataset"]`` gives full marks to the stated answer (or the whole
-    text). Its partial marks count for nothing: some reward a text that merely contains the answer."""
-    from reasoning_gym import get_score_answer_fn
-
-    text = sample.answer.content
-    if not text.strip():
-        return 0.0
+    text). Its partial marks count for nothing: some reward a text that merely contains the answer. Verifiers run in
+    walled processes: several evaluate the answer, or raise for it. Raises DataError for an unknown data set, or an
+    entry that is none."""
+    for sample in samples:
+        if (name := sample.task.get("dataset")) not in reasoning_gym_names():
+            raise DataError(f"reasoning_gym task: {name!r} is no data set of reasoning-gym")
+        if not isinstance(sample.task.get("entry"), Mapping):
+            raise DataError("reasoning_gym task: 'entry' must be the data set's whole entry")
+    texts = [sample.answer.content for sample in samples]
+    asked = [place for place, text in enumerate(texts) if text.strip()]
+    questions = [
+        (
+            samples[place].task["dataset"],
+            stated_answer(texts[place]) or texts[place].strip(),
+            samples[place].task["entry"],
+        )
+        for place in asked
+    ]
+    scores = [0.0] * len(samples)
     try:
-        verify = get_score_answer_fn(sample.task["dataset"])
-    except ValueError as error:
+        verdicts = pool.ask(questions)
+    except TypeError as error:
         raise DataError(f"reasoning_gym task: {error}") from error
-    return float(verify(stated_answer(text) or text.strip(), sample.task["entry"]) >= 1.0)
+    for place, verdict in zip(asked, verdicts, strict=True):
+        scores[place] = verdict
+    return scores
 
 
 def _of_kind(kind: str, component: Component) -> Component:

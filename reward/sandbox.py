@@ -1,8 +1,7 @@
-"""Untrusted programs in a locked-down process: see reward/sandbox_child.py for the walls. Linux 5.13 or later."""
+"""Untrusted programs in locked-down processes: see reward/walled for the walls, and for how tests reach a program."""
 
-import json
 import os
-import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -13,13 +12,14 @@ from typing import BinaryIO
 
 from reward.base import RewardError
 
-_CHILD = Path(__file__).with_name("sandbox_child.py")
+TOO_LONG = "over the time limit"
+_SCRIPT = Path(__file__).with_name("walled") / "program.py"
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use."""
+    """What one program may use (its judge as much again)."""
 
     seconds: float = 10.0
     """Of processor time, rounded up. The clock allows three times that and two more, for programs that only wait: on a
@@ -30,62 +30,66 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``passed``: program and tests ran to their end. ``output`` is what was printed, ``error`` the end of stderr."""
+    """``passed``: the tests did, or without tests: the program ended with status 0. ``output`` is what was printed,
+    ``error`` the end of stderr. ``reason`` says why there is no verdict ("over the time limit"), "" where there is one.
+    ``hidden``: files outside of the interpreter's folders did not even exist for it (see ``walls.hide_files``)."""
 
     passed: bool
     output: str
     error: str
+    reason: str = ""
+    hidden: bool = True
 
 
 def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | None = None) -> Outcome:
-    """Runs ``code`` and then ``tests`` in one namespace. Raises RewardError where the walls cannot be put up: no
-    program ever runs without them.
-
-    What it cannot tell: a program that tampers with its own tests' machinery (say, an ``__eq__`` that is always true)
-    passes them, as with any test run in the program's process. Tests by input and output are judged outside.
+    """Runs ``code``; with ``tests``, those in a process of their own, to which the program's functions and classes are
+    there by name (reward/walled/remote.py says what passes between the two). Raises RewardError where the walls cannot
+    be put up: no program ever runs without them.
     """
     limits = limits or Limits()
-    token = secrets.token_hex(16)
-    job = {
-        "code": code,
-        "tests": tests,
-        "token": token,
-        "seconds": int(-(-limits.seconds // 1)),
-        "memory_bytes": limits.memory_mib * _MIB,
-        "output_bytes": limits.output_kib * 1024,
-    }
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as given, \
-            tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as wrong:  # fmt: skip
-        for file, text in ((source, json.dumps(job)), (given, stdin)):
+            tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as wrong, \
+            tempfile.TemporaryFile() as judged:  # fmt: skip
+        for file, text in ((source, code), (judged, tests), (given, stdin)):
             file.write(text.encode("utf-8", "replace"))
             file.seek(0)
+        files = [source.fileno(), judged.fileno() if tests else -1, told.fileno()]
+        sizes = [-int(-limits.seconds // 1), limits.memory_mib * _MIB, limits.output_kib * 1024]
+        packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         process = subprocess.Popen(
-            [sys.executable, "-I", str(_CHILD), str(source.fileno()), str(told.fileno())],
+            [sys.executable, "-E", "-S", str(_SCRIPT), *map(str, files + sizes), *packages],
             stdin=given,
             stdout=printed,
             stderr=wrong,
-            pass_fds=(source.fileno(), told.fileno()),
+            pass_fds=[file for file in files if file >= 0],
             env={"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
             cwd="/",
             start_new_session=True,
         )
-        try:
-            process.wait(3 * limits.seconds + 2)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            _kill(process)
-        words = [_read(file, limits.output_kib * 1024) for file in (told, printed, wrong)]
-    if not words[0].startswith("walls up"):
-        raise RewardError(
-            f"the sandbox cannot be built on this machine: {words[2][-500:].strip() or 'no word from it'}"
-        )
-    return Outcome(words[0] == f"walls up\n{token}" and process.returncode == 0, words[1], words[2][-2000:])
+        in_time = _wait(process, 3 * limits.seconds + 2)
+        walls, verdict, *_ = [*_read(told, limits.output_kib * 1024).split("\n"), ""]
+        output, error = (_read(file, limits.output_kib * 1024) for file in (printed, wrong))
+    if not walls.startswith("walls up"):
+        raise RewardError(f"the sandbox cannot be built on this machine: {error[-500:].strip() or 'no word from it'}")
+    status = process.returncode
+    if not in_time or (not verdict and status in (-signal.SIGXCPU, -signal.SIGKILL)):
+        reason = TOO_LONG
+    else:
+        reason = verdict if verdict not in ("", "passed", "failed") else ""
+    passed = verdict == "passed" if tests else in_time and status == 0
+    return Outcome(passed, output, error[-2000:], reason, walls.endswith("True"))
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether the process ended in time. All of its session is gone afterwards: it cannot leave it."""
+    handle = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(handle)
+        os.killpg(process.pid, signal.SIGKILL)  # before it is waited for: until then its number is no one else's
         process.wait()
 
 

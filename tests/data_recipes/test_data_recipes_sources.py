@@ -17,7 +17,7 @@ from common.errors import ConfigError, DataError
 from data_recipes.adapters import ADAPTERS
 from data_recipes.catalog import catalog
 from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.generators import _reasoning_gym_names, in_test
+from data_recipes.generators import in_test, reasoning_gym_names
 from data_recipes.rows import from_row, to_row
 from data_recipes.sources import describe, load
 
@@ -147,10 +147,10 @@ def test_describe_imports_no_heavy_library() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_reasoning_gym_names_are_those_of_the_library() -> None:
+def testreasoning_gym_names_are_those_of_the_library() -> None:
     from reasoning_gym.factory import DATASETS
 
-    assert _reasoning_gym_names() == sorted(DATASETS)
+    assert reasoning_gym_names() == sorted(DATASETS)
 
 
 def test_generators_split_by_prompt() -> None:

@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -9,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from reward import mathematics
 from reward.answers import final_number, stated_answer
 from reward.mathematics import MathVerifier
 
@@ -103,28 +100,6 @@ def test_an_answer_that_takes_too_long_scores_zero() -> None:
     huge = r"\boxed{(x+1)^{100000}}"
     scores = verifier.scores([("x+1", huge), ("x+1", r"\boxed{1+x}"), ("y+2", r"\boxed{2+y}")])
     assert scores == [0.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_dead_or_hanging_worker_scores_zero_and_is_replaced(fate: signal.Signals) -> None:
-    verifier = MathVerifier(workers=1)
-    assert verifier.score("x+1", r"\boxed{1+x}") == 1.0
-    worker = verifier._workers.queue[0]
-    assert worker._process
-    worker._process.send_signal(fate)
-    if fate == signal.SIGKILL:
-        worker._process.wait()
-    worker._timeout_s = 0.2
-    assert verifier.score("x+1", r"\boxed{1+x}") == 0.0
-    worker._timeout_s = 60.0
-    assert verifier.score("x+1", r"\boxed{1+x}") == 1.0
-
-
-def test_a_worker_that_cannot_start_is_an_error_and_no_wrong_answer(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "math_worker.py").write_text("import math_verifi")
-    monkeypatch.setattr(mathematics, "_WORKER", tmp_path / "math_worker.py")
-    with pytest.raises(ConfigError, match=r"math-verify does not start: .*math_verifi"):
-        MathVerifier(workers=1).score("x+1", r"\boxed{1+x}")
 
 
 def test_workers_find_what_their_parent_finds(tmp_path: Path) -> None:
