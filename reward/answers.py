@@ -9,12 +9,13 @@ Only the last place counts, so listing candidates does not help; and only the an
 """
 
 import re
+from collections import deque
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_TAG, _END_TAG = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
 _STATED = re.compile(
-    r"<answer>(?P<tagged>.*?)</answer>"
-    r"|(?:\banswer(?: is\b:?|\s*:)|####)\**[ \t]*(?P<stated>(?:(?!<answer>|\banswer(?: is\b|\s*:)|####)[^\n])+)",
-    re.IGNORECASE | re.DOTALL,
+    r"(?:\banswer(?: is\b:?|\s{0,3}:)|####)\**[ \t]*(?P<stated>(?:(?!<answer>|\banswer(?: is\b|\s{0,3}:)|####)[^\n])+)",
+    re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(?<![\w.)])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?|\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 
@@ -23,12 +24,27 @@ def stated_answer(text: str) -> str | None:
     """By rules 1 and 2; None where there is no such place."""
     if boxes := list(_BOXED.finditer(text)):
         return _closed_braces(text[boxes[-1].end() :])
-    places = list(_STATED.finditer(text))
-    if not places:
+    stated = next(iter(deque(_STATED.finditer(text), maxlen=1)), None)
+    start, tagged = _last_tagged(text)
+    if tagged is not None and (stated is None or stated.end() <= start or stated.start() < start + len(tagged)):
+        answer = tagged
+    elif stated is not None:
+        answer = re.split(r"\.(?:\s|$)", stated["stated"], maxsplit=1)[0]
+    else:
         return None
-    found = places[-1]
-    answer = found["tagged"] if found["tagged"] is not None else re.split(r"\.(?:\s|$)", found["stated"], maxsplit=1)[0]
     return answer.strip().strip("*").strip() or None
+
+
+def final_answer(text: str) -> str | None:
+    """By all three rules, as mathematics has it; None also where a box is not closed or empty."""
+    return stated_answer(text) or (None if _BOXED.search(text) else final_number(text))
+
+
+def _last_tagged(text: str) -> tuple[int, str | None]:
+    """Where the content of the last ``<answer>...</answer>`` starts, and the content."""
+    ends = list(_END_TAG.finditer(text))
+    starts = list(_TAG.finditer(text, 0, ends[-1].start())) if ends else []
+    return (starts[-1].end(), text[starts[-1].end() : ends[-1].start()]) if starts else (-1, None)
 
 
 def final_number(text: str) -> str | None:

@@ -4,22 +4,12 @@ math-verify arms SIGALRM (main thread only) and SymPy may hang or swallow memory
 that are killed when they do not answer in time.
 """
 
-import re
 from collections.abc import Sequence
-from fractions import Fraction
 
-from reward.answers import final_number, stated_answer
+from reward.answers import final_answer
 from reward.base import Score
+from reward.math_answers import equal
 from reward.verifier_pool import VerifierPool
-
-LONGEST = 400
-"""Characters: a longer answer is no answer."""
-_NOISE = re.compile(
-    r"\\(?:left|right|displaystyle|mathrm|mathbf|[,!;: ])|[$\s]|\^\{?\\circ\}?|\\?%|\\text\{\s*\w*\s*\}"
-)
-_VARIABLE = re.compile(r"[a-zA-Z](?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?=")
-_RELATION = re.compile(r"[<>=≈≠≤≥≡~∼≃]|\\(?:approx|neq?|leq?|geq?|lt|gt|sim|simeq|equiv|cong)(?![a-z])")
-_NUMBER = re.compile(r"(-?)(?:\\frac\{(-?\d+)\}\{(-?\d+)\}|(\d+(?:\.\d*)?|\.\d+)(?:/(\d+))?)")
 
 
 class MathVerifier:
@@ -39,45 +29,19 @@ class MathVerifier:
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """:meth:`score` of each (gold, text), the slow ones in parallel."""
-        answers = [stated_answer(text) or final_number(text) for _, text in pairs]
-        known = [_equal_fast(gold, answer) for (gold, _), answer in zip(pairs, answers)]
-        slow = [place for place, result in enumerate(known) if result is None]
-        verdicts = self.pool.ask([(pairs[place][0], answers[place] or "") for place in slow])
-        scores = [Score(float(bool(result))) for result in known]
-        for place, verdict in zip(slow, verdicts):
-            scores[place] = verdict
-        return scores
+        answers = [final_answer(text) or "" for _, text in pairs]
+        verdicts: dict[tuple[str, str], Score] = {}
+        while True:
+            needed: dict[tuple[str, str], None] = {}
 
+            def ask(gold: str, answer: str, needed: dict[tuple[str, str], None] = needed) -> bool | None:
+                if (gold, answer) in verdicts:
+                    return verdicts[gold, answer] >= 1.0
+                needed[gold, answer] = None
+                return None
 
-def _plain(text: str) -> str:
-    text = _NOISE.sub("", text).replace("dfrac", "frac").replace("tfrac", "frac")
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).rstrip(".")
-
-
-def _number(text: str) -> Fraction | None:
-    found = _NUMBER.fullmatch(text)
-    if not found:
-        return None
-    sign, over, under, decimal, divisor = found.groups()
-    if int(under or divisor or 1) == 0:
-        return None
-    value = Fraction(int(over), int(under)) if over else Fraction(decimal) / int(divisor or 1)
-    return -value if sign else value
-
-
-def _equal_fast(gold: str, answer: str | None) -> bool | None:
-    """Whether two answers are equal, or None where it takes algebra. ``x = 5`` answers ``5``, but no other relation
-    does: a chain such as ``41 = 42`` would else pass by its last link, ``42 \\approx 43`` by its first."""
-    if not answer or len(answer) > LONGEST:
-        return False
-    right, left = _plain(gold), _plain(answer)
-    if not _RELATION.search(right):
-        left = _VARIABLE.sub("", left, count=1) if _VARIABLE.match(left) else left
-        if _RELATION.search(left):
-            return False
-    if left == right:
-        return True
-    numbers = _number(left), _number(right)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    return None if left else False
+            known = [equal(gold, answer, ask) for (gold, _), answer in zip(pairs, answers, strict=True)]
+            if not needed:
+                break
+            verdicts.update(zip(needed, self.pool.ask(list(needed)), strict=True))
+        return [Score(float(bool(result))) for result in known]

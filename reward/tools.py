@@ -17,6 +17,7 @@ from typing import Any
 from common.errors import DataError
 from data_recipes.conversation import ToolCall
 from reward.base import Sample
+from reward.matching import perfect_matching
 
 
 def score_tools(sample: Sample) -> float:
@@ -45,18 +46,7 @@ def matches(calls: Sequence[ToolCall], expected: Sequence[Mapping[str, Any]]) ->
     if len(calls) != len(expected):
         return False
     fitting = [[place for place, wanted in enumerate(expected) if _fits(call, wanted)] for call in calls]
-    taken_by: dict[int, int] = {}  # place of an expected call to the call that it is paired with
-
-    def pair(call: int, tried: set[int]) -> bool:
-        for place in fitting[call]:
-            if place not in tried:
-                tried.add(place)
-                if place not in taken_by or pair(taken_by[place], tried):
-                    taken_by[place] = call
-                    return True
-        return False
-
-    return all(fitting) and all(pair(call, set()) for call in range(len(calls)))
+    return perfect_matching(fitting)
 
 
 def _fits(call: ToolCall, expected: Mapping[str, Any]) -> bool:

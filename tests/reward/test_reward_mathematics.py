@@ -1,14 +1,20 @@
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.answers import final_number, stated_answer
+from reward.answers import final_answer, final_number, stated_answer
+from reward.math_answers import equal
 from reward.mathematics import MathVerifier
 
 
@@ -118,3 +124,128 @@ def test_it_works_outside_the_main_thread(verifier: MathVerifier) -> None:
     thread.start()
     thread.join()
     assert scores == [1.0]
+
+
+CASES = (
+    (r"\text{B}", r"\boxed{\text{A}}", 0), (r"\text{even}", r"\boxed{\text{odd}}", 0),
+    (r"\text{Monday}", r"\boxed{\%}", 0), ("C", r"\boxed{\text{C}}", 1), ("11/2", r"\boxed{1 1/2}", 0),
+    ("3/2", r"\boxed{1 1/2}", 1), ("7/3", r"\boxed{2 1/3}", 1), ("(1,234)", r"\boxed{(1234)}", 0),
+    ("120", r"\boxed{12\%0}", 0), (r"25\%", r"\boxed{\text{C}25}", 0), ("4", r"so it is \boxed{4", 0),
+    (r"\emptyset", r"\boxed{\varnothing}", 1), ("1200", r"\boxed{1.2e3}", 1), ("C", r"\boxed{\textbf{(C)}\ 5}", 1),
+    ("18", "**Answer:** 18 dollars", 1), ("82", r"\boxed{\textbf{082}}", 1), ("0.5", r"\boxed{0.5\%}", 0),
+    ("100200", r"\boxed{100, 200}", 0), ("1011_2", r"\boxed{1011}", 0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "text", "right"), CASES)
+def test_right_from_wrong(verifier: MathVerifier, gold: str, text: str, right: int) -> None:
+    assert verifier.score(gold, text) == right
+
+
+def conventions() -> list[tuple[str, str, float]]:
+    """The rows of docs/verifiers.md: gold, answer, score."""
+    page = (Path(__file__).parents[2] / "docs/verifiers.md").read_text(encoding="utf-8")
+    found = []
+    for line in page.splitlines():
+        cells = [re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")] if "`" in line else []
+        if line.startswith("| ") and len(cells) == 4:
+            [gold] = cells[1]
+            found += [(gold, answer, 1.0) for answer in cells[2]] + [(gold, answer, 0.0) for answer in cells[3]]
+    return found
+
+
+def test_the_conventions_are_those_of_the_page(verifier: MathVerifier) -> None:
+    rows = conventions()
+    assert len(rows) > 100
+    scores = verifier.scores([(gold, rf"\boxed{{{answer}}}") for gold, answer, _ in rows])
+    assert [(row, score) for row, score in zip(rows, scores, strict=True) if score != row[2]] == []
+
+
+numbers = st.one_of(
+    st.integers(-9999, 10**7).map(str),
+    st.tuples(st.integers(1, 99), st.integers(2, 99)).map(lambda f: rf"\frac{{{f[0]}}}{{{f[1]}}}"),
+    st.decimals(-999, 999, places=2).map(str),
+)
+words = st.sampled_from([r"\text{even}", r"\text{Monday}", "B", r"(C)", r"\text{neither}", "CD", "None"])
+golds = st.one_of(
+    numbers,
+    words,
+    numbers.map(lambda n: rf"{n}\%"),
+    numbers.map(lambda n: rf"{n}\text{{ inches}}"),
+    st.integers(2, 9**4).map(lambda n: f"{n}_{{10}}"),
+    st.lists(numbers, min_size=2, max_size=4).map(lambda ns: "(" + ",".join(ns) + ")"),
+    st.lists(numbers, min_size=2, max_size=4).map(", ".join),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(gold=golds, data=st.data())
+def test_a_perturbed_gold_never_scores(gold: str, data: st.DataObject) -> None:
+    verifier = _shared()
+    assert verifier.score(gold, rf"\boxed{{{gold}}}") == 1.0
+    for blank in (r"\boxed{}", r"\boxed{ }", r"\boxed{\text{}}", r"\boxed{\ }", rf"\boxed{{{gold}", ""):
+        assert verifier.score(gold, blank) == 0.0
+    digits = [place for place, letter in enumerate(gold) if letter in "123456789"]
+    changed = []
+    if digits:
+        place = data.draw(st.sampled_from(digits))
+        other = data.draw(st.sampled_from([d for d in "123456789" if d != gold[place]]))
+        changed.append(gold[:place] + other + gold[place + 1 :])
+        changed += [f"{gold} + 1", f"{gold}, 7", f"{gold} = 3"]
+    if "%" not in gold:
+        changed.append(rf"{gold}\%")
+    if gold[:1] in set("123456789"):
+        changed.append(f"-{gold}")
+    if "_" in gold:
+        changed += [gold.replace("_{10}", "_{9}"), gold.partition("_")[0]]
+    letters = [place for place, letter in enumerate(gold) if letter.isalpha() and "\\" not in gold]
+    if letters:
+        changed.append(gold.replace(gold[letters[0]], "Z"))
+    changed += [r"\text{other}", "Q"]
+    for wrong in changed:
+        if Counter(wrong) != Counter(gold) and not _equal_lists(gold, wrong):
+            assert verifier.score(gold, rf"\boxed{{{wrong}}}") == 0.0, wrong
+
+
+def _equal_lists(gold: str, wrong: str) -> bool:
+    """Fractions may be changed into equal ones, 1/1 into 2/2."""
+    fractions = [
+        [Fraction(int(a), int(b)) for a, b in re.findall(r"frac\{(-?\d+)\}\{(\d+)\}", each)] for each in (gold, wrong)
+    ]
+    rest = [re.sub(r"\\frac\{-?\d+\}\{\d+\}", "F", each) for each in (gold, wrong)]
+    return sorted(fractions[0]) == sorted(fractions[1]) and rest[0] == rest[1]
+
+
+@cache
+def _shared() -> MathVerifier:
+    return MathVerifier(workers=1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(ours=numbers, theirs=numbers)
+def test_the_fast_path_agrees_with_math_verify(ours: str, theirs: str) -> None:
+    fast = equal(ours, theirs, lambda gold, answer: None)
+    assert fast is not None
+    [slow] = _shared().pool.ask([(ours, theirs)])
+    assert float(fast) == slow
+
+
+PARTS = ("(", "[", "{", "\n", "9", " ", r"\boxed{", "<answer>", "answer is ", "answer: ", "#### ", "*", ",", r"\text{",
+         "1 ", "_", r"\frac", "$", "\x00", "\ufffd", "é")  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_long_texts_are_read_in_linear_time_and_wrong(verifier: MathVerifier, part: str) -> None:
+    text = part * (32_000 // len(part))
+    begun = time.process_time()
+    assert verifier.scores([("42", text), ("42", rf"\boxed{{{text}}}"), (text, "42"), ("42", text[:390])]) == [0.0] * 4
+    assert time.process_time() - begun < 5.0  # quadratic ones took minutes
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.text(max_size=60) | st.text("(){}[]\\,._^$%0123456789 abtexfrcup", max_size=60), gold=golds)
+def test_no_answer_raises(text: str, gold: str) -> None:
+    for answer in (text, rf"\boxed{{{text}}}"):
+        assert equal(gold, answer, lambda gold, answer: False) in (True, False)
+        assert equal(answer, gold, lambda gold, answer: False) in (True, False)
+        final_answer(answer)
