@@ -1,13 +1,15 @@
 """The miniature recipe under many seeds and other matrix kernels: does every run end, and do the aims hold?
 
     python -m benchmarks.soak rl --base runs/miniature/refine/model --seeds 50 --jobs 2 --folder soak
+    python -m benchmarks.soak hot --base runs/miniature/refine/model --seeds 50 --jobs 2 --folder soak
     python -m benchmarks.soak all --seeds 5 --jobs 1 --folder soak
     python -m benchmarks.soak table --folder soak --json docs/results/soak.json
 
-``rl`` runs the four reinforcement stages on one SFT checkpoint, ``all`` the recipe whole. Another seed samples other
-completions, and so does another kernel, which rounds otherwise: what one machine never samples another one does. A
-run that ended is not run again, one that was stopped goes on, so that the soak can be stopped at any moment. ``table``
-reads what is there.
+``rl`` runs the four reinforcement stages on one SFT checkpoint; ``hot`` does so in few steps at a temperature that
+makes most completions nonsense, each seed on one of the kernels in turn; ``all`` runs the recipe whole. Another seed
+samples other completions, and so does another kernel, which rounds otherwise: what one machine never samples another
+one does. A run that ended is not run again, one that was stopped goes on, so that the soak can be stopped at any
+moment. ``table`` reads what is there.
 """
 
 import argparse
@@ -53,6 +55,17 @@ def reinforcement(base: Path, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def hot(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The same stages in few steps, at a temperature of 2."""
+    for stage in recipe["stages"].values():
+        if "rollouts" in stage:
+            stage["rollouts"]["temperature"] = 2.0
+        stage |= {"rounds": 1, "tasks_per_round": 24, "held_out_tasks": 12} if stage["kind"] == "dpo" else {}
+        stage["train"] |= {"steps": 3} if stage["kind"] == "grpo" else {}
+    recipe["data"]["preferences"]["sources"] = {"miniature:preference": 200}
+    return recipe
+
+
 def run(folder: Path, recipe: Path, settings: list[str], kernel: str) -> dict[str, Any]:
     """One run to its end; the end of what it said where it failed."""
     outcome, begun = folder / "outcome.json", time.monotonic()
@@ -78,16 +91,18 @@ def run(folder: Path, recipe: Path, settings: list[str], kernel: str) -> dict[st
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[Path, Path, list[str], str]]:
-    """Folder, recipe, settings and kernel of each run, all kernels of a seed together."""
+    """Folder, recipe, settings and kernel of each run."""
     for seed in range(options.first, options.first + options.seeds):
-        for kernel in options.kernels:
+        turn = options.kernels[seed % len(options.kernels)]
+        for kernel in [turn] if options.what == "hot" else options.kernels:
             folder = options.folder.resolve() / options.what / f"{kernel}-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             if options.what == "all":
                 yield folder, RECIPE, ["--set", f"seed={seed}", "--set", "name=run"], kernel
             else:
                 recipe = folder / "recipe.yaml"
-                write_json(recipe, reinforcement(options.base, seed))  # JSON is YAML
+                stages = reinforcement(options.base, seed)
+                write_json(recipe, hot(stages) if options.what == "hot" else stages)  # JSON is YAML
                 yield folder, recipe, [], kernel
 
 
@@ -112,7 +127,7 @@ def counted(figures: Mapping[str, Any]) -> Counter[str]:
 def table(folder: Path) -> dict[str, Any]:
     """The flat figures of all runs in ``folder``; a table goes to the screen."""
     result: dict[str, Any] = {}
-    for what, prefix in (("rl", "soak"), ("all", "soak.whole")):
+    for what, prefix in (("rl", "soak"), ("hot", "soak.hot"), ("all", "soak.whole")):
         runs = list(found(folder, what))
         if not runs:
             continue
@@ -139,9 +154,9 @@ def table(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("rl", "all", "table"))
+    parser.add_argument("what", choices=("rl", "hot", "all", "table"))
     parser.add_argument("--folder", type=Path, default=Path("soak"))
-    parser.add_argument("--base", type=Path, help="rl: the SFT checkpoint")
+    parser.add_argument("--base", type=Path, help="rl, hot: the SFT checkpoint")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=["native-1", "avx2-2"])

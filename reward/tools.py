@@ -4,6 +4,7 @@
 "arguments": {...}}, ...]}`` names the expected calls; ``accepted`` in place of ``arguments`` lists the accepted values
 of each argument, where "" means that it may be left out (BFCL's possible answers); an object among them lists accepted
 values of its keys in the same way. No expected call means that none may be made, and that something must be said.
+``{"kind": "tools", "some_call": true}``: any call is right, as in BFCL's relevance rows.
 
 ``{"kind": "bfcl_multi_turn", "expected": [[...], ...]}``: the first request's reference calls, all in one answer and in
 their order (they change a world, so order counts). That is stricter than BFCL, which plays all turns in its simulators
@@ -24,8 +25,10 @@ def score_tools(sample: Sample) -> float:
     """1.0 for success or for matching calls in any order, else 0.0. Raises DataError for a task with neither."""
     if "success" in sample.task:
         return float(sample.task["success"] is True)
+    if sample.task.get("some_call"):
+        return float(bool(sample.answer.tool_calls))
     if "calls" not in sample.task:
-        raise DataError(f"a tools task has 'success' or 'calls', not {sorted(sample.task)}")
+        raise DataError(f"a tools task has 'success', 'calls' or 'some_call', not {sorted(sample.task)}")
     expected = sample.task["calls"]
     if not expected:
         return float(not sample.answer.tool_calls and bool(sample.answer.content.strip()))

@@ -89,7 +89,8 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     trainer.train_or_resume()
     engine.close()
     save_model(merge(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model")
-    return learning_figures(trainer.state.log_history, config) | {"dropped": dict(built.report.dropped)}
+    report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
+    return learning_figures(trainer.state.log_history, config) | report
 
 
 @dataclass

@@ -59,6 +59,7 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "dropped": dict(built.report.dropped),
+        "not_read": dict(built.report.not_read),
     }
 
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from data_recipes.adapters.parts import Raw, turn
+from data_recipes.adapters.parts import NotASample, Raw, turn
 from data_recipes.files import RowError
 
 
@@ -18,6 +18,8 @@ def gsm8k(raw: Raw) -> list[dict[str, Any]]:
 
 
 def _math(question: str, answer: str, reasoning: str | None = None, content: str | None = None) -> dict[str, Any]:
+    if not answer.strip():
+        raise NotASample("no answer to compare with")
     message = turn("assistant", content or f"The answer is \\boxed{{{answer}}}.")
     if reasoning is not None:
         message["reasoning_content"] = reasoning

@@ -78,6 +78,9 @@ def test_scores() -> None:
     def score(task: dict, content: str = "", made: tuple[ToolCall, ...] = ()) -> float:
         return score_tools(Sample((), Answer(content, tool_calls=made), {"kind": "tools", **task}))
 
+    assert score({"some_call": True}, made=calls(("f", {}))) == 1.0
+    assert score({"some_call": True}, "No tool fits.") == 0.0
+
     assert score({"success": True}) == 1.0
     assert score({"success": False, "calls": []}, "Hi") == 0.0
     assert score({"success": "yes"}) == 0.0
