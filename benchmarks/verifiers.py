@@ -1,25 +1,29 @@
 """Verifier throughput and leaks: IFEval checks a second on one core, math-verify answers a second and memory over time,
 reasoning-gym verdicts a second behind the walls and in process, programs a second.
 
-Run: ``python benchmarks/verifiers.py [--math-calls 100000] [--json FILE]``. Needs the mirrored IFEval prompts and chats
-(``--data-root`` or NANOALIGN_DATA).
+Run: ``python benchmarks/verifiers.py [--parts golds ...] [--math-calls 100000] [--json FILE]``; parts that are not run
+keep the figures that the file has. Needs the mirrored data (``--data-root`` or NANOALIGN_DATA).
 """
 
 import argparse
 import gzip
 import json
 import os
+import platform
 import random
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from common.files import write_json
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from data_recipes.generators import reasoning_gym_names
 from reward.base import Sample
 from reward.code import score_programs
@@ -30,6 +34,7 @@ from reward.verifier_pool import VerifierPool
 GROUP = 8
 """Answers to one question of mathematics."""
 BATCH = 512
+PARTS = ("ifeval", "math", "golds", "reasoning_gym", "programs")
 
 
 def answers(data_root: Path) -> list[str]:
@@ -131,11 +136,11 @@ def reasoning_gym_speed(workers: int, size: int = 10) -> dict[str, float]:
     for way, judge in ways.items():
         start = time.perf_counter()
         judge()
-        figures[f"reasoning_gym_calls_per_s{way}"] = len(questions) / (time.perf_counter() - start)
+        figures[f"verifiers.reasoning_gym_calls_per_s{way}"] = len(questions) / (time.perf_counter() - start)
     speeds = list(figures.values())
     return figures | {
-        "reasoning_gym_ratio_vs_in_process": speeds[0] / speeds[1],
-        "reasoning_gym_ratio_vs_in_process_kept": speeds[0] / speeds[2],
+        "verifiers.reasoning_gym_ratio_vs_in_process": speeds[0] / speeds[1],
+        "verifiers.reasoning_gym_ratio_vs_in_process_kept": speeds[0] / speeds[2],
     }
 
 
@@ -161,7 +166,44 @@ def program_speed(data_root: Path) -> dict[str, float]:
 
 
 def _sample(code: str, **task: object) -> Sample:
-    return Sample((Message("user", "?"),), Message("assistant", f"```python\n{code}\n```"), task)
+    return Sample((Message("user", "?"),), Answer(f"```python\n{code}\n```"), task)
+
+
+def mirrored_golds(data_root: Path) -> list[str]:
+    """The final answers of MATH (train), AIME and GSM8K as they are mirrored; two of MATH's are blank and left out."""
+    golds = [
+        str(row["answer"])
+        for name in ("math_train_answers.json", "aime_1983_2023.json")
+        for row in json.loads((data_root / "math" / name).read_text(encoding="utf-8"))
+    ]
+    for split in ("train", "test"):
+        with (data_root / "gsm8k" / f"{split}.jsonl").open(encoding="utf-8") as file:
+            golds += [json.loads(line)["answer"].rpartition("####")[2].strip() for line in file]
+    return [gold for gold in golds if gold.strip()]
+
+
+def plain_value(gold: str) -> Fraction | str:
+    """A number without its unit and separators, else letters and digits alone: a rule that owes nothing to the
+    verifier's, to tell false accepts from golds that are equal."""
+    bare = re.sub(r"\\text|\\\$|\^\\circ|[,{}() ]", "", re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\1/\2", gold))
+    return Fraction(bare) if re.fullmatch(r"-?\d+(\.\d+)?(/[1-9]\d*)?", bare) else bare
+
+
+def gold_verdicts(data_root: Path, workers: int, others: int = 20) -> dict[str, float]:
+    """Each gold against itself in a box, and each distinct one against ``others`` that are drawn from all."""
+    verifier, golds = MathVerifier(workers), mirrored_golds(data_root)
+    own = verifier.scores([(gold, rf"\boxed{{{gold}}}") for gold in golds])
+    distinct, draw = sorted(set(golds)), random.Random(0)
+    pairs = [(gold, other) for gold in distinct for other in draw.sample(distinct, others + 1) if other != gold]
+    scores = verifier.scores([(gold, rf"\boxed{{{other}}}") for gold, other in pairs])
+    accepted = [pair for pair, score in zip(pairs, scores, strict=True) if score]
+    false = [(gold, other) for gold, other in accepted if plain_value(gold) != plain_value(other)]
+    print("accepted, equal in value:", [pair for pair in accepted if pair not in false], "falsely:", false)
+    return {
+        "verifiers.math_golds": len(golds), "verifiers.math_gold_self": statistics.fmean(own),
+        "verifiers.math_gold_pairs": len(pairs), "verifiers.math_gold_equal": len(accepted) - len(false),
+        "verifiers.math_gold_cross": len(false),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -170,17 +212,26 @@ def main() -> None:
     parser.add_argument("--math-calls", type=int, default=100_000)
     parser.add_argument("--math-workers", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
-    load_before = os.getloadavg()[0]
-    figures: dict[str, Any] = instruction_speed(options.data_root, answers(options.data_root))
-    figures |= math_speed(options.math_calls, options.math_workers)
-    figures |= reasoning_gym_speed(options.math_workers)
-    figures |= program_speed(options.data_root)
-    figures |= {"load_before": load_before, "load_after": os.getloadavg()[0], "cpus": os.cpu_count()}
+    figures: dict[str, Any] = {}
+    if "ifeval" in options.parts:
+        figures |= instruction_speed(options.data_root, answers(options.data_root))
+    if "math" in options.parts:
+        figures |= math_speed(options.math_calls, options.math_workers)
+    if "golds" in options.parts:
+        figures |= gold_verdicts(options.data_root, options.math_workers)
+    if "reasoning_gym" in options.parts:
+        figures |= reasoning_gym_speed(options.math_workers)
+    if "programs" in options.parts:
+        figures |= program_speed(options.data_root)
     for name, value in figures.items():
         print(f"{name:36} {value:14,.1f}")
     if options.json:
-        write_json(options.json, {"command": "python benchmarks/verifiers.py", "figures": figures})
+        before = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {"figures": {}}
+        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
+        runs = before.get("runs", {}) | {part: {"command": " ".join(sys.argv), **machine} for part in options.parts}
+        write_json(options.json, before | {"runs": runs, "figures": before["figures"] | figures})
 
 
 if __name__ == "__main__":

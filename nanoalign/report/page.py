@@ -49,15 +49,15 @@ HEADLINES = (
         least=0.0001,
         digits=2,
     ),
-    Headline("budget.well_formed", "well-formed at tight budgets", "%", 100, "at least 99%", 0.99),
+    Headline("budget.well_formed", "well-formed at tight budgets", "%", 100, "at least 95%", 0.95),
     Headline(
         "budget.compensation_ratio", "compensation after over before stage 3", aim="at most 0.5", most=0.5, digits=2
     ),
-    Headline("no_think.obedience", "/no_think obeyed", "%", 100, "at least 99.5%", 0.995),
+    Headline("no_think.obedience", "/no_think obeyed", "%", 100, "at least 97%", 0.97),
     Headline("dpo.success_first", "tool tasks solved before DPO", "%", 100),
     Headline("dpo.success_last", "tool tasks solved after DPO", "%", 100),
     Headline(
-        "grpo.instruction_gain_points", "instructions followed, gain by GRPO", " points", aim="at least 10", least=10
+        "grpo.instruction_gain_points", "instructions followed, gain by GRPO", " points", aim="at least 5", least=5
     ),
     Headline("merge.on_pareto", "chosen merge on the Pareto front", aim="1", least=1, digits=0),
 )

@@ -74,6 +74,9 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError as error:
             raise ConfigError(f"rollouts.engine: vllm is not installed here ({error}); use `engine: hf`") from error
+        from budget_control.vllm_plugin import serve_float32_hybrids_on_cpus
+
+        serve_float32_hybrids_on_cpus()  # where nanoalign is not installed, vLLM does not find its plugin
         self.thinking = thinking
         self.on_gpu = torch.cuda.is_available()
         self.level, self.asleep, self.budgets = sleep, False, budgets

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, DataError
-from data_recipes.conversation import Message
+from data_recipes.conversation import Answer, Message
 from data_recipes.generators import reasoning_gym_names
 from reward import Sample, make_reward, verifier_pool
 from reward.verifier_pool import VerifierPool
@@ -202,7 +202,7 @@ def test_the_reward_gives_reasons_and_refuses_unknown_data_sets(entries: dict[st
 
     def sample(name: str, text: str) -> Sample:
         task = {"kind": "reasoning_gym", "dataset": name, "entry": entries.get(name, {})}
-        return Sample((Message("user", "?"),), Message("assistant", text), task)
+        return Sample((Message("user", "?"),), Answer(text), task)
 
     assert reward.score([sample("prime_factorization", text) for text in ("none", "", "\0")]) == [0.0] * 3
     with pytest.raises(DataError, match="no_such"):
@@ -210,7 +210,7 @@ def test_the_reward_gives_reasons_and_refuses_unknown_data_sets(entries: dict[st
     for entry, said in (({"answer": object()}, "no plain data"), (None, "whole entry")):
         task = {"kind": "reasoning_gym", "dataset": "gcd", "entry": entry}
         with pytest.raises(DataError, match=said):
-            reward.score([Sample((Message("user", "?"),), Message("assistant", "a"), task)])
+            reward.score([Sample((Message("user", "?"),), Answer("a"), task)])
 
 
 _LEAVES = (
