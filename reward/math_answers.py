@@ -23,14 +23,18 @@ OPEN = "open"
 
 _BASED = re.compile(r"(-?) ?([0-9A-Za-z]+) ?_ ?\{? ?(\d+|[a-z]+) ?\}?")
 _LETTER = re.compile(r"\(?([A-Z])\)?")
-_OPTION = re.compile(r"\(?([A-Z])\)?[.:]?|\(([A-Z])\)[.:]? (.*)|([A-Z])[.:)] (.*)", re.DOTALL)
+_OPTION = re.compile(
+    r"\(?([A-Z])\)?[.:]?|\(([A-Z])\)[.:]? ([0-9a-zA-Z\\$(\[{.-].*)|([A-Z])[.:)] ([0-9a-zA-Z\\$(\[{.-].*)", re.DOTALL
+)
 _LABEL = re.compile(r"\(([A-Z])\) ?(?=.)")
 _HEDGE = re.compile(r"(?<![a-zA-Z\\])[A-Z](?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and|not|no)(?![a-zA-Z])")
 _VARIABLE = re.compile(r"((?:[a-zA-Z]|[A-Z]{2})(?:_\{?\w+\}?)?(?: ?\( ?[a-zA-Z] ?\))?) ?(?:=|\\in(?![a-zA-Z])) ?")
 _RELATION = re.compile(r"[<>=≈≡∼≃]|\\(?:approx|neq?|leq?|geq?|lt|gt|sim|simeq|equiv|cong|in)(?![a-zA-Z])")
 _ALMOST = re.compile(r"(?:\\approx|≈) ?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_FUNCTIONS = re.compile(r"(?<![a-zA-Z])(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|gcd|lcm|pi)(?![a-zA-Z])")
+_FUNCTIONS = re.compile(
+    r"(?<![a-zA-Z])(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|gcd|lcm|pi)(?![a-zA-Z])"
+)
 _WORDS = re.compile(r"[a-zA-Z]*[aeiouAEIOU][a-zA-Z]*[a-zA-Z]{2}|[a-zA-Z]{2}[aeiouAEIOU]|[a-zA-Z]{4,}|[A-Z]{2}|[%$:]|[^\x00-\x7f]|(?<![a-zA-Z])[Nn]o(?![a-zA-Z])")  # fmt: skip
 _JOINED = re.compile(r" ?, ?(?:and|or) | (?:and|or) ")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -42,7 +46,7 @@ def equal(gold: str, answer: str, ask: Ask) -> bool | None:
     if max(len(gold), len(answer)) > LONGEST:
         return False
     try:
-        return _equal(_without_almost(read(gold)), read(answer), ask)
+        return _equal(read(gold), read(answer), ask)
     except RecursionError:  # hundreds of brackets in brackets
         return False
 
@@ -52,7 +56,7 @@ def _equal(gold: Text, answer: Text, ask: Ask) -> bool | None:
         return False
     if squeezed(gold.text) == squeezed(answer.text):
         return True
-    gold, answer = _without_variable(gold, answer)
+    gold, answer = _without_variable(_without_almost(gold), answer)
     for compare in (_options, _bases, _chains, _lists, _relations, _numbers, _measures):
         decided = compare(gold, answer, ask)
         if decided != OPEN:
@@ -63,7 +67,7 @@ def _equal(gold: Text, answer: Text, ask: Ask) -> bool | None:
 
 
 def _without_almost(gold: Text) -> Text:
-    """A rounded gold answer asks for the rounded number."""
+    """A gold answer that says of itself that it is rounded asks for the rounded number."""
     found = _ALMOST.match(gold.text)
     return Text(bare(gold.text[found.end() :]), gold.worded) if found else gold
 

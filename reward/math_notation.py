@@ -199,6 +199,8 @@ def _unit(text: str, spaced: bool, worded: bool) -> str | None:
     words = [UNITS.get(word) or UNITS.get(_singular(word)) or _singular(word) for word in name.split()]
     power = power.strip("{}")
     if len(words) > 1 and words[0] in ("square", "sq", "cubic", "cu"):
+        if power:
+            return None
         power, words = ("2" if words[0].startswith("s") else "3"), words[1:]
     if not words or len(words) > 4 or _VALUES & {*words, *name.split()}:
         return None

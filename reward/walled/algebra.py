@@ -58,7 +58,9 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "arcsin": mpmath.asin, "arccos": mpmath.acos, "arctan": mpmath.atan, "sinh": mpmath.sinh, "cosh": mpmath.cosh,
     "tanh": mpmath.tanh, "ln": mpmath.log, "exp": mpmath.exp, "log": mpmath.log,
 }  # fmt: skip
-COMMANDS = {f"\\{name}" for name in (*_LETTERS, *_FUNCTIONS, "pi", "circ", "frac", "sqrt", "binom", "cdot", "times", "div")}
+COMMANDS = {
+    f"\\{name}" for name in (*_LETTERS, *_FUNCTIONS, "pi", "circ", "frac", "sqrt", "binom", "cdot", "times", "div")
+}
 """Commands that are known here."""
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _NAMES = re.compile(rf"(?<![a-zA-Z\\])(?:{'|'.join([*_FUNCTIONS, 'sqrt', 'pi'])})(?![a-zA-Z])")
@@ -102,7 +104,11 @@ def _same_relation(links: list["_Parsed"], orders: list[str], others: list["_Par
         ratios.append(operator.truediv(*_alike(a, b)))
     moving = any(not _close(a, pairs[0][0], pairs[0][2]) for a, _, _ in pairs)  # else it says nothing, as 0 = 1
     scale = ratios[0] if ratios else 0
-    if not moving or any(not _close(ratio, scale, abs(_digits(scale))) for ratio in ratios) or mpmath.im(_digits(scale)) != 0:
+    if (
+        not moving
+        or any(not _close(ratio, scale, abs(_digits(scale))) for ratio in ratios)
+        or mpmath.im(_digits(scale)) != 0
+    ):
         return False
     return sign == 0 or (mpmath.re(_digits(scale)) > 0) == (sign == other_sign)
 
@@ -161,11 +167,11 @@ def _relation(text: str) -> tuple[list[_Parsed], list[str]]:
 
 
 def _parsed(text: str) -> _Parsed:
-    names: dict[str, str] = {}
+    names: dict[str, int] = {}
 
     def called(found: re.Match[str]) -> str:
-        names.setdefault(found[0].replace(" ", ""), f"f_{{{10**6 + len(names)}}}")
-        return names[found[0].replace(" ", "")]
+        number = names.setdefault(found[0].replace(" ", ""), 10**6 + len(names))
+        return f"f_{{{number}}}"
 
     text = _NAMES.sub(lambda m: f"\\{m[0]} ", text)
     text = _CALLED.sub(called, text)  # f(3) is a value of its own, no product
@@ -173,7 +179,7 @@ def _parsed(text: str) -> _Parsed:
     node = parser.sum()
     if parser.place < len(parser.tokens):
         raise Unreadable
-    back = {parsed: name for name, parsed in names.items()}
+    back = {f"f_{number}": name for name, number in names.items()}
 
     def renamed(values: Values) -> Any:
         return node(values | {name: values[back[name]] for name in parser.letters if name in back})
@@ -194,7 +200,9 @@ def _tokens(text: str) -> list[str]:
             if "." not in found["number"]:
                 raise Unreadable
             nines = (10 ** len(found["repeating"]) - 1) * 10 ** len(digits)
-            tokens.append(f"={Fraction(whole + digits or '0') / 10 ** len(digits) + Fraction(int(found['repeating']), nines)}")
+            tokens.append(
+                f"={Fraction(whole + digits or '0') / 10 ** len(digits) + Fraction(int(found['repeating']), nines)}"
+            )
         else:
             tokens.append(found[0].strip())
         place = found.end()
@@ -430,7 +438,11 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
 def _checked(value: Any) -> Any:
     """Long fractions go on as digits; what is too large, or no number, has no value."""
     if isinstance(value, Fraction):
-        return _digits(value) if max(value.numerator.bit_length(), value.denominator.bit_length()) > LARGEST_BITS else value
+        return (
+            _digits(value)
+            if max(value.numerator.bit_length(), value.denominator.bit_length()) > LARGEST_BITS
+            else value
+        )
     if not mpmath.isfinite(value) or (value != 0 and abs(mpmath.mag(value)) > 10 * LARGEST_BITS):
         raise NoValue
     return value
@@ -451,7 +463,13 @@ def _power(a: Any, b: Any) -> Any:
 def _root(a: Any, degree: Any) -> Any:
     if degree == 0:
         raise NoValue
-    if isinstance(a, Fraction) and isinstance(degree, Fraction) and a < 0 and degree.denominator == 1 and degree % 2 == 1:
+    if (
+        isinstance(a, Fraction)
+        and isinstance(degree, Fraction)
+        and a < 0
+        and degree.denominator == 1
+        and degree % 2 == 1
+    ):
         return -_power(-a, 1 / degree)  # the real root
     return _power(a, 1 / degree)
 
