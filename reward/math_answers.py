@@ -35,7 +35,9 @@ _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _FUNCTIONS = re.compile(
     r"(?<![a-zA-Z])(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|gcd|lcm|pi)(?![a-zA-Z])"
 )
-_WORDS = re.compile(r"[a-zA-Z]*[aeiouAEIOU][a-zA-Z]*[a-zA-Z]{2}|[a-zA-Z]{2}[aeiouAEIOU]|[a-zA-Z]{4,}|[A-Z]{2}|[%$:]|[^\x00-\x7f]|(?<![a-zA-Z])[Nn]o(?![a-zA-Z])")  # fmt: skip
+_WORDS = re.compile(
+    r"(?=[a-zA-Z]{3})[a-zA-Z]*[aeiouAEIOU]|[a-zA-Z]{4}|[A-Z]{2}|(?<![a-zA-Z])[Nn]o(?![a-zA-Z])|[%$:]|[^\x00-\x7f]"
+)
 _JOINED = re.compile(r" ?, ?(?:and|or) | (?:and|or) ")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "twelve": 12, "sixteen": 16}  # fmt: skip
@@ -87,7 +89,7 @@ def _without_variable(gold: Text, answer: Text) -> tuple[Text, Text]:
 
 
 def _options(gold: Text, answer: Text, ask: Ask) -> Verdict:
-    """Letters of multiple choice: ``C``, ``(C)``, ``(C) 5``, where no other letter is named. ``(C) 5`` answers 5, too."""
+    """Letters of multiple choice: ``C``, ``(C)``, ``(C) 5``, where no other is named. ``(C) 5`` answers 5, too."""
     if letter := _LETTER.fullmatch(gold.text):
         given = _OPTION.fullmatch(answer.text)
         if not given or _HEDGE.search(given[3] or given[5] or ""):

@@ -33,7 +33,9 @@ _QUANTITY = re.compile(
     r"(?:[eE](?P<e>[-+]?\d+)| ?(?:\*|\\times|\\cdot) ?10 ?\^ ?(?:(?P<digit>\d)|\{ ?(?P<power>[-+]?\d+) ?\}))?)",
     re.ASCII,
 )
-_COUNTS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_COUNTS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+]  # fmt: skip
 _MEASURED = re.compile(
     r"(?P<rest>.*[\d})\]!]|.*\\pi)(?P<space> ?)"
     r"(?P<unit>%|\^ ?(?:\\circ|\{ ?\\circ ?\})|[a-zA-Z][a-zA-Z. /]*(?:\^ ?\{? ?[23] ?\}?)?)"
@@ -49,7 +51,8 @@ UNITS = {
 """Spellings of a unit, without the plural's s."""
 _SHORT = {
     *UNITS.values(), "mg", "ml", "oz", "kph", "mpg", "day", "way", "bit", "cup", "pie", "pen", "egg", "dog", "cat",
-    "cow", "hen", "pig", "bus", "car", "box", "bag", "boy", "man", "men", "kid", "fan", "toy", "hat", "per", "of", "the",
+    "cow", "hen", "pig", "bus", "car", "box", "bag", "boy", "man", "men", "kid", "fan", "toy", "hat", "per", "of",
+    "the",
 }  # fmt: skip
 """Words of up to three letters in a unit: others may be a product of letters."""
 _TOUCHING = {"cm", "mm", "km", "kg", "ft", "mph", "min"}
@@ -145,7 +148,7 @@ def without_thousands(text: str) -> str:
 
 
 def quantity(text: str) -> Fraction | None:
-    """The value of a number that is written out: whole, decimal, fraction, mixed, scientific, or a word up to twelve."""
+    """The value of a written number: whole, decimal, fraction, mixed, scientific, or a word up to twelve."""
     if text.casefold() in _COUNTS:
         return Fraction(_COUNTS.index(text.casefold()))
     found = _QUANTITY.fullmatch(text)
@@ -183,10 +186,10 @@ def measured(text: Text) -> tuple[str, str]:
     found = _MEASURED.fullmatch(text.text)
     if not found:
         return text.text, ""
-    rest, unit = found["rest"].strip(), _unit(found["unit"], bool(found["space"]), text.worded)
-    if not unit or (unit in ("%", r"^\circ") and quantity(rest) is None):
+    rest, known = found["rest"].strip(), _unit(found["unit"], bool(found["space"]), text.worded)
+    if not known or (known in ("%", r"^\circ") and quantity(rest) is None):
         return text.text, ""
-    return rest, unit
+    return rest, known
 
 
 def _unit(text: str, spaced: bool, worded: bool) -> str | None:

@@ -43,8 +43,11 @@ _TOKEN = re.compile(
     r"|(?P<command>\\[a-zA-Z]+)|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^_(){}\[\]|!]))"
 )
 _RELATIONS = re.compile(r"\\(?:leq?|geq?|neq?|lt|gt)(?![a-zA-Z])|[<>=]")
-_ORDER = {"<": (r"<", 1), ">": (r"<", -1), r"\lt": ("<", 1), r"\gt": ("<", -1), r"\leq": (r"\leq", 1), r"\le": (r"\leq", 1),
-          r"\geq": (r"\leq", -1), r"\ge": (r"\leq", -1), "=": ("=", 0), r"\neq": (r"\neq", 0), r"\ne": (r"\neq", 0)}  # fmt: skip
+_ORDER = {
+    "<": ("<", 1), r"\lt": ("<", 1), ">": ("<", -1), r"\gt": ("<", -1), r"\leq": (r"\leq", 1), r"\le": (r"\leq", 1),
+    r"\geq": (r"\leq", -1), r"\ge": (r"\leq", -1), "=": ("=", 0), r"\neq": (r"\neq", 0), r"\ne": (r"\neq", 0),
+}  # fmt: skip
+"""The kind of a relation, and which way it points."""
 _LETTERS = {
     "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu", "nu",
     "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Phi",

@@ -55,8 +55,10 @@ _TEMPLATES = {("sympy.polys.monomials", "_build"), ("collections", "namedtuple")
 """Functions that run code made from a template and a number or a class, not from a text."""
 _STAR = compile("from sympy import *", "<string>", "exec")  # what SymPy's parser runs at each call
 
-BEYOND = {rf"\{name}" for name in ("int", "sum", "prod", "lim", "to", "min", "max", "gcd", "lcm", "det", "lfloor", "rfloor",
-                                   "lceil", "rceil", "pmod", "mod", "begin", "end")}  # fmt: skip
+BEYOND = {rf"\{name}" for name in (
+    "int", "sum", "prod", "lim", "to", "min", "max", "gcd", "lcm", "det", "lfloor", "rfloor", "lceil", "rceil", "pmod",
+    "mod", "begin", "end",
+)}  # fmt: skip
 """Commands that are left to math-verify."""
 
 
@@ -97,8 +99,8 @@ def _known(name: str) -> bool:
 
 def mathematics() -> Callable[[Any], float]:
     """Questions ``[gold, answer]``; 1.0 where they are the same algebra: by algebra.py, and by math-verify where that
-    does not know the notation. math-verify's readings are taken only where it left nothing out: its parser drops what it
-    does not know, down to the last number of a text."""
+    does not know the notation. math-verify's readings are taken only where it left nothing out: its parser drops what
+    it does not know, down to the last number of a text."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     @lru_cache(maxsize=512)

@@ -38,7 +38,8 @@ TABLE = (
     ("x+y+z=0", ("2x+2y+2z=0", "x+y=-z", "0=-x-y-z"), ("x+y=z", "x+y+z=1", "x+y+z", "0=1", r"x+y+z\leq 0")),
     ("x+1=x", (), ("0=1", "x=x")),
     (r"s^2\leq 8r^2", (r"8r^2\geq s^2", r"2s^2\leq 16r^2"), (r"s^2\geq 8r^2", "s^2<8r^2", r"-s^2\leq -8r^2")),
-    (r"-80\leq g(x)\leq 82", (r"82\geq g(x)\geq -80",), (r"-80\leq g(x)\leq 83", r"-80\leq g(x)<82", r"-80\leq g(n)\leq 82")),
+    (r"-80\leq g(x)\leq 82", (r"82\geq g(x)\geq -80",),
+     (r"-80\leq g(x)\leq 83", r"-80\leq g(x)<82", r"-80\leq g(n)\leq 82")),
 )  # fmt: skip
 
 
@@ -76,15 +77,16 @@ def test_products_equal_their_expansion_and_nothing_else(
 
 
 _EXPRESSIONS = (
-    r"\frac{2\sqrt{3}}{3}", r"\frac{2}{\sqrt{3}}", r"2\sqrt{3}-1", r"\sqrt{12}-1", r"x^2-1", r"(x-1)(x+1)", r"3+4i", r"4i+3",
-    r"\frac{\pi}{6}", r"\pi/6", r"x^2+y^2", r"(x+y)^2-2xy", r"-\frac{7}{23}", r"\frac{-7}{23}", r"2^{10}", "1024", r"x^2",
-    r"\sqrt{3}", r"\frac{1+\sqrt{5}}{2}", r"\frac{\sqrt5+1}{2}", "5-3i", "x+y", r"\frac{x+5}{6}", r"\frac{x}{6}+\frac56",
+    r"\frac{2\sqrt{3}}{3}", r"\frac{2}{\sqrt{3}}", r"2\sqrt{3}-1", r"\sqrt{12}-1", r"x^2-1", r"(x-1)(x+1)", "3+4i",
+    r"\frac{\pi}{6}", r"\pi/6", r"x^2+y^2", r"(x+y)^2-2xy", r"-\frac{7}{23}", r"\frac{-7}{23}", "4i+3", "2^{10}",
+    r"\sqrt{3}", r"\frac{1+\sqrt{5}}{2}", r"\frac{\sqrt5+1}{2}", "5-3i", "x+y", r"\frac{x+5}{6}",
+    r"\frac{x}{6}+\frac56", "x^2", "1024",
 )  # fmt: skip
 
 
 def test_it_agrees_with_math_verify() -> None:
-    """Where that is right: it takes for equal what agrees to six digits or is smaller than 1e-15, and reads ``2ab`` as 2,
-    ``6h`` as 6, ``A`` as ``a``."""
+    """Where that is right: it takes for equal what agrees to six digits or is smaller than 1e-15, and reads ``2ab`` as
+    2, ``6h`` as 6, ``A`` as ``a``."""
     from math_verify import parse, verify
 
     parsed = {text: parse(f"${text}$", parsing_timeout=None) for text in _EXPRESSIONS}
@@ -104,8 +106,9 @@ def test_no_text_raises(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["9^{9^{9^{9}}}", "(x+1)^{100000}", "1000!!", "x!", r"\sin(10^{10^{10}})", "(" * 390, "{" * 390, r"\frac" * 70, "1/0",
-     "x/(x-x)", "9" * 390 + "^" + "9" * 5, r"\sqrt[0]{2}", r"\ln 0", "0^0", "2^{x^{x^{99}}}", "|" * 390, "-" * 390, "9!^9!^9!"],
+    ["9^{9^{9^{9}}}", "(x+1)^{100000}", "1000!!", "x!", r"\sin(10^{10^{10}})", "(" * 390, "{" * 390, r"\frac" * 70,
+     "1/0", "x/(x-x)", "9" * 390 + "^99999", r"\sqrt[0]{2}", r"\ln 0", "0^0", "2^{x^{x^{99}}}", "|" * 390,
+     "-" * 390, "9!^9!^9!"],
 )  # fmt: skip
 def test_hostile_texts_equal_nothing(text: str) -> None:
     assert same("x+1", text) is False
