@@ -185,7 +185,8 @@ def mirrored_golds(data_root: Path) -> list[str]:
 def plain_value(gold: str) -> Fraction | str:
     """A number without its unit and separators, else letters and digits alone: a rule that owes nothing to the
     verifier's, to tell false accepts from golds that are equal."""
-    bare = re.sub(r"\\text|\\\$|\^\\circ|[,{}() ]", "", re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\1/\2", gold))
+    fractions = re.sub(r"\\[dt]?frac *(?:\{(\d+)\}|(\d)) *(?:\{(\d+)\}|(\d))", r"\1\2/\3\4", gold)
+    bare = re.sub(r"\\text|\\\$|\^\\circ|[,{}() ]", "", fractions)
     return Fraction(bare) if re.fullmatch(r"-?\d+(\.\d+)?(/[1-9]\d*)?", bare) else bare
 
 

@@ -1,64 +1,46 @@
 """When two final answers of mathematics are the same: numbers, lists, words and units here, exactly; algebra by others.
 
-The conventions are on docs/verifiers.md, whose table is this module's test. Nothing that carries meaning is removed
-before answers are compared: only white space, LaTeX's spacing and sizes, and the wrappers of words.
+The conventions are on docs/verifiers.md, whose table is this module's test.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 from reward.matching import perfect_matching
+from reward.math_notation import Text, bare, closing, measured, quantity, read, split, squeezed, without_thousands
 
 LONGEST = 400
 """Characters: a longer answer is no answer."""
 MOST = 32
 """Elements of a list."""
-LARGEST_EXPONENT = 400
 
 Ask = Callable[[str, str], bool | None]
 """Whether algebra makes (gold, answer) equal; None: not known yet."""
+Verdict = bool | str | None
+"""As :func:`equal` gives, or ``OPEN``: another rule decides."""
+OPEN = "open"
 
-_SPELLINGS = (
-    *((letter, plain) for letter, plain in zip("−–×⋅·∅∞％°≤≥≠", ("-", "-", "*", "*", "*", r"\emptyset", r"\infty", "%",
-                                                                r"^\circ", r"\leq", r"\geq", r"\neq"))),
-    (r"\varnothing", r"\emptyset"), (r"\%", "%"), ("{,}", ","), (r"\le ", r"\leq "), (r"\ge ", r"\geq "),
-)  # fmt: skip
-_NO_SPACE = re.compile(r"\\!|\\(?:left|right|displaystyle|limits|big|Big|bigg|Bigg)(?![a-zA-Z])")
-_SPACE = re.compile(r"\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s+")
-_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SHORT_FRACTION = re.compile(r"\\frac ?(\{[^{}]*\}|\d|[a-zA-Z]) ?(\{[^{}]*\}|\d|[a-zA-Z])")
-_WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|mathrm|mathbf|mathit|operatorname) ?\{([^{}]*)\}")
-
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)"
-_FRAC = r"\\frac\{ ?(-? ?\d+) ?\}\{ ?(-? ?\d+) ?\}"
-_QUANTITY = re.compile(
-    rf"(?P<sign>[-+]?) ?(?P<currency>(?:\\?\$)?) ?(?:"
-    rf"(?:(?P<whole>\d+) ?)?{_FRAC}"
-    rf"|(?P<mixed>\d+) (?P<over>\d+) ?/ ?(?P<under>\d+)"
-    rf"|(?P<plain>{_PLAIN})(?: ?/ ?(?P<divisor>{_PLAIN}))?"
-    rf"(?:[eE](?P<e>[-+]?\d+)| ?(?:\*|\\times|\\cdot) ?10 ?\^ ?\{{? ?(?P<power>[-+]?\d+) ?\}}?)?"
-    rf") ?(?P<unit>.*)"
-)
 _BASED = re.compile(r"(-?) ?([0-9A-Za-z]+) ?_ ?\{? ?(\d+|[a-z]+) ?\}?")
-_UNIT = re.compile(r"[a-zA-Z$][a-zA-Z. /*]*(?: ?\^ ?\{?[23]\}?)?")
-_OPTION = re.compile(r"\(?([A-Z])\)?[.:]?|\(([A-Z])\) .*|([A-Z])[.:)] .*", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Z])\)?")
-_VARIABLE = re.compile(r"([a-zA-Z](?:_\{?\w+\}?)?(?: ?\( ?[a-zA-Z] ?\))?) ?= ?")
-_RELATION = re.compile(r"[<>=≈≡∼≃]|\\(?:approx|neq?|leq?|geq?|lt|gt|sim|simeq|equiv|cong)(?![a-zA-Z])")
+_OPTION = re.compile(
+    r"\(?([A-Z])\)?[.:]?|\(([A-Z])\)[.:]? ([0-9a-zA-Z\\$(\[{.-].*)|([A-Z])[.:)] ([0-9a-zA-Z\\$(\[{.-].*)", re.DOTALL
+)
+_LABEL = re.compile(r"\(([A-Z])\) ?(?=.)")
+_HEDGE = re.compile(r"(?<![a-zA-Z\\])[A-Z](?![a-zA-Z])|(?<![a-zA-Z\\])(?:or|and|not|no)(?![a-zA-Z])")
+_VARIABLE = re.compile(r"((?:[a-zA-Z]|[A-Z]{2})(?:_\{?\w+\}?)?(?: ?\( ?[a-zA-Z] ?\))?) ?(?:=|\\in(?![a-zA-Z])) ?")
+_RELATION = re.compile(r"[<>=≈≡∼≃]|\\(?:approx|neq?|leq?|geq?|lt|gt|sim|simeq|equiv|cong|in)(?![a-zA-Z])")
+_ALMOST = re.compile(r"(?:\\approx|≈) ?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_FUNCTIONS = re.compile(r"sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|gcd|lcm|pi")
+_FUNCTIONS = re.compile(
+    r"(?<![a-zA-Z])(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|gcd|lcm|pi)(?![a-zA-Z])"
+)
+_WORDS = re.compile(
+    r"(?=[a-zA-Z]{3})[a-zA-Z]*[aeiouAEIOU]|[a-zA-Z]{4}|[A-Z]{2}|(?<![a-zA-Z])[Nn]o(?![a-zA-Z])|[%$:]|[^\x00-\x7f]"
+)
 _JOINED = re.compile(r" ?, ?(?:and|or) | (?:and|or) ")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
           "twelve": 12, "sixteen": 16}  # fmt: skip
-_OPEN, _CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
-_NOT_UNITS = {"or", "and", "not", "is", "to", "no", "than", "if", "but"}
-_UNITS = {
-    "degree": r"^\circ", "deg": r"^\circ", "percent": "%", "minute": "min", "hour": "h", "hr": "h", "second": "s",
-    "sec": "s", "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "kilometer": "km", "inch": "in",
-    "inche": "in", "foot": "ft", "feet": "ft", "dollar": "$", "usd": "$", "mile per hour": "mph",
-}  # fmt: skip
 
 
 def equal(gold: str, answer: str, ask: Ask) -> bool | None:
@@ -66,75 +48,33 @@ def equal(gold: str, answer: str, ask: Ask) -> bool | None:
     if max(len(gold), len(answer)) > LONGEST:
         return False
     try:
-        return _equal(_read(gold), _read(answer), ask)
+        return _equal(read(gold), read(answer), ask)
     except RecursionError:  # hundreds of brackets in brackets
         return False
 
 
-@dataclass(frozen=True)
-class _Text:
-    """An answer in one spelling; ``worded`` where a part of it was wrapped as words, which is no algebra."""
-
-    text: str
-    worded: bool = False
-
-
-def _read(text: str) -> _Text:
-    for spelling, plain in _SPELLINGS:
-        text = text.replace(spelling, plain)
-    text = _SPACE.sub(" ", _NO_SPACE.sub("", text.replace(r"\\", r"\cr ")))
-    text = _FRACTION.sub(lambda _: r"\frac", text)
-    text = _SHORT_FRACTION.sub(lambda m: rf"\frac{{{m[1].strip('{}')}}}{{{m[2].strip('{}')}}}", text)
-    text, worded = _WRAPPED.subn(r"\1", text)
-    text = re.sub(r"(?<!\\)\$", "", text) if text.count("$") != 1 else text  # one alone is a price
-    return _Text(_bare(re.sub(r" +", " ", text)), worded > 0)
-
-
-def _bare(text: str) -> str:
-    """Without white space and full stops at its ends, and without braces around all of it."""
-    text = text.strip().rstrip(".,;").strip()
-    while text.startswith("{") and _closing(text, 0) == len(text) - 1:
-        text = text[1:-1].strip()
-    return text
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the bracket at ``start`` is closed, by a bracket of any kind; -1 where it is not."""
-    depth = 0
-    for place in range(start, len(text)):
-        if text[place] in _OPEN:
-            depth += 1
-        elif text[place] in _CLOSE:
-            depth -= 1
-            if depth == 0:
-                return place
-    return -1
-
-
-def _equal(gold: _Text, answer: _Text, ask: Ask) -> bool | None:
+def _equal(gold: Text, answer: Text, ask: Ask) -> bool | None:
     if not gold.text or not answer.text:
         return False
-    if gold.text.replace(" ", "") == answer.text.replace(" ", "") and not _glued(gold.text, answer.text):
+    if squeezed(gold.text) == squeezed(answer.text):
         return True
-    gold, answer = _without_variable(gold, answer)
-    if bool(_RELATION.search(gold.text)) != bool(_RELATION.search(answer.text)):
-        return False
-    for compare in (_options, _numbers, _bases, _lists):
+    gold, answer = _without_variable(_without_almost(gold), answer)
+    for compare in (_options, _bases, _chains, _lists, _relations, _numbers, _measures):
         decided = compare(gold, answer, ask)
-        if decided != "undecided":
+        if decided != OPEN:
             return decided  # type: ignore[return-value]
     if _is_words(gold) or _is_words(answer):
         return _words(gold.text) == _words(answer.text) != ""
-    return ask(gold.text, answer.text)
+    return ask(without_thousands(gold.text), without_thousands(answer.text))
 
 
-def _glued(gold: str, answer: str) -> bool:
-    """Spaces between digits or words are more than spelling: ``1 1/2`` is not ``11/2``."""
-    spaced = r"(?<=[0-9a-zA-Z]) (?=[0-9a-zA-Z])"
-    return bool(re.search(spaced, gold)) != bool(re.search(spaced, answer)) and gold != answer
+def _without_almost(gold: Text) -> Text:
+    """A gold answer that says of itself that it is rounded asks for the rounded number."""
+    found = _ALMOST.match(gold.text)
+    return Text(bare(gold.text[found.end() :]), gold.worded) if found else gold
 
 
-def _without_variable(gold: _Text, answer: _Text) -> tuple[_Text, _Text]:
+def _without_variable(gold: Text, answer: Text) -> tuple[Text, Text]:
     """``x = 5`` answers ``5``, and ``5`` answers ``x = 5``; nothing is removed where both name a variable, unless it is
     the same."""
     ours, theirs = (_VARIABLE.match(each.text) for each in (gold, answer))
@@ -142,175 +82,151 @@ def _without_variable(gold: _Text, answer: _Text) -> tuple[_Text, _Text]:
     if all(lone) and ours and theirs and ours[1] != theirs[1]:
         return gold, answer
     if lone[0] and ours and (lone[1] or not _RELATION.search(answer.text)):
-        gold = _Text(_bare(gold.text[ours.end() :]), gold.worded)
+        gold = Text(bare(gold.text[ours.end() :]), gold.worded)
     if lone[1] and theirs and not _RELATION.search(gold.text):
-        answer = _Text(_bare(answer.text[theirs.end() :]), answer.worded)
+        answer = Text(bare(answer.text[theirs.end() :]), answer.worded)
     return gold, answer
 
 
-def _options(gold: _Text, answer: _Text, ask: Ask) -> bool | str | None:
-    """Letters of multiple choice: ``C``, ``(C)``, ``(C) 5``."""
-    if not (letter := _LETTER.fullmatch(gold.text)):
-        return "undecided"
-    given = _OPTION.fullmatch(answer.text)
-    return bool(given) and letter[1] == (given[1] or given[2] or given[3])  # type: ignore[index]
+def _options(gold: Text, answer: Text, ask: Ask) -> Verdict:
+    """Letters of multiple choice: ``C``, ``(C)``, ``(C) 5``, where no other is named. ``(C) 5`` answers 5, too."""
+    if letter := _LETTER.fullmatch(gold.text):
+        given = _OPTION.fullmatch(answer.text)
+        if not given or _HEDGE.search(given[3] or given[5] or ""):
+            return False
+        return letter[1] == (given[1] or given[2] or given[4])
+    if (label := _LABEL.match(answer.text)) and not _LABEL.match(gold.text):
+        return _equal(gold, Text(bare(answer.text[label.end() :]), answer.worded), ask)
+    return OPEN
 
 
-@dataclass(frozen=True)
-class _Quantity:
-    value: Fraction
-    unit: str
-
-
-def _quantity(text: str) -> _Quantity | None:
-    found = _QUANTITY.fullmatch(text)
-    if not found:
-        return None
-    unit = _unit(found["unit"])
-    if unit is None:
-        return None
-    over, under = found.group(4), found.group(5)
-    exponent = int(found["e"] or found["power"] or 0) if len(found["e"] or found["power"] or "") < 6 else 10**6
-    if abs(exponent) > LARGEST_EXPONENT:
-        return None
-    if over is not None:
-        below = int(under.replace(" ", ""))
-        above = int(over.replace(" ", ""))
-        if below == 0 or (found["whole"] and (above < 0 or below < 0)):
-            return None
-        value = int(found["whole"] or 0) + Fraction(above, below)
-    elif found["mixed"]:
-        if int(found["under"]) == 0:
-            return None
-        value = int(found["mixed"]) + Fraction(int(found["over"]), int(found["under"]))
-    else:
-        value = Fraction(found["plain"].replace(",", "").rstrip(".") or "0")
-        divisor = Fraction((found["divisor"] or "1").replace(",", "").rstrip(".") or "0")
-        if divisor == 0:
-            return None
-        value = value / divisor * Fraction(10) ** exponent
-    if found["currency"]:
-        unit = unit or "$"
-    return _Quantity(-value if found["sign"] == "-" else value, unit)
-
-
-def _unit(text: str) -> str | None:
-    """The unit's one spelling, "" for none; None where the text is no unit."""
-    text = text.strip()
-    if text in ("", "%"):
-        return text
-    if re.fullmatch(r"\^ ?\{? ?\\circ ?\}?", text):
-        return r"^\circ"
-    if not _UNIT.fullmatch(text) or (len(text) == 1 and text != "$"):
-        return None
-    words = text.casefold().replace(".", "").split()
-    if _NOT_UNITS & set(words):
-        return None
-    name = " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
-    return _UNITS.get(name, name)
-
-
-def _numbers(gold: _Text, answer: _Text, ask: Ask) -> bool | str | None:
-    """Exact values. A unit may be left out, or added, on one side; a percent sign may be left out where the gold answer
-    has it, but never be added."""
-    ours, theirs = _quantity(gold.text), _quantity(answer.text)
-    if ours is None and theirs is None:
-        return "undecided"
-    if ours is None or theirs is None:
-        known, other = (ours, answer) if ours else (theirs, gold)
-        assert known is not None
-        return False if known.unit or _is_words(other) or _BASED.fullmatch(other.text) else "undecided"
-    if ours.value != theirs.value:
-        return False
-    if theirs.unit == "%" and ours.unit != "%":
-        return False
-    return ours.unit == theirs.unit or not ours.unit or not theirs.unit
-
-
-def _bases(gold: _Text, answer: _Text, ask: Ask) -> bool | str | None:
-    """``1011_2``: the same digits in the same base."""
-    parts = [_BASED.fullmatch(each.text) if re.search(r"\d ?_", each.text) else None for each in (gold, answer)]
+def _bases(gold: Text, answer: Text, ask: Ask) -> Verdict:
+    """``1011_2``: the same digits in the same base. A number without a base is in base ten."""
+    parts = [_based(each.text) if re.search(r"\d ?_", each.text) else None for each in (gold, answer)]
     if not any(parts):
-        return "undecided"
-    ours, theirs = (
-        (m[1], m[2].lstrip("0").casefold(), _BASES.get(m[3]) or int(m[3]) if m[3].isdigit() or m[3] in _BASES else None)
-        if m else None for m in parts
-    )  # fmt: skip
-    return ours == theirs and ours is not None and ours[2] is not None
+        return OPEN
+    (ours, theirs), texts = parts, (gold.text, answer.text)
+    if ours and theirs:
+        return ours == theirs
+    known, other = (ours, texts[1]) if ours else (theirs, texts[0])
+    assert known is not None
+    return known[2] == 10 and quantity(known[0] + known[1]) == quantity(other) is not None
+
+
+def _based(text: str) -> tuple[str, str, int] | None:
+    """Sign, digits and base."""
+    found = _BASED.fullmatch(text)
+    base = found and (_BASES.get(found[3]) or (int(found[3]) if re.fullmatch(r"[0-9]{1,3}", found[3]) else None))
+    return (found[1], found[2].lstrip("0").casefold() or "0", base) if found and base else None
+
+
+def _chains(gold: Text, answer: Text, ask: Ask) -> Verdict:
+    """A gold answer of several equal numbers (``0.56 = 56\\%``) is answered by each of them."""
+    links = re.split(r"=|\\approx|≈", gold.text)
+    if len(links) < 2 or _RELATION.search(answer.text):
+        return OPEN
+    texts = [Text(bare(link), gold.worded) for link in links]
+    if any(quantity(measured(each)[0]) is None for each in texts):
+        return OPEN
+    return any(_equal(each, answer, ask) for each in texts)
+
+
+def _relations(gold: Text, answer: Text, ask: Ask) -> Verdict:
+    """No relation is dropped: a chain such as ``41 = 42`` would else pass by one of its links."""
+    return OPEN if bool(_RELATION.search(gold.text)) == bool(_RELATION.search(answer.text)) else False
+
+
+def _numbers(gold: Text, answer: Text, ask: Ask) -> Verdict:
+    ours, theirs = quantity(gold.text), quantity(answer.text)
+    return ours == theirs if ours is not None and theirs is not None else OPEN
+
+
+def _measures(gold: Text, answer: Text, ask: Ask) -> Verdict:
+    """A unit may be left out, or added, on one side; a percent sign may be left out where the gold answer has it, but
+    never be added."""
+    (ours, unit), (theirs, other_unit) = measured(gold), measured(answer)
+    if not unit and not other_unit:
+        return OPEN
+    if (other_unit == "%" and unit != "%") or (unit and other_unit and unit != other_unit):
+        return False
+    return _equal(Text(ours), Text(theirs), ask)
 
 
 @dataclass(frozen=True)
 class _List:
     kind: str
     """Its brackets; "" for a bare list, ``cup`` for a union."""
-    elements: tuple[_Text, ...]
+    elements: tuple[Text, ...]
+
+    def ordered(self) -> bool:
+        """Sets, unions and bare lists of numbers are not; words and letters may be an order that was asked for."""
+        if self.kind not in ("", r"\{\}", "cup"):
+            return True
+        names = [_LETTER.fullmatch(each.text) or re.fullmatch("[a-zA-Z]", each.text) for each in self.elements]
+        worded = [_is_words(each) and quantity(measured(each)[0]) is None for each in self.elements]
+        return self.kind == "" and all(bool(name) or word for name, word in zip(names, worded))
+
+    def names(self) -> list[str]:
+        """The variables that its elements name, sorted."""
+        return sorted(found[1] for each in self.elements if (found := _VARIABLE.match(each.text)))
 
 
-def _list(text: _Text) -> _List | None:
+def _list(text: Text) -> _List | None:
     inner = text.text
     if inner == r"\emptyset":
         return _List(r"\{\}", ())
-    parts = _split(inner, r"\cup")
+    parts = split(inner, r"\cup")
     if len(parts) > 1:
-        return _List("cup", tuple(_Text(part, text.worded) for part in parts))
+        return _List("cup", tuple(Text(part, text.worded) for part in parts))
     if found := re.fullmatch(r"\\begin\{([a-zA-Z]*)matrix\}(.*)\\end\{\1matrix\}", inner, re.DOTALL):
         rows = [row.split("&") for row in found[2].strip().removesuffix(r"\cr").split(r"\cr")]
         kind = f"{'|' if found[1] in ('v', 'V') else ''}matrix {len(rows)}x{'/'.join(str(len(row)) for row in rows)}"
-        return _List(kind, tuple(_Text(_bare(each), text.worded) for row in rows for each in row))
+        return _List(kind, tuple(Text(bare(each), text.worded) for row in rows for each in row))
     kind = ""
     if inner.startswith(r"\{") and inner.endswith(r"\}"):
         kind, inner = r"\{\}", inner[2:-2]
-    elif inner[:1] in ("(", "[") and inner[-1:] in (")", "]") and _closing(inner, 0) == len(inner) - 1:
-        if len(_split(inner[1:-1], ",")) > 1:
+    elif inner[:1] in ("(", "[") and inner[-1:] in (")", "]") and closing(inner, 0) == len(inner) - 1:
+        if len(split(inner[1:-1], ",")) > 1:
             kind, inner = inner[0] + inner[-1], inner[1:-1]
-        elif inner[0] == "(":
-            return _list(_Text(_bare(inner[1:-1]), text.worded)) or _List("", (_Text(_bare(inner[1:-1]), text.worded),))
+        elif inner[0] == "(" and inner[-1] == ")":
+            lone = Text(bare(inner[1:-1]), text.worded)
+            return _list(lone) or _List("", (lone,))
     if not kind:
-        inner = _JOINED.sub(",", inner)
-    parts = _split(inner, ",")
+        inner = without_thousands(_JOINED.sub(",", f" {inner} ").strip())
+    parts = [each for part in split(inner, ",", ";") for each in _both_signs(part)]
     if kind != r"\{\}" and len(parts) < 2:
         return None
-    return _List(kind, tuple(_Text(part, text.worded) for part in parts if part or len(parts) > 1))
+    return _List(kind, tuple(Text(part, text.worded) for part in parts if part or len(parts) > 1))
 
 
-def _split(text: str, separator: str) -> list[str]:
-    """The parts between separators that stand in no bracket."""
-    parts, depth, start, place = [], 0, 0, 0
-    while place < len(text):
-        if text[place] in _OPEN:
-            depth += 1
-        elif text[place] in _CLOSE:
-            depth -= 1
-        elif depth == 0 and text.startswith(separator, place):
-            parts.append(_bare(text[start:place]))
-            place += len(separator)
-            start = place
-            continue
-        place += 1
-    return [*parts, _bare(text[start:])]
+def _both_signs(text: str) -> list[str]:
+    return [bare(text.replace(r"\pm", sign)) for sign in "+-"] if text.count(r"\pm") == 1 else [text]
 
 
-def _lists(gold: _Text, answer: _Text, ask: Ask) -> bool | str | None:
+def _lists(gold: Text, answer: Text, ask: Ask) -> Verdict:
     """Tuples, intervals and matrices in order; sets, unions and bare lists in any order."""
     ours, theirs = _list(gold), _list(answer)
     if ours is None and theirs is None:
-        return "undecided"
+        return OPEN
     if ours is None or theirs is None:
         lone = ours or theirs
         assert lone is not None
         if lone.kind or len(lone.elements) != 1:
             return False
         return _equal(*((lone.elements[0], answer) if ours else (gold, lone.elements[0])), ask)
-    bare = {ours.kind, theirs.kind} == {"", r"\{\}"}
-    if (ours.kind != theirs.kind and not bare) or len(ours.elements) != len(theirs.elements):
+    if len(ours.elements) != len(theirs.elements) or len(ours.elements) > MOST:
         return False
-    if len(ours.elements) > MOST:
+    if ours.kind != theirs.kind and {ours.kind, theirs.kind} != {"", r"\{\}"}:
         return False
-    if ours.kind and not bare and ours.kind not in ("cup", r"\{\}"):
+    if ours.names() != theirs.names() and max(len(set(each.names())) for each in (ours, theirs)) > 1:
+        return False  # x = 1, y = 2 is no 1, 2
+    if ours.ordered() or (theirs.ordered() and theirs.kind == ""):
         return _all([_equal(a, b, ask) for a, b in zip(ours.elements, theirs.elements)])
     table = [[_equal(a, b, ask) for a in ours.elements] for b in theirs.elements]
     if perfect_matching([[place for place, fits in enumerate(row) if fits] for row in table]):
         return True
+    if not perfect_matching([[place for place, fits in enumerate(row) if fits is not False] for row in table]):
+        return False
     return None if any(fits is None for row in table for fits in row) else False
 
 
@@ -320,10 +236,10 @@ def _all(verdicts: list[bool | None]) -> bool | None:
     return None if None in verdicts else True
 
 
-def _is_words(text: _Text) -> bool:
-    """Whether something in it is no algebra: wrapped text, or more than two letters in a row that are no function."""
+def _is_words(text: Text) -> bool:
+    """Whether something in it is no algebra: wrapped words, a name in capitals, letters that look like a word."""
     plain = _FUNCTIONS.sub(" ", _COMMAND.sub(" ", text.text))
-    return text.worded or bool(re.search(r"[a-zA-Z]{3,}|[%$:]|[^\x00-\x7f]", plain))
+    return text.worded or bool(_WORDS.search(plain))
 
 
 def _words(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Mathematical equality: an exact fast path, and math-verify in worker processes for the rest.
+"""Mathematical equality: numbers, words and lists here, exactly, and algebra in walled worker processes.
 
-math-verify arms SIGALRM (main thread only) and SymPy may hang or swallow memory, so it runs in small Python processes
-that are killed when they do not answer in time.
+Algebra on what a model wrote may hang or swallow memory (and math-verify arms SIGALRM, in the main thread only), so its
+processes are killed when they do not answer in time.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,26 @@ class MathVerifier:
         verdicts: dict[tuple[str, str], Score] = {}
         while True:
             needed: dict[tuple[str, str], None] = {}
-
-            def ask(gold: str, answer: str, needed: dict[tuple[str, str], None] = needed) -> bool | None:
-                if (gold, answer) in verdicts:
-                    return verdicts[gold, answer] >= 1.0
-                needed[gold, answer] = None
-                return None
-
-            known = [equal(gold, answer, ask) for (gold, _), answer in zip(pairs, answers, strict=True)]
+            scores = [_score(gold, answer, verdicts, needed) for (gold, _), answer in zip(pairs, answers, strict=True)]
             if not needed:
-                break
+                return scores
             verdicts.update(zip(needed, self.pool.ask(list(needed)), strict=True))
-        return [Score(float(bool(result))) for result in known]
+
+
+def _score(
+    gold: str, answer: str, verdicts: dict[tuple[str, str], Score], needed: dict[tuple[str, str], None]
+) -> Score:
+    """By the pool's verdicts so far; the questions that it must answer before go into ``needed``. A wrong answer of
+    which a part could not be judged says why."""
+    reasons: list[str] = []
+
+    def ask(gold: str, answer: str) -> bool | None:
+        verdict = verdicts.get((gold, answer))
+        if verdict is None:
+            needed[gold, answer] = None
+            return None
+        reasons.extend([verdict.reason] if verdict.reason else [])
+        return verdict >= 1.0
+
+    right = bool(equal(gold, answer, ask))
+    return Score(float(right), reasons[0] if reasons and not right else "")

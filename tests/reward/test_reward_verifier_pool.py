@@ -175,7 +175,7 @@ def spy():
 
 VERIFIERS ="""
     folder = Path(verifier_pool._WORKER).parent
-    for name in ("walls.py", "wire.py"):
+    for name in ("algebra.py", "walls.py", "wire.py"):
         (tmp_path / name).write_text((folder / name).read_text())
     (tmp_path / "worker.py").write_text(script.replace("VERIFIERS =", spy, 1))
     monkeypatch.setattr(verifier_pool, "_WORKER", tmp_path / "worker.py")
@@ -186,7 +186,7 @@ VERIFIERS ="""
 
 def test_a_missing_wall_is_said_and_the_others_stand(tmp_path: Path, monkeypatch, caplog) -> None:
     folder = Path(verifier_pool._WORKER).parent
-    for name in ("walls.py", "wire.py", "worker.py"):
+    for name in ("algebra.py", "walls.py", "wire.py", "worker.py"):
         text = (folder / name).read_text()
         (tmp_path / name).write_text(
             text.replace("create, add, restrict = 444,", 'raise OSError("none")\n    create, add, restrict = 444,')
