@@ -86,7 +86,7 @@ def small_base(tmp_path_factory):
     torch.manual_seed(0)
     config = NemotronHConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, hybrid_override_pattern="M-*-",
-        chunk_size=16, mamba_num_heads=4, mamba_head_dim=8, ssm_state_size=16, n_groups=1, num_attention_heads=1,
+        chunk_size=16, mamba_num_heads=4, mamba_head_dim=8, ssm_state_size=8, n_groups=1, num_attention_heads=1,
         num_key_value_heads=1, head_dim=64, pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
