@@ -36,8 +36,11 @@ def stated_answer(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    """By all three rules, as mathematics has it; None also where a box is not closed or empty."""
-    return stated_answer(text) or (None if _BOXED.search(text) else final_number(text))
+    """By all three rules, as mathematics has it; None also where the last box is empty or not closed, or the last tag
+    is empty."""
+    if (stated := stated_answer(text)) or _BOXED.search(text) or _last_tagged(text)[1] is not None:
+        return stated
+    return final_number(text)
 
 
 def _last_tagged(text: str) -> tuple[int, str | None]:

@@ -74,16 +74,21 @@ def _without_almost(gold: Text) -> Text:
     return Text(bare(gold.text[found.end() :]), gold.worded) if found else gold
 
 
+def _relations_in(text: str) -> list[str]:
+    """Those of the text itself: ``k=1`` below a sum is none."""
+    return _RELATION.findall(re.sub(r"_ ?\{[^{}]*\}", "", text))
+
+
 def _without_variable(gold: Text, answer: Text) -> tuple[Text, Text]:
     """``x = 5`` answers ``5``, and ``5`` answers ``x = 5``; nothing is removed where both name a variable, unless it is
     the same."""
     ours, theirs = (_VARIABLE.match(each.text) for each in (gold, answer))
-    lone = [bool(m) and len(_RELATION.findall(each.text)) == 1 for m, each in ((ours, gold), (theirs, answer))]
+    lone = [bool(m) and len(_relations_in(each.text)) == 1 for m, each in ((ours, gold), (theirs, answer))]
     if all(lone) and ours and theirs and ours[1] != theirs[1]:
         return gold, answer
-    if lone[0] and ours and (lone[1] or not _RELATION.search(answer.text)):
+    if lone[0] and ours and (lone[1] or not _relations_in(answer.text)):
         gold = Text(bare(gold.text[ours.end() :]), gold.worded)
-    if lone[1] and theirs and not _RELATION.search(gold.text):
+    if lone[1] and theirs and not _relations_in(gold.text):
         answer = Text(bare(answer.text[theirs.end() :]), answer.worded)
     return gold, answer
 
@@ -123,7 +128,7 @@ def _based(text: str) -> tuple[str, str, int] | None:
 def _chains(gold: Text, answer: Text, ask: Ask) -> Verdict:
     """A gold answer of several equal numbers (``0.56 = 56\\%``) is answered by each of them."""
     links = re.split(r"=|\\approx|≈", gold.text)
-    if len(links) < 2 or _RELATION.search(answer.text):
+    if len(links) < 2 or _relations_in(answer.text):
         return OPEN
     texts = [Text(bare(link), gold.worded) for link in links]
     if any(quantity(measured(each)[0]) is None for each in texts):
@@ -133,7 +138,7 @@ def _chains(gold: Text, answer: Text, ask: Ask) -> Verdict:
 
 def _relations(gold: Text, answer: Text, ask: Ask) -> Verdict:
     """No relation is dropped: a chain such as ``41 = 42`` would else pass by one of its links."""
-    return OPEN if bool(_RELATION.search(gold.text)) == bool(_RELATION.search(answer.text)) else False
+    return OPEN if bool(_relations_in(gold.text)) == bool(_relations_in(answer.text)) else False
 
 
 def _numbers(gold: Text, answer: Text, ask: Ask) -> Verdict:
@@ -244,5 +249,5 @@ def _is_words(text: Text) -> bool:
 
 def _words(text: str) -> str:
     """Words in one spelling: lower case, unless they are names in capitals or single letters."""
-    text = re.sub(r" ?([^\w ]) ?", r"\1", text.strip())
-    return " ".join(word.casefold() if len(word) > 2 and not word.isupper() else word for word in text.split())
+    words = re.sub(r" ?([^\w ]) ?", r"\1", text.strip()).split()
+    return " ".join(word if word.isupper() or len(word) < 2 else word.casefold() for word in words)

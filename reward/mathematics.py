@@ -44,15 +44,18 @@ def _score(
 ) -> Score:
     """By the pool's verdicts so far; the questions that it must answer before go into ``needed``. A wrong answer of
     which a part could not be judged says why."""
+    wanted: list[tuple[str, str]] = []
     reasons: list[str] = []
 
     def ask(gold: str, answer: str) -> bool | None:
         verdict = verdicts.get((gold, answer))
         if verdict is None:
-            needed[gold, answer] = None
-            return None
-        reasons.extend([verdict.reason] if verdict.reason else [])
-        return verdict >= 1.0
+            wanted.append((gold, answer))
+        elif verdict.reason:
+            reasons.append(verdict.reason)
+        return verdict >= 1.0 if verdict is not None and not verdict.reason else None
 
-    right = bool(equal(gold, answer, ask))
-    return Score(float(right), reasons[0] if reasons and not right else "")
+    right = equal(gold, answer, ask)
+    if right is None:
+        needed.update(dict.fromkeys(wanted))
+    return Score(float(right or False), reasons[0] if right is None and reasons else "")

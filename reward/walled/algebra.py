@@ -42,6 +42,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+\.?\d*|\.\d+)(?:\\overline ?\{ ?(?P<repeating>\d+) ?\})?"
     r"|(?P<command>\\[a-zA-Z]+)|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^_(){}\[\]|!]))"
 )
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
 _RELATIONS = re.compile(r"\\(?:leq?|geq?|neq?|lt|gt)(?![a-zA-Z])|[<>=]")
 _ORDER = {
     "<": ("<", 1), r"\lt": ("<", 1), ">": ("<", -1), r"\gt": ("<", -1), r"\leq": (r"\leq", 1), r"\le": (r"\leq", 1),
@@ -53,7 +54,7 @@ _LETTERS = {
     "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Phi",
     "Psi", "Omega", "infty", "ell",
 }  # fmt: skip
-"""Commands that are a variable. Infinity is a value like no other."""
+"""Commands that are a variable. Infinity is one, alone or with a sign."""
 _TIMES = {r"\cdot", r"\times", "*"}
 _OVER = {r"\div", "/"}
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
@@ -62,8 +63,9 @@ _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "tanh": mpmath.tanh, "ln": mpmath.log, "exp": mpmath.exp, "log": mpmath.log,
 }  # fmt: skip
 COMMANDS = {
-    f"\\{name}" for name in (*_LETTERS, *_FUNCTIONS, "pi", "circ", "frac", "sqrt", "binom", "cdot", "times", "div")
-}
+    *(f"\\{name}" for name in (*_LETTERS, *_FUNCTIONS, "pi", "circ", "frac", "sqrt", "binom", "overline")),
+    *_TIMES, *_OVER, *_ORDER,
+}  # fmt: skip
 """Commands that are known here."""
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _NAMES = re.compile(rf"(?<![a-zA-Z\\])(?:{'|'.join([*_FUNCTIONS, 'sqrt', 'pi'])})(?![a-zA-Z])")
@@ -72,6 +74,8 @@ _CALLED = re.compile(r"(?<![a-zA-Z\\])([fghFGH]) ?(\((?:[^()]|\([^()]*\))*\))")
 
 def same(gold: str, answer: str) -> bool | None:
     """None where the notation is not known here. What cannot be read, or has no value, is equal to nothing."""
+    if not set(_COMMAND.findall(f"{gold} {answer}")) <= COMMANDS:
+        return None
     try:
         (links, orders), (other_links, other_orders) = _relation(gold), _relation(answer)
         if len(links) != len(other_links):
@@ -180,8 +184,8 @@ def _parsed(text: str) -> _Parsed:
     text = _CALLED.sub(called, text)  # f(3) is a value of its own, no product
     parser = _Parser(_tokens(text))
     node = parser.sum()
-    if parser.place < len(parser.tokens):
-        raise Unreadable
+    if parser.place < len(parser.tokens) or ("infty" in parser.letters and len(parser.tokens) > 2):
+        raise Unreadable  # infinity is a value of its own, and there is no computing with it
     back = {f"f_{number}": name for name, number in names.items()}
 
     def renamed(values: Values) -> Any:
@@ -286,9 +290,9 @@ class _Parser:
         if token[0] == "=" or token[0].isdigit() or token[0] == ".":
             value = Fraction(token.lstrip("=").rstrip("."))
             return lambda values: value
-        if token in ("(", "[", "{"):
+        if token in ("(", "{"):
             node = self.sum()
-            self.take({"(": ")", "[": "]", "{": "}"}[token])
+            self.take({"(": ")", "{": "}"}[token])
             return node
         if token == "|":
             node = self.sum()
@@ -344,7 +348,7 @@ class _Parser:
             return self.variable(name)
         if name == "frac":
             return _divided(self.argument(), self.argument())
-        if name in ("binom", "dbinom", "tbinom"):
+        if name == "binom":
             return _combined(_choose, self.argument(), self.argument())
         if name == "sqrt":
             return self.root()
@@ -385,11 +389,11 @@ class _Parser:
 
     def operand(self) -> Node:
         """What a function is of: a bracket, or the factors up to the next function."""
-        if self.next() in ("(", "[", "{", "|"):
+        if self.next() in ("(", "{", "|"):
             return self.factor() if self.next() != "(" else self.base()
         node = self.signed()
         while self.starts() and self.next().lstrip("\\") not in _FUNCTIONS:
-            if self.next() in ("(", "["):
+            if self.next() == "(":
                 raise Unreadable  # \sin x (x + 1) may be either
             node = _multiplied(node, self.factor())
         return node

@@ -106,8 +106,8 @@ def mathematics() -> Callable[[Any], float]:
     @lru_cache(maxsize=512)
     def parsed(text: str) -> list[Any]:
         """Cached, as a group of answers shares its gold answer and often agrees."""
-        if not set(re.findall(r"\\[a-zA-Z]+", text)) <= algebra.COMMANDS | BEYOND:
-            return []
+        if "." in text or not set(re.findall(r"\\[a-zA-Z]+", text)) <= algebra.COMMANDS | BEYOND:
+            return []  # decimals are compared to six digits
         found = parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
         letters = set(re.findall(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])", text)) - set("deiEI")
         return found if letters <= {str(name)[0] for each in found for name in each.atoms()} else []

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from math_verify import parse, verify
 
 from reward.answers import final_answer, final_number, stated_answer
+from reward.base import Score
 from reward.math_answers import equal
 from reward.mathematics import MathVerifier
 from reward.walled.algebra import same
@@ -42,6 +43,7 @@ def verifier() -> MathVerifier:
         ("<answer>a\nb</answer> done", "a\nb"),
         ("The answer is 4 <answer>5</answer>", "5"),
         ("I have no idea, perhaps 7", None),
+        ("<answer>5</answer> <answer> </answer>", None),
         ("", None),
     ],
 )
@@ -151,6 +153,32 @@ CASES = (
 @pytest.mark.parametrize(("gold", "text", "right"), CASES)
 def test_right_from_wrong(verifier: MathVerifier, gold: str, text: str, right: int) -> None:
     assert verifier.score(gold, text) == right
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        (r"\int_0^1 x\,dx", r"\int_0^1 x dx", 1), (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}", 1),
+        (r"\sum_{k=1}^{n} k", r"\frac{n(n-1)}{2}", 0), (r"\gcd(4,6)", "2", 1), ("2", r"\gcd(4,6)", 1),
+        ("2", r"\sum 2", 0), ("2", r"2\pmod 3", 0), ("2", r"2\to 3", 0), ("x", r"\unknown x", 0), ("x", r"\max x", 0),
+        ("1", r"\int_0^1 1.0000001\,dx", 0), ("1", r"1^\infty", 0), ("0", r"0\cdot\infty", 0), ("5", "[5]", 0),
+    ],
+)  # fmt: skip
+def test_what_math_verify_drops_is_not_dropped(verifier: MathVerifier, gold: str, answer: str, right: int) -> None:
+    assert verifier.score(gold, rf"\boxed{{{answer}}}") == right
+
+
+def test_a_verdict_that_was_not_reached_says_why(monkeypatch) -> None:
+    verifier = MathVerifier(workers=1)
+
+    def ask(questions: list[tuple[str, str]]) -> list[Score]:
+        return [Score(0.0, "over the time limit") if "w" in answer else Score(0.0) for _, answer in questions]
+
+    monkeypatch.setattr(verifier.pool, "ask", ask)
+    answers = {"w": "x+1", "(1, y)": "(1, x)", "(w, 2)": "(x, 1)", "(w, 1)": "(x, 1)", "3": "2"}
+    scores = verifier.scores([(gold, rf"\boxed{{{answer}}}") for answer, gold in answers.items()])
+    assert scores == [0.0] * 5
+    assert [score.reason for score in scores] == ["over the time limit", "", "", "over the time limit", ""]
 
 
 def conventions() -> list[tuple[str, str, float]]:
