@@ -26,8 +26,8 @@ def python_loop() -> type:
     import torch
     from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-    from budget_control.rule import BudgetRule
-    from budget_control.vllm import _thinking_tokens, request_budget
+    from nanoalign.budget_control.rule import BudgetRule
+    from nanoalign.budget_control.vllm import _thinking_tokens, request_budget
 
     class PythonLoop(LogitsProcessor):
         def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
@@ -100,7 +100,7 @@ def settings(variant: str, shape: str, requests: int, length: int, model: str) -
     if shape != "as it is":
         chosen |= {"hf_overrides": SHAPES[shape], "load_format": "dummy"}
     if variant == "ours":
-        chosen["logits_processors"] = ["budget_control.vllm:ThinkingBudget"]
+        chosen["logits_processors"] = ["nanoalign.budget_control.vllm:ThinkingBudget"]
     elif variant == "python_loop":
         chosen["logits_processors"] = ["benchmarks.budget_engines:PythonLoop"]
     elif variant == "native":
@@ -147,8 +147,8 @@ class Measured:
     def round(self) -> dict[str, float]:
         """Tokens per second of all requests together, from the first one's prompt to the last one's end; how many
         completions kept the rule, the most tokens thought past a budget, and how many ended unclosed."""
-        from budget_control.rule import BudgetRule
-        from budget_control.vocabulary import ThinkingTokens
+        from nanoalign.budget_control.rule import BudgetRule
+        from nanoalign.budget_control.vocabulary import ThinkingTokens
 
         prompts: list[Any] = [{"prompt_token_ids": prompt} for prompt in self.prompts]
         begun = time.perf_counter()

@@ -26,12 +26,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from data_recipes.prepared import prepare
-from data_recipes.rows import to_row
-from data_recipes.tokenize import ExampleEncoder
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.prepared import prepare
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.data_recipes.tokenize import ExampleEncoder
 
 CHAT = "nemotron-nano-v2"
 BATCH = 1000

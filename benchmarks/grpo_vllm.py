@@ -26,15 +26,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from common.files import write_json
-from common.stage import StageContext, StageLog
-from common.stats import mean
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from data_recipes.rows import to_row
-from models.config import Training
 from nanoalign.artifacts import finite
-from rl.config import GRPOStage, Rollouts, Thinking
+from nanoalign.common.files import write_json
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.common.stats import mean
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.models.config import Training
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rollouts.config import Rollouts, Thinking
 
 CHAT, GROUP = "smollm2", 8
 TOKENS = {"sums": 64, "instructions": 128}
@@ -90,8 +91,8 @@ def mixture_of(task: str, folder: Path, seed: int) -> Mixture:
 
 
 def run_ours(task: str, folder: Path, options: argparse.Namespace) -> None:
-    from models.loading import resolve
-    from rl import grpo
+    from nanoalign.models.loading import resolve
+    from nanoalign.rl import grpo
 
     context = StageContext(
         task, folder, {"from": resolve(options.model)}, CHAT, options.seed, options.data_root, log=StageLog(folder)
@@ -106,14 +107,14 @@ def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
     from trl import GRPOConfig, GRPOTrainer
     from trl.generation.vllm_generation import VLLMGeneration
 
-    from budget_control.vocabulary import ThinkingTokens
-    from data_recipes.chat import chat_format
-    from data_recipes.mixture import build
-    from models.loading import load_tokenizer, resolve
-    from reward import make_reward
-    from rl.prompts import prompts_of, row_schedule
-    from rl.rollouts.base import Completion
-    from rl.rollouts.samples import judged
+    from nanoalign.budget_control.vocabulary import ThinkingTokens
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.mixture import build
+    from nanoalign.models.loading import load_tokenizer, resolve
+    from nanoalign.reward import make_reward
+    from nanoalign.rl.prompts import prompts_of, row_schedule
+    from nanoalign.rollouts.base import Completion
+    from nanoalign.rollouts.samples import judged
 
     stage, chat, tokenizer = stage_of(task, options), chat_format(CHAT), load_tokenizer(options.model)
     built = build(mixture_of(task, folder, options.seed), options.data_root, options.seed)

@@ -17,8 +17,8 @@ import torch
 import transformers
 from transformers import NemotronHForCausalLM
 
-from models.hybrid import install
-from models.miniature import miniature_config
+from nanoalign.models.hybrid import install
+from nanoalign.models.miniature import miniature_config
 
 VOCAB = 2048
 

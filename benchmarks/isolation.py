@@ -40,10 +40,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from common.files import write_json
-from models.documents import packed_inputs
-from models.hybrid import install
-from models.isolation import relative_difference
+from nanoalign.common.files import write_json
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.hybrid import install
+from nanoalign.models.isolation import relative_difference
 
 ARCHITECTURES = ("llama", "qwen3", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h")
 VOCABULARY, DOCUMENTS, LONGEST = 1024, (2, 12), 700

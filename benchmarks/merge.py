@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, thi
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
-from merge.checkpoint import TensorInfo, header_bytes, open_checkpoint
-from merge.interpolate import fill_folders, write_interpolations
-from merge.mergekit_bridge import mergekit_config, write_config
-from merge.pair import Pair, default_threads, make_pair, require_finite, tensors_at
-from models.miniature import miniature_config
+from nanoalign.merge.checkpoint import TensorInfo, header_bytes, open_checkpoint
+from nanoalign.merge.interpolate import fill_folders, write_interpolations
+from nanoalign.merge.mergekit_bridge import mergekit_config, write_config
+from nanoalign.merge.pair import Pair, default_threads, make_pair, require_finite, tensors_at
+from nanoalign.models.miniature import miniature_config
 
 ALPHAS = [round(0.1 * count, 1) for count in range(1, 10)]
 SHAPE = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 16}

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import write_json
-from sft.packing import Packs, pack
+from nanoalign.common.files import write_json
+from nanoalign.sft.packing import Packs, pack
 
 CAPACITY = 131_072
 

@@ -28,17 +28,17 @@ import torch
 import transformers
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
-from common.files import whole_file
-from models.adapters import attach
-from models.config import LoRA
-from models.documents import packed_inputs
-from models.hybrid import install
-from models.isolation import check_isolation
-from models.kernels import verify
-from models.known import KNOWN
-from models.loss import causal_loss, linear_cross_entropy
-from models.offload import HostOffload
-from models.tiling import tile
+from nanoalign.common.files import whole_file
+from nanoalign.models.adapters import attach
+from nanoalign.models.config import LoRA
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.hybrid import install
+from nanoalign.models.isolation import check_isolation
+from nanoalign.models.kernels import verify
+from nanoalign.models.known import KNOWN
+from nanoalign.models.loss import causal_loss, linear_cross_entropy
+from nanoalign.models.offload import HostOffload
+from nanoalign.models.tiling import tile
 
 PEAK = 989e12
 MEAN = 6500

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json
+from nanoalign.common.files import write_json
 from nanoalign.recipe.source import read_yaml
 from nanoalign.report.page import HEADLINES
 

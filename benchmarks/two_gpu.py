@@ -45,7 +45,7 @@ class PackLoss(nn.Module):
         self.model = model
 
     def forward(self, labels: Tensor, tokens: int, **inputs: Any) -> Tensor:
-        from models.loss import linear_cross_entropy
+        from nanoalign.models.loss import linear_cross_entropy
 
         hidden = self.model.base_model(**inputs).last_hidden_state
         return linear_cross_entropy(hidden.flatten(0, 1), self.model.lm_head.weight, labels.flatten()) / tokens
@@ -65,7 +65,7 @@ class Bench:
         self.figures[f"two_gpu.{name}"] = value
         if self.rank == 0:
             print(f"{name:32} {value if isinstance(value, str) else f'{value:.6g}'}", flush=True)
-            from common.files import whole_file
+            from nanoalign.common.files import whole_file
 
             with whole_file(self.arguments.part) as temporary:  # a time limit may end this process at any moment
                 temporary.write_text(json.dumps(self.figures))
@@ -86,8 +86,8 @@ class Bench:
         """The same weights on every rank; on this suite's path, its Triton kernels where ``fast``."""
         from transformers import NemotronHConfig, NemotronHForCausalLM
 
-        from models.hybrid import install
-        from models.tiling import tile
+        from nanoalign.models.hybrid import install
+        from nanoalign.models.tiling import tile
 
         torch.manual_seed(0)
         with torch.device(self.device):
@@ -102,7 +102,7 @@ class Bench:
     def pack(self, total: int, vocabulary: int, seed: int, mean: int) -> dict[str, Any]:
         """Inputs and labels of one pack of random documents, exponential in length."""
         from benchmarks.sft_long_context import lengths_of
-        from models.documents import packed_inputs
+        from nanoalign.models.documents import packed_inputs
 
         draw = torch.Generator().manual_seed(seed)
         ids = torch.randint(0, vocabulary, (1, total), generator=draw).to(self.device)
@@ -126,7 +126,7 @@ class Bench:
         """DeepSpeed's ZeRO-3 around a model, as sft.trainer sets it up."""
         import deepspeed
 
-        from models.zero3 import gather_blocks
+        from nanoalign.models.zero3 import gather_blocks
 
         gather_blocks(loss.model, root=loss)
         settings = {
@@ -152,7 +152,7 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def exact_sequence(bench: Bench) -> None:
     """fp32: two ranks that share a pack against one that has all of it."""
-    from models.sequence_parallel import spread
+    from nanoalign.models.sequence_parallel import spread
 
     pack = bench.pack(bench.exact, 512, seed=1, mean=300)
     alone = PackLoss(bench.model(SMALL, torch.float32, fast=False))
@@ -187,8 +187,8 @@ def exact_zero3(bench: Bench) -> None:
 
 def speed(bench: Bench, total: int, way: str) -> None:
     """Tokens/s of each GPU on the slice: alone, sharing a pack (sequence), or with a pack each under ZeRO-3."""
-    from models.known import KNOWN
-    from models.sequence_parallel import spread
+    from nanoalign.models.known import KNOWN
+    from nanoalign.models.sequence_parallel import spread
 
     settings: dict[str, Any] = SMALL if bench.arguments.tiny else dict(KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2-Base"])
     if not bench.arguments.tiny:

@@ -22,14 +22,14 @@ from typing import Any
 
 import psutil
 
-from common.files import write_json
-from data_recipes.conversation import Answer, Message
-from data_recipes.generators import reasoning_gym_names
-from reward.base import Sample
-from reward.code import score_programs
-from reward.instructions import CHECKERS, follows
-from reward.mathematics import MathVerifier
-from reward.verifier_pool import VerifierPool
+from nanoalign.common.files import write_json
+from nanoalign.data_recipes.conversation import Answer, Message
+from nanoalign.data_recipes.generators import reasoning_gym_names
+from nanoalign.reward.base import Sample
+from nanoalign.reward.code import score_programs
+from nanoalign.reward.instructions import CHECKERS, follows
+from nanoalign.reward.mathematics import MathVerifier
+from nanoalign.reward.verifier_pool import VerifierPool
 
 GROUP = 8
 """Answers to one question of mathematics."""

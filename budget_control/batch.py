@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from budget_control.rule import BudgetRule, State
-from budget_control.vocabulary import ThinkingTokens
+from nanoalign.budget_control.rule import BudgetRule, State
+from nanoalign.budget_control.vocabulary import ThinkingTokens
 
 UNLIMITED = np.iinfo(np.int64).max // 4
 """Stands for a budget of None: never reached."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from budget_control.rule import BudgetRule, State
-from common.errors import ConfigError, NanoalignError
+from nanoalign.budget_control.rule import BudgetRule, State
+from nanoalign.common.errors import ConfigError, NanoalignError
 
 LONGEST_EVENT = 2**24
 """Bytes of one event of a stream."""

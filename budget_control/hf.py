@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from budget_control.batch import BatchBudget
-from budget_control.logits import Edits, edit_, plan_edits
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
+from nanoalign.budget_control.batch import BatchBudget
+from nanoalign.budget_control.logits import Edits, edit_, plan_edits
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
 
 
 class ThinkingBudgetProcessor(LogitsProcessor):

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from budget_control.rule import BudgetRule
-from budget_control.vocabulary import ThinkingTokens
-from common.stats import Z95, Estimate, mean, proportion
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.stats import Z95, Estimate, mean, proportion
 
 WORD = re.compile(r"\w+")
 

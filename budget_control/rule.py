@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
 
 
 class State(NamedTuple):

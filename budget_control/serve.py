@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, NoReturn
 
-from common.errors import ConfigError
+from nanoalign.common.errors import ConfigError
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -29,9 +29,9 @@ def serve_command(
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model,
         "--host", host, "--port", str(port),
-        "--logits-processors", "budget_control.vllm:ThinkingBudget",
+        "--logits-processors", "nanoalign.budget_control.vllm:ThinkingBudget",
         "--additional-config", json.dumps({"thinking_tags": tags}),
-        "--middleware", "budget_control.serve.BudgetFields",
+        "--middleware", "nanoalign.budget_control.serve.BudgetFields",
         *vllm_arguments,
     ]  # fmt: skip
 

@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from budget_control.client import Server, Token
-from budget_control.rule import BudgetRule, check_budget
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError, DataError, NanoalignError
-from common.text import printable
-from data_recipes.chat.answers import as_message
-from data_recipes.chat.base import ChatFormat
-from data_recipes.chat.render import special_token_in
-from data_recipes.conversation import Conversation, Message
+from nanoalign.budget_control.client import Server, Token
+from nanoalign.budget_control.rule import BudgetRule, check_budget
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError, DataError, NanoalignError
+from nanoalign.common.text import printable
+from nanoalign.data_recipes.chat.answers import as_message
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.chat.render import special_token_in
+from nanoalign.data_recipes.conversation import Conversation, Message
 
 Writer = Callable[[Sequence[int], BudgetRule, int, Callable[[Token], None]], None]
 """Writes a completion to a prompt's ids under a rule, of at most so many tokens, telling every token as it comes."""
@@ -215,7 +215,7 @@ def local_writer(model: Any, tokens: ThinkingTokens, temperature: float) -> Writ
     import torch
     from transformers import LogitsProcessorList
 
-    from budget_control.hf import ThinkingBudgetProcessor
+    from nanoalign.budget_control.hf import ThinkingBudgetProcessor
 
     def write(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
         ids = torch.tensor([list(prompt)], device=model.device)
@@ -286,9 +286,9 @@ def run_chat(
     if remote and (tokenizer is None or served_name is None):
         raise ConfigError(f"{model} is a server: name its model and give that model's tokenizer")
 
-    from data_recipes.chat import chat_format
-    from models.loading import load_model, load_tokenizer
-    from models.training import resolve_device
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.loading import load_model, load_tokenizer
+    from nanoalign.models.training import resolve_device
 
     format_ = chat_format(chat)
     words = load_tokenizer(tokenizer or model)

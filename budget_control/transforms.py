@@ -10,11 +10,11 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from budget_control.vocabulary import ends_line
-from common.errors import ConfigError
-from data_recipes.config import TruncateReasoning
-from data_recipes.conversation import Conversation, Message
-from data_recipes.transforms import Transform
+from nanoalign.budget_control.vocabulary import ends_line
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.config import TruncateReasoning
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.transforms import Transform
 
 SENTENCE_END = re.compile(r"[.!?。！？][\"')\]]*(?=\s)|\n")
 """Where a sentence or a line is over; a line's end takes its newline along, as the budget rule closes after it."""

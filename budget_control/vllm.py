@@ -1,6 +1,6 @@
 """The budget rule inside vLLM: a V1 custom logits processor (vLLM 0.24 to 0.31).
 
-    LLM(model, logits_processors=[ThinkingBudget], ...)                        # or "budget_control.vllm:ThinkingBudget"
+    LLM(model, logits_processors=["nanoalign.budget_control.vllm:ThinkingBudget"], ...)
     SamplingParams(..., extra_args={"thinking_budget": 512, "grace": 500})     # grace may be left out
     {"prompt": ..., "vllm_xargs": {"thinking_budget": 512}}                    # over HTTP
 
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from budget_control.batch import BatchBudget
-from budget_control.logits import Edits, edit_, plan_edits
-from budget_control.rule import BudgetRule, check_budget
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
+from nanoalign.budget_control.batch import BatchBudget
+from nanoalign.budget_control.logits import Edits, edit_, plan_edits
+from nanoalign.budget_control.rule import BudgetRule, check_budget
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

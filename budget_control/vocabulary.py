@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import ConfigError
+from nanoalign.common.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.errors import ConfigError
+from nanoalign.common.errors import ConfigError
 
 SURROGATES = "backslashreplace"
 """How JSON text is encoded: a lone surrogate (a model may write one into a tool call) becomes JSON's own escape."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.files import SURROGATES
+from nanoalign.common.files import SURROGATES
 
 
 class StageLog:

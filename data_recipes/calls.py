@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_recipes.conversation import Message, ToolCall
-from data_recipes.files import RowError, parse_json
+from nanoalign.data_recipes.conversation import Message, ToolCall
+from nanoalign.data_recipes.files import RowError, parse_json
 
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Schema keywords whose keys are names, not keywords."""

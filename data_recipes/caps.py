@@ -7,8 +7,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from data_recipes.conversation import Conversation
-from data_recipes.rows import to_row
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.rows import to_row
 
 
 def over_the_caps(drawn: Sequence[Conversation], caps: Mapping[str, int], seed: int) -> dict[int, str]:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from data_recipes.catalog import catalog
+from nanoalign.data_recipes.catalog import catalog
 
 
 def card(index: Mapping[str, Any]) -> str:

@@ -9,8 +9,8 @@ from typing import Literal
 import yaml
 from pydantic import Field, TypeAdapter
 
-from common.config import Section
-from common.errors import ConfigError, DataError
+from nanoalign.common.config import Section
+from nanoalign.common.errors import ConfigError, DataError
 
 Split = Literal["train", "test"]
 Part = Literal["train", "test", "all"]

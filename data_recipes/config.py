@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.config import Section
-from data_recipes.quality import Flag
+from nanoalign.common.config import Section
+from nanoalign.data_recipes.quality import Flag
 
 
 class SourceUse(Section):

@@ -15,16 +15,16 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError
-from data_recipes.caps import as_text, beyond, capped_reason, digest
-from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture, SourceUse
-from data_recipes.conversation import Conversation
-from data_recipes.files import BadRow
-from data_recipes.generators import generate, is_generated
-from data_recipes.mixture import MixtureReport, make_filters, uses
-from data_recipes.sources import LoadReport, faults, stream
-from data_recipes.transforms import Filter
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.caps import as_text, beyond, capped_reason, digest
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.files import BadRow
+from nanoalign.data_recipes.generators import generate, is_generated
+from nanoalign.data_recipes.mixture import MixtureReport, make_filters, uses
+from nanoalign.data_recipes.sources import LoadReport, faults, stream
+from nanoalign.data_recipes.transforms import Filter
 
 Tell = Callable[[str, int, int | None], None]
 """Told how far a long piece of work is: what it does, how much is done, and of how much (None: unknown)."""

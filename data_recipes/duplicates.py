@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_recipes.conversation import Conversation
-from data_recipes.transforms import text_of, words_of
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.transforms import text_of, words_of
 
 FULLEST = 0.75
 """Of a table's slots; then it doubles."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from common.errors import DataError
+from nanoalign.common.errors import DataError
 
 LONGEST_FIELD = 2**31 - 1
 

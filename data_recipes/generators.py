@@ -9,9 +9,9 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
-from common.errors import ConfigError, DataError
-from data_recipes.catalog import Split, catalog
-from data_recipes.conversation import Conversation, Message
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.catalog import Split, catalog
+from nanoalign.data_recipes.conversation import Conversation, Message
 
 TEST_SHARE = 0.1
 
@@ -27,7 +27,7 @@ def generate(name: str, samples: int, split: Split, seed: int) -> list[Conversat
     check_name(name)
     kind, _, rest = name.partition(":")
     if kind == "miniature":
-        from data_recipes.miniature import generate as generate_miniature
+        from nanoalign.data_recipes.miniature import generate as generate_miniature
 
         made: Iterable[Conversation] = generate_miniature(rest, samples, split, seed)
     else:
@@ -51,7 +51,7 @@ def check_name(source: str) -> None:
     """Raises ConfigError, with the nearest name, where ``KIND:NAME`` is not a generator."""
     kind, _, name = source.partition(":")
     if kind == "miniature":
-        from data_recipes.miniature import SOURCES
+        from nanoalign.data_recipes.miniature import SOURCES
 
         known = [*SOURCES, "tools"]
     elif kind == "reasoning-gym":

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import sha256_file, whole_file, write_json
-from data_recipes import shards
-from data_recipes.card import card
-from data_recipes.draw import Draw, parts
-from data_recipes.mixture import MixtureReport
-from data_recipes.shards import read_table, write_table
+from nanoalign.common.files import sha256_file, whole_file, write_json
+from nanoalign.data_recipes import shards
+from nanoalign.data_recipes.card import card
+from nanoalign.data_recipes.draw import Draw, parts
+from nanoalign.data_recipes.mixture import MixtureReport
+from nanoalign.data_recipes.shards import read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,15 +8,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from common.config import Section
-from data_recipes.caps import over_the_caps
-from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture, SourceUse
-from data_recipes.conversation import Conversation
-from data_recipes.duplicates import ExactDuplicates, NearDuplicates
-from data_recipes.quality import QualityFlags
-from data_recipes.sources import LoadReport, load
-from data_recipes.transforms import (
+from nanoalign.common.config import Section
+from nanoalign.data_recipes.caps import over_the_caps
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.duplicates import ExactDuplicates, NearDuplicates
+from nanoalign.data_recipes.quality import QualityFlags
+from nanoalign.data_recipes.sources import LoadReport, load
+from nanoalign.data_recipes.transforms import (
     Contamination,
     Filter,
     Transform,

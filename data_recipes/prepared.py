@@ -24,22 +24,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError
-from common.files import alone, fingerprint, room_version, sha256_file
-from data_recipes import shards
-from data_recipes.caps import as_text, digest
-from data_recipes.catalog import CATALOG
-from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture, SourceUse
-from data_recipes.conversation import Conversation
-from data_recipes.draw import Draw, Tell, conversations, draw, parts
-from data_recipes.files import BadRow
-from data_recipes.listing import EXAMPLES, write_index
-from data_recipes.mixture import uses
-from data_recipes.shards import FACTS, Shard, read_table, write_shard
-from data_recipes.sources import LoadReport, files_of
-from data_recipes.tokenize import Example, ExampleEncoder, offsets_tokenizer
-from data_recipes.transforms import Teaching, Transform
+from nanoalign.common.errors import DataError
+from nanoalign.common.files import alone, fingerprint, room_version, sha256_file
+from nanoalign.data_recipes import shards
+from nanoalign.data_recipes.caps import as_text, digest
+from nanoalign.data_recipes.catalog import CATALOG
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.draw import Draw, Tell, conversations, draw, parts
+from nanoalign.data_recipes.files import BadRow
+from nanoalign.data_recipes.listing import EXAMPLES, write_index
+from nanoalign.data_recipes.mixture import uses
+from nanoalign.data_recipes.shards import FACTS, Shard, read_table, write_shard
+from nanoalign.data_recipes.sources import LoadReport, files_of
+from nanoalign.data_recipes.tokenize import Example, ExampleEncoder, offsets_tokenizer
+from nanoalign.data_recipes.transforms import Teaching, Transform
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
-from data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.conversation import Conversation, Message
 
 Flag = Literal["repetition", "truncated", "refusal", "empty", "language", "unclosed thinking", "unprintable"]
 FLAGS: tuple[Flag, ...] = get_args(Flag)

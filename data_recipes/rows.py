@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from data_recipes.calls import in_call_order, meant, without_union_nulls
-from data_recipes.conversation import Conversation, Message, Role, ToolCall
-from data_recipes.files import RowError, parse_json
-from data_recipes.thinking import split_thinking
+from nanoalign.data_recipes.calls import in_call_order, meant, without_union_nulls
+from nanoalign.data_recipes.conversation import Conversation, Message, Role, ToolCall
+from nanoalign.data_recipes.files import RowError, parse_json
+from nanoalign.data_recipes.thinking import split_thinking
 
 MESSAGE_KEYS = {"role", "content", "reasoning_content", "tool_calls", "reasoning_cut", "weight", "name", "tool_call_id"}
 CALL_KEYS = {"name", "arguments", "id", "type", "index"}

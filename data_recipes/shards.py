@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import whole_file
-from data_recipes.caps import digest
-from data_recipes.conversation import Conversation
-from data_recipes.tokenize import ExampleEncoder
-from data_recipes.transforms import Transform, text_of
+from nanoalign.common.files import whole_file
+from nanoalign.data_recipes.caps import digest
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.tokenize import ExampleEncoder
+from nanoalign.data_recipes.transforms import Transform, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from common.text import printable
-from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Conversation
-from data_recipes.tokenize import Example, encode_batch
+from nanoalign.common.text import printable
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.tokenize import Example, encode_batch
 
 if TYPE_CHECKING:
     from rich.console import Console

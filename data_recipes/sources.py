@@ -14,16 +14,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from common.errors import ConfigError, DataError
-from data_recipes.adapters import ADAPTERS, LEFT_OUT, NotASample
-from data_recipes.catalog import Source, Split, find_files, root_of, source
-from data_recipes.chat.base import ChatFormat
-from data_recipes.chat.render import special_token_in
-from data_recipes.conversation import Conversation
-from data_recipes.files import BadRow, Row, RowError, read_rows, without_nulls
-from data_recipes.generators import check_name, generate, in_test, is_generated
-from data_recipes.rows import from_row, to_row
-from data_recipes.transforms import Filter
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.adapters import ADAPTERS, LEFT_OUT, NotASample
+from nanoalign.data_recipes.catalog import Source, Split, find_files, root_of, source
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.chat.render import special_token_in
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.files import BadRow, Row, RowError, read_rows, without_nulls
+from nanoalign.data_recipes.generators import check_name, generate, in_test, is_generated
+from nanoalign.data_recipes.rows import from_row, to_row
+from nanoalign.data_recipes.transforms import Filter
 
 LISTED = 25
 """Bad rows that an error message lists; the others are counted."""
@@ -292,7 +292,7 @@ def _with_functions(rows: Iterable[Row], files: Mapping[str, str], data_root: Pa
 
 
 def _replayed_rows(split: Split, data_root: Path | None) -> Iterator[Row]:
-    from data_recipes.workplace.replay import trajectories
+    from nanoalign.data_recipes.workplace.replay import trajectories
 
     for conversation in trajectories(root_of(data_root) or Path(), split):
         yield f"workbench:{conversation.id}", to_row(conversation)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from common.text import printable
-from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Conversation
-from data_recipes.duplicates import ExactDuplicates
-from data_recipes.mixture import MixtureReport
-from data_recipes.quality import FLAGS, flags
-from data_recipes.tokenize import encode_batch
+from nanoalign.common.text import printable
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.duplicates import ExactDuplicates
+from nanoalign.data_recipes.mixture import MixtureReport
+from nanoalign.data_recipes.quality import FLAGS, flags
+from nanoalign.data_recipes.tokenize import encode_batch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,7 +10,7 @@
 
 import re
 
-from data_recipes.files import RowError
+from nanoalign.data_recipes.files import RowError
 
 OPEN, CLOSE = "<think>", "</think>"
 _BARE = re.compile(r"<\s?/?\s?think\s?/?\s?>", re.IGNORECASE)

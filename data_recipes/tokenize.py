@@ -13,9 +13,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from common.errors import CheckpointError
-from data_recipes.chat.base import ChatFormat, Span
-from data_recipes.conversation import Conversation
+from nanoalign.common.errors import CheckpointError
+from nanoalign.data_recipes.chat.base import ChatFormat, Span
+from nanoalign.data_recipes.conversation import Conversation
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from data_recipes.conversation import Conversation
+from nanoalign.data_recipes.conversation import Conversation
 
 Transform = Callable[[Conversation, Random], tuple[Conversation | None, str | None]]
 Filter = Callable[[Conversation], str | None]

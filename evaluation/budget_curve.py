@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from budget_control.measure import compensation
-from common.errors import ConfigError
-from common.stats import Estimate
-from data_recipes.config import Mixture
-from evaluation.config import Suite
-from evaluation.suites import Enforcement, SuiteResult, evaluate, load_suite, suite_reward
-from rl.config import Rollouts
-from rl.modes import Mode
+from nanoalign.budget_control.measure import compensation
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stats import Estimate
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.evaluation.config import Suite
+from nanoalign.evaluation.suites import Enforcement, SuiteResult, evaluate, load_suite, suite_reward
+from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.modes import Mode
 
 SHOWN_FIGURES = (
     "well_formed", "overshoot", "overshoot_max", "cut", "thinking_tokens", "answer_tokens", "compensation", "leakage",
@@ -92,10 +92,10 @@ def run_budget_curve(
 
     Raises ConfigError for budgets that leave no room for an answer, and as :func:`evaluation.stage.run` does.
     """
-    from data_recipes.chat import chat_format
-    from models.loading import load_tokenizer, resolve
-    from models.training import resolve_device
-    from rl.rollouts import open_for_measuring
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.loading import load_tokenizer, resolve
+    from nanoalign.models.training import resolve_device
+    from nanoalign.rollouts import open_for_measuring
 
     limited = sorted({budget for budget in budgets if budget is not None})
     for budget in limited:

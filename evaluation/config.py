@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from common.config import Section
-from rl.config import Rollouts
+from nanoalign.common.config import Section
+from nanoalign.rollouts.config import Rollouts
 
 
 class Suite(Section):

@@ -5,17 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json
-from common.stage import StageContext
-from common.stats import Estimate, proportion
-from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture
-from evaluation.budget_curve import Curve, budget_curve, label
-from evaluation.config import EvaluateStage, Suite
-from evaluation.suites import SuiteResult, evaluate, load_suite, suite_reward
-from reward.base import Tally
-from rl.modes import Mode
-from rl.rollouts.base import RolloutEngine
+from nanoalign.common.files import write_json
+from nanoalign.common.stage import StageContext
+from nanoalign.common.stats import Estimate, proportion
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.evaluation.budget_curve import Curve, budget_curve, label
+from nanoalign.evaluation.config import EvaluateStage, Suite
+from nanoalign.evaluation.suites import SuiteResult, evaluate, load_suite, suite_reward
+from nanoalign.reward.base import Tally
+from nanoalign.rollouts.base import RolloutEngine
+from nanoalign.rollouts.modes import Mode
 
 SHOWN = 4
 """Samples of each suite and mode written to samples.jsonl."""
@@ -40,9 +40,9 @@ def run(
     Raises:
         ConfigError: a suite that cannot be loaded, or a model that the engine cannot serve.
     """
-    from data_recipes.chat import chat_format
-    from models.loading import load_tokenizer
-    from models.training import resolve_device
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.loading import load_tokenizer
+    from nanoalign.models.training import resolve_device
 
     chat, rollouts, device = chat_format(context.chat), config.rollouts, resolve_device(context.device)
     names = list(dict.fromkeys([*config.suites, *([config.budget_suite] if config.budget_suite else [])]))
@@ -109,8 +109,8 @@ class _Engines:
         self.engine: RolloutEngine | None = None
 
     def at(self, folder: Path, tokenizer: Any) -> RolloutEngine:
-        from models.loading import load_model
-        from rl.rollouts import open_for_measuring
+        from nanoalign.models.loading import load_model
+        from nanoalign.rollouts import open_for_measuring
 
         if self.engine is not None and self.rollouts.engine != "hf":
             self.engine.load_weights(load_model(folder).state_dict().items())

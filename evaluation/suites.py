@@ -5,22 +5,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from budget_control.measure import Reading, read, summary
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
-from common.stats import Estimate, mean, proportion
-from data_recipes.chat.base import ChatFormat
-from data_recipes.chat.render import without_signals
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from evaluation.config import Suite
-from reward.base import Reward, Tally
-from rl.config import Rollouts
-from rl.modes import Mode, sampling
+from nanoalign.budget_control.measure import Reading, read, summary
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stats import Estimate, mean, proportion
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.chat.render import without_signals
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.evaluation.config import Suite
+from nanoalign.reward.base import Reward, Tally
+from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.modes import Mode, sampling
 
 if TYPE_CHECKING:
-    from rl.environments.base import Environment, Task
-    from rl.rollouts.base import RolloutEngine, Sampling
+    from nanoalign.rollouts.base import RolloutEngine, Sampling
+    from nanoalign.rollouts.environments.base import Environment, Task
 
 Enforcement = Literal["rule", "hard", "none"]
 """How a thinking budget is kept: by the rule; by a close forced at the budget, mid-sentence or not; or not at all,
@@ -88,12 +88,12 @@ def load_suite(
         DataError: bad rows.
     """
     if suite.environment is not None:
-        from rl.environments import environment
+        from nanoalign.rollouts.environments import environment
 
         played = environment(suite.environment, data_root)
         tasks = Tasks(name, suite, environment=played, played=played.tasks("test")[: suite.samples])
     else:
-        from data_recipes.mixture import build, uses
+        from nanoalign.data_recipes.mixture import build, uses
 
         if suite.data is None or suite.data not in mixtures:
             raise ConfigError(f"suite {name}: unknown mixture {suite.data!r}")
@@ -154,11 +154,11 @@ def evaluate(
 
 def suite_reward(suite: Suite, models: Mapping[str, Path], device: str) -> Reward:
     """The reward that scores a suite; ``models`` holds the folder of its reward model under that stage's name."""
-    from reward.compose import make_reward
+    from nanoalign.reward.compose import make_reward
 
     judge = None
     if suite.reward_model is not None:
-        from rl.reward_model import load_reward_model
+        from nanoalign.reward.preference import load_reward_model
 
         judge = load_reward_model(models[suite.reward_model], device)
     return make_reward(suite.reward, reward_model=judge)
@@ -208,9 +208,9 @@ def _answer(
     engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
     reward: Reward, settings: Settings, seed: int,
 ) -> Run:  # fmt: skip
-    from rl.rollouts.base import Request
-    from rl.rollouts.draw import seed_of
-    from rl.rollouts.samples import judged
+    from nanoalign.rollouts.base import Request
+    from nanoalign.rollouts.samples import judged
+    from nanoalign.rollouts.sampling import seed_of
 
     histories, requests = [], []
     for number, conversation in enumerate(tasks.conversations):
@@ -245,8 +245,8 @@ def _play(
     engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
     reward: Reward, settings: Settings, seed: int,
 ) -> Run:  # fmt: skip
-    from rl.rollouts.draw import seed_of
-    from rl.rollouts.episodes import play
+    from nanoalign.rollouts.episodes import play
+    from nanoalign.rollouts.sampling import seed_of
 
     assert tasks.environment is not None
     records = play(

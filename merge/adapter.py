@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import CheckpointError
-from merge.checkpoint import (
+from nanoalign.common.errors import CheckpointError
+from nanoalign.merge.checkpoint import (
     ITEM_BYTES,
     WEIGHTS,
     Checkpoint,

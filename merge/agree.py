@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError
-from merge.checkpoint import TensorSource, elements, read_json_object
+from nanoalign.common.errors import CheckpointError
+from nanoalign.merge.checkpoint import TensorSource, elements, read_json_object
 
 HEADS = ("lm_head.weight", "output.weight", "embed_out.weight")
 EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight", "embedding.weight", "wte.weight", "embed_in.weight")

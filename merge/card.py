@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from common.stats import Estimate
-from merge.checkpoint import TensorSource
+from nanoalign.common.stats import Estimate
+from nanoalign.merge.checkpoint import TensorSource
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
 

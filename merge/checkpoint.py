@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from common.errors import CheckpointError
+from nanoalign.common.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.errors import ConfigError
-from common.stats import Estimate
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stats import Estimate
 
 Method = Literal["pareto", "weighted", "constraint"]
 GOLDEN = (math.sqrt(5) - 1) / 2

@@ -10,13 +10,13 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
-from merge.adapter import open_source
-from merge.card import write_card
-from merge.checkpoint import Checkpoint
-from merge.interpolate import Progress, check_alphas, write_interpolations
-from merge.mergekit_bridge import as_linear, merge_with_mergekit, mergekit_config, read_config, write_config
-from merge.pair import make_pair
+from nanoalign.common.errors import ConfigError
+from nanoalign.merge.adapter import open_source
+from nanoalign.merge.card import write_card
+from nanoalign.merge.checkpoint import Checkpoint
+from nanoalign.merge.interpolate import Progress, check_alphas, write_interpolations
+from nanoalign.merge.mergekit_bridge import as_linear, merge_with_mergekit, mergekit_config, read_config, write_config
+from nanoalign.merge.pair import make_pair
 
 
 def parse_alphas(text: str) -> list[float]:

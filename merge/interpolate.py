@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import CheckpointError, ConfigError
-from common.files import whole_folder, write_json
-from merge.adapter import open_source
-from merge.checkpoint import INDEX, ITEM_BYTES, TORCH_NAMES, TensorInfo, elements, header_bytes, open_checkpoint
-from merge.pair import CHUNK_ELEMENTS, FLOATS, Pair, check_finite, default_threads, drain, lerp, make_pair
+from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.common.files import whole_folder, write_json
+from nanoalign.merge.adapter import open_source
+from nanoalign.merge.checkpoint import (
+    INDEX,
+    ITEM_BYTES,
+    TORCH_NAMES,
+    TensorInfo,
+    elements,
+    header_bytes,
+    open_checkpoint,
+)
+from nanoalign.merge.pair import CHUNK_ELEMENTS, FLOATS, Pair, check_finite, default_threads, drain, lerp, make_pair
 
 if TYPE_CHECKING:
     import torch

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from common.errors import CheckpointError, ConfigError
-from common.files import whole_file, whole_folder
-from merge.agree import agree
-from merge.card import write_card
-from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.sweep import state_dict_names
+from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.common.files import whole_file, whole_folder
+from nanoalign.merge.agree import agree
+from nanoalign.merge.card import write_card
+from nanoalign.merge.checkpoint import Checkpoint, open_checkpoint
+from nanoalign.merge.sweep import state_dict_names
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 NEEDS_BASE = ("slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")

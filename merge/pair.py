@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from common.errors import CheckpointError
-from merge.agree import agree, same_values
-from merge.checkpoint import TORCH_NAMES, TensorInfo, TensorSource, elements
+from nanoalign.common.errors import CheckpointError
+from nanoalign.merge.agree import agree, same_values
+from nanoalign.merge.checkpoint import TORCH_NAMES, TensorInfo, TensorSource, elements
 
 if TYPE_CHECKING:
     import torch

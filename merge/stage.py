@@ -5,26 +5,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import ConfigError
-from common.files import fingerprint, write_json
-from common.stage import StageContext
-from common.stats import Estimate
-from data_recipes.config import Mixture
-from evaluation.config import Suite
-from merge.adapter import open_source
-from merge.card import write_card
-from merge.choose import Choice, Point, on_front
-from merge.config import MergeStage
-from merge.interpolate import Progress, write_interpolations
-from merge.pair import Pair, make_pair
-from merge.sweep import sweep
-from reward.base import Tally
-from rl.modes import Mode
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.files import fingerprint, write_json
+from nanoalign.common.stage import StageContext
+from nanoalign.common.stats import Estimate
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.evaluation.config import Suite
+from nanoalign.merge.adapter import open_source
+from nanoalign.merge.card import write_card
+from nanoalign.merge.choose import Choice, Point, on_front
+from nanoalign.merge.config import MergeStage
+from nanoalign.merge.interpolate import Progress, write_interpolations
+from nanoalign.merge.pair import Pair, make_pair
+from nanoalign.merge.sweep import sweep
+from nanoalign.reward.base import Tally
+from nanoalign.rollouts.modes import Mode
 
 if TYPE_CHECKING:
     import torch
 
-    from rl.rollouts.base import RolloutEngine
+    from nanoalign.rollouts.base import RolloutEngine
 
 Score = Callable[[str, "RolloutEngine"], Estimate]
 """Takes the measurement of that name (see :func:`measurements`) on the weights that the engine holds; higher is
@@ -48,10 +48,10 @@ def run(
         CheckpointError: the inputs are damaged or do not fit together.
         ConfigError: an alpha is out of range, a suite is unknown or has no samples, or the disk is too small.
     """
-    from data_recipes.chat import chat_format
-    from evaluation.suites import load_suite, make_scorer, suite_reward
-    from models.loading import load_tokenizer
-    from models.training import resolve_device
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.evaluation.suites import load_suite, make_scorer, suite_reward
+    from nanoalign.models.loading import load_tokenizer
+    from nanoalign.models.training import resolve_device
 
     names = suite_names(config)
     unknown = [name for name in names if name not in suites]
@@ -177,11 +177,11 @@ def _recorded(record: Path, identity: str) -> list[Point]:
 
 def _open(config: MergeStage, context: StageContext) -> "tuple[RolloutEngine, Mapping[str, torch.Tensor] | None]":
     """The engine on the reasoning model, and the state dict behind it where it lives in this process."""
-    from data_recipes.chat import chat_format
-    from models.loading import load_tokenizer
-    from models.training import resolve_device
-    from rl.rollouts import open_for_measuring
-    from rl.rollouts.hf import HFEngine
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.loading import load_tokenizer
+    from nanoalign.models.training import resolve_device
+    from nanoalign.rollouts import open_for_measuring
+    from nanoalign.rollouts.hf import HFEngine
 
     folder, device = context.inputs["reasoning"], resolve_device(context.device)
     engine = open_for_measuring(

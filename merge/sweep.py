@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from common.errors import CheckpointError
-from common.stats import Estimate
-from merge.agree import HEADS
-from merge.checkpoint import TensorSource, read_json_object
-from merge.choose import Choice, Point, best, golden_section, neighbours, ranking
-from merge.interpolate import check_alphas
-from merge.pair import Pair, require_finite, tensors_at
+from nanoalign.common.errors import CheckpointError
+from nanoalign.common.stats import Estimate
+from nanoalign.merge.agree import HEADS
+from nanoalign.merge.checkpoint import TensorSource, read_json_object
+from nanoalign.merge.choose import Choice, Point, best, golden_section, neighbours, ranking
+from nanoalign.merge.interpolate import check_alphas
+from nanoalign.merge.pair import Pair, require_finite, tensors_at
 
 if TYPE_CHECKING:
     import torch
 
 
 class LoadsWeights(Protocol):
-    """The part of :class:`rl.rollouts.base.RolloutEngine` that a sweep needs."""
+    """The part of :class:`rollouts.base.RolloutEngine` that a sweep needs."""
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None: ...
 

@@ -11,8 +11,8 @@ from peft.utils import PeftType
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.errors import ConfigError
-from models.config import LoRA
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.config import LoRA
 
 KNOWN_TARGETS = frozenset(LoRA.model_fields["targets"].default)
 """Projections of attention, MLP and Mamba blocks: a model may lack some of them."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.config import HOW_IT_RUNS, Section
+from nanoalign.common.config import HOW_IT_RUNS, Section
 
 
 class LoRA(Section):

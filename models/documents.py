@@ -22,8 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from common.errors import IsolationError
-from models.chunks import document_positions, first_tokens
+from nanoalign.common.errors import IsolationError
+from nanoalign.models.chunks import document_positions, first_tokens
 
 ATTENTION = "nanoalign_documents"
 """The name under which transformers knows :func:`document_attention`."""

@@ -21,11 +21,11 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 
-from models.chunks import Documents, documents_of
-from models.documents import isolate, unisolate
-from models.kernels import TORCH, Kernels, KernelSet, choose
-from models.lowrank import project
-from models.mamba2 import conv_step, split_channels, ssd_step
+from nanoalign.models.chunks import Documents, documents_of
+from nanoalign.models.documents import isolate, unisolate
+from nanoalign.models.kernels import TORCH, Kernels, KernelSet, choose
+from nanoalign.models.lowrank import project
+from nanoalign.models.mamba2 import conv_step, split_channels, ssd_step
 
 
 class Mamba2Path:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.errors import IsolationError
-from models.documents import packed_inputs
+from nanoalign.common.errors import IsolationError
+from nanoalign.models.documents import packed_inputs
 
 TOLERANCES = {
     (torch.float32, "cpu"): (1e-3, 5e-5),

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import ConfigError, IsolationError
-from models.chunks import Documents
-from models.mamba2 import causal_conv, split_channels, ssd_scan
-from models.promises import fulfil
+from nanoalign.common.errors import ConfigError, IsolationError
+from nanoalign.models.chunks import Documents
+from nanoalign.models.mamba2 import causal_conv, split_channels, ssd_scan
+from nanoalign.models.promises import fulfil
 
 Kernels = Literal["auto", "torch", "triton"]
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def triton_scan(
     mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`scan` by :mod:`models.triton_scan`."""
-    from models.triton_scan import Scan, forward
+    from nanoalign.models.triton_scan import Scan, forward
 
     dt_BTH = dt_BTH.float() if mask_BT is None else dt_BTH.float() * mask_BT.unsqueeze(-1)
     if initial_BHPN is not None:
@@ -89,7 +89,7 @@ def triton_conv(
     silu: bool = False,
 ) -> Tensor:
     """:func:`models.mamba2.causal_conv` in one pass."""
-    from models.triton_conv import CausalConv
+    from nanoalign.models.triton_conv import CausalConv
 
     if previous_BKD is not None:
         previous_BKD = previous_BKD.to(x_BTD.dtype)
@@ -98,14 +98,14 @@ def triton_conv(
 
 def triton_gated_norm(y: Tensor, gate: Tensor, weight: Tensor, group: int, eps: float) -> Tensor:
     """:func:`gated_norm` in one pass."""
-    from models.triton_kernels import GatedNorm
+    from nanoalign.models.triton_kernels import GatedNorm
 
     return GatedNorm.apply(y, gate, weight, group, eps)
 
 
 def triton_squared_relu(x: Tensor) -> Tensor:
     """:func:`squared_relu` in one pass."""
-    from models.triton_kernels import SquaredReLU
+    from nanoalign.models.triton_kernels import SquaredReLU
 
     return SquaredReLU.apply(x)
 

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import CheckpointError
-from common.files import whole_folder
-from models import smollm2
-from models.checkpoint import read_config, read_tensors
-from models.known import KNOWN
-from models.size import layer_kinds, parameters, state_bytes
+from nanoalign.common.errors import CheckpointError
+from nanoalign.common.files import whole_folder
+from nanoalign.models import smollm2
+from nanoalign.models.checkpoint import read_config, read_tensors
+from nanoalign.models.known import KNOWN
+from nanoalign.models.size import layer_kinds, parameters, state_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from models.hybrid import install
+    from nanoalign.models.hybrid import install
 
     folder = resolve(spec)
     read_config(folder)

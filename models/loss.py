@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from common.errors import ConfigError
+from nanoalign.common.errors import ConfigError
 
 IGNORED = -100
 """Label of a token that does not count."""
@@ -62,7 +62,7 @@ def _losses_and_slopes(logits_LV: Tensor, labels_L: Tensor, slopes: bool) -> tup
     """Each token's cross entropy in fp32, 0 where it does not count, and, where ``slopes`` are wanted, its gradient, in
     the logits' dtype; else something of the logits' shape."""
     if logits_LV.is_cuda and logits_LV.dtype in (torch.bfloat16, torch.float16):
-        from models.triton_loss import losses_and_slopes
+        from nanoalign.models.triton_loss import losses_and_slopes
 
         return losses_and_slopes(logits_LV, labels_L, IGNORED), logits_LV
     dtype = logits_LV.dtype

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.promises import fulfil, promise
+from nanoalign.models.promises import fulfil, promise
 
 
 def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:

@@ -2,8 +2,8 @@
 
 import math
 
-from common.errors import ConfigError
-from models.config import Training
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.config import Training
 
 
 def optimizer_steps(train: Training, samples: int) -> int:

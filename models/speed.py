@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from models.config import Training
-from models.hybrid import use_kernels
-from models.offload import offload_activations
-from models.tiling import tile
+from nanoalign.models.config import Training
+from nanoalign.models.hybrid import use_kernels
+from nanoalign.models.offload import offload_activations
+from nanoalign.models.tiling import tile
 
 
 def prepare(model: nn.Module, train: Training, device: torch.device) -> None:

@@ -24,10 +24,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
 
-from models.chunks import Documents, document_runs, once_for_each, tile_bounds
-from models.hybrid import Mamba2Path
-from models.kernels import TORCH, KernelSet
-from models.lowrank import project
+from nanoalign.models.chunks import Documents, document_runs, once_for_each, tile_bounds
+from nanoalign.models.hybrid import Mamba2Path
+from nanoalign.models.kernels import TORCH, KernelSet
+from nanoalign.models.lowrank import project
 
 
 class TiledLlamaLayer(LlamaDecoderLayer):

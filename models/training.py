@@ -16,11 +16,11 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from common.errors import CheckpointError, ConfigError, StageError
-from common.stage import StageLog
-from models.config import Training
-from models.schedules import optimizer_steps, schedule_factor
-from models.speed import prepare
+from nanoalign.common.errors import CheckpointError, ConfigError, StageError
+from nanoalign.common.stage import StageLog
+from nanoalign.models.config import Training
+from nanoalign.models.schedules import optimizer_steps, schedule_factor
+from nanoalign.models.speed import prepare
 
 WHOLE = "whole"
 """Name of the empty file that says that a checkpoint folder was written to its end."""

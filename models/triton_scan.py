@@ -17,9 +17,9 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models import triton_scan_kernels as kernels
-from models.chunks import LONGEST, Documents, plain_chunks
-from models.promises import promise
+from nanoalign.models import triton_scan_kernels as kernels
+from nanoalign.models.chunks import LONGEST, Documents, plain_chunks
+from nanoalign.models.promises import promise
 
 
 class Block(NamedTuple):

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json
+from nanoalign.common.files import write_json
 
 
 @dataclass(frozen=True)

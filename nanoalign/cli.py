@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from common.text import printable
 from nanoalign import cli_data, cli_export, cli_models
 from nanoalign.cli_shared import (
     DataRootOption,
@@ -21,6 +20,7 @@ from nanoalign.cli_shared import (
     known,
     load_recipe,
 )
+from nanoalign.common.text import printable
 
 app = typer.Typer(
     cls=Group,

@@ -12,7 +12,7 @@ from nanoalign.cli_prepare import prepare
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, SetOption, known, load_recipe
 
 if TYPE_CHECKING:
-    from data_recipes.config import Mixture
+    from nanoalign.data_recipes.config import Mixture
     from nanoalign.recipe.schema import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="See what a recipe trains on, and make more of it.")
@@ -55,12 +55,12 @@ def show(
     """
     from rich.console import Console
 
-    from common.errors import ConfigError
-    from data_recipes.chat import chat_format
-    from data_recipes.show import show as show_samples
-    from data_recipes.tokenize import encode_batch
-    from models.loading import load_tokenizer
-    from sft.packing import pack
+    from nanoalign.common.errors import ConfigError
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.show import show as show_samples
+    from nanoalign.data_recipes.tokenize import encode_batch
+    from nanoalign.models.loading import load_tokenizer
+    from nanoalign.sft.packing import pack
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = _stage(loaded, stage)
@@ -96,11 +96,11 @@ def stats(
     """
     from rich.console import Console
 
-    from data_recipes.chat import chat_format
-    from data_recipes.mixture import build
-    from data_recipes.stats import stats as count
-    from data_recipes.stats import tables
-    from models.loading import load_tokenizer
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.mixture import build
+    from nanoalign.data_recipes.stats import stats as count
+    from nanoalign.data_recipes.stats import tables
+    from nanoalign.models.loading import load_tokenizer
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = known("mixture", data or next(iter(loaded.data)), loaded.data)
@@ -122,10 +122,10 @@ def stats(
 @app.command()
 def sources(data_root: DataRootOption = None) -> None:
     """List the named sources, and where they are found."""
-    from common.errors import NanoalignError
-    from data_recipes.catalog import catalog
-    from data_recipes.miniature import SOURCES
-    from data_recipes.sources import describe
+    from nanoalign.common.errors import NanoalignError
+    from nanoalign.data_recipes.catalog import catalog
+    from nanoalign.data_recipes.miniature import SOURCES
+    from nanoalign.data_recipes.sources import describe
 
     for name, entry in catalog().items():
         try:
@@ -149,9 +149,9 @@ def _stage(recipe: "Recipe", stage: str | None) -> str:
 
 def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, data_root: Path | None) -> Any:
     """About ``samples`` conversations of a stage's mixture, taught as the stage teaches them."""
-    from budget_control.transforms import teaching
-    from data_recipes.chat import chat_format
-    from data_recipes.mixture import build
+    from nanoalign.budget_control.transforms import teaching
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.mixture import build
     from nanoalign.graph import stage_seed
 
     section: Any = recipe.stages[name]
@@ -163,7 +163,7 @@ def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, da
 
 def smaller(mixture: "Mixture", samples: int) -> "Mixture":
     """The mixture with its sources in the same proportions, at least one sample of each, about ``samples`` in all."""
-    from data_recipes.config import SourceUse
+    from nanoalign.data_recipes.config import SourceUse
 
     uses = {
         source: use if isinstance(use, SourceUse) else SourceUse(samples=use) for source, use in mixture.sources.items()

@@ -8,10 +8,10 @@ import typer
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
 
 if TYPE_CHECKING:
-    from data_recipes.config import Mixture
+    from nanoalign.data_recipes.config import Mixture
+    from nanoalign.nemo_rl.settings import Export, Target
     from nanoalign.recipe.schema import Recipe
-    from rl.nemo_rl.settings import Export, Target
-    from sft.config import SFTStage
+    from nanoalign.sft.config import SFTStage
 
 app = typer.Typer(no_args_is_help=True, help="Write a stage down for another trainer.")
 
@@ -36,7 +36,7 @@ def nemo_rl(
 
     Settings that NeMo-RL does not have are errors, or stand in the export's README.
     """
-    from rl.nemo_rl.folder import write
+    from nanoalign.nemo_rl.folder import write
 
     loaded = load_recipe(recipe, set_, None, data_root)
     known("stage", stage, loaded.stages)
@@ -50,11 +50,11 @@ def nemo_rl(
 
 
 def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
-    from common.errors import ConfigError
-    from models.loading import describe, local_folder
+    from nanoalign.common.errors import ConfigError
     from nanoalign.graph import stage_seed
+    from nanoalign.models.loading import describe, local_folder
+    from nanoalign.nemo_rl.settings import Target
     from nanoalign.recipe.schema import SlurmLaunch
-    from rl.nemo_rl.settings import Target
 
     section: Any = recipe.stages[name]
     if section.kind not in ("sft", "dpo", "grpo"):
@@ -70,12 +70,12 @@ def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
 
 
 def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | None, root: Path) -> "Export":
-    from data_recipes.chat import chat_format
-    from data_recipes.mixture import build
-    from models.loading import load_tokenizer
-    from rl.nemo_rl.policy import export_grpo
-    from rl.nemo_rl.preference import export_dpo
-    from rl.prompts import prompts_of
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.mixture import build
+    from nanoalign.models.loading import load_tokenizer
+    from nanoalign.nemo_rl.policy import export_grpo
+    from nanoalign.nemo_rl.preference import export_dpo
+    from nanoalign.rl.prompts import prompts_of
 
     section: Any = recipe.stages[name]
     if section.kind == "dpo":
@@ -102,10 +102,10 @@ def _sft(
     data_root: Path | None,
 ) -> "Export":
     """The documents of :func:`sft.stage.run`, and its packs where they are concatenated plainly."""
-    from data_recipes.tokenize import Example
-    from rl.nemo_rl.supervised import Packing, export_sft
-    from sft.data import prepare, stage_data
-    from sft.packing import pack, singly
+    from nanoalign.data_recipes.tokenize import Example
+    from nanoalign.nemo_rl.supervised import Packing, export_sft
+    from nanoalign.sft.data import prepare, stage_data
+    from nanoalign.sft.packing import pack, singly
 
     prepared = prepare(stage, mixture, chat, tokenizer, folder, data_root, target.seed)
     documents = stage_data(stage, prepared, target.seed).documents

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.text import printable
 from nanoalign.cli_shared import DataRootOption
+from nanoalign.common.text import printable
 
 if TYPE_CHECKING:
-    from data_recipes.conversation import Conversation, Message
-    from data_recipes.synthetic.config import Generate, LongContext, Rejection, Trajectories, Translation
-    from data_recipes.synthetic.play import Maker
-    from reward.compose import ComposedReward
+    from nanoalign.data_recipes.conversation import Conversation, Message
+    from nanoalign.data_recipes.synthetic.config import Generate, LongContext, Rejection, Trajectories, Translation
+    from nanoalign.data_recipes.synthetic.play import Maker
+    from nanoalign.reward.compose import ComposedReward
 
 
 def generate(
@@ -30,7 +30,7 @@ def generate(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from data_recipes.synthetic.make import make
+    from nanoalign.data_recipes.synthetic.make import make
 
     config = read(settings)
     console = Console()
@@ -59,7 +59,7 @@ def read(path: Path) -> "Generate":
     """The settings in a YAML file. Raises ConfigError with all that is wrong, each with its line and nearest key."""
     from pydantic import ValidationError
 
-    from data_recipes.synthetic.config import Generate
+    from nanoalign.data_recipes.synthetic.config import Generate
     from nanoalign.recipe.load import RecipeError, explain
     from nanoalign.recipe.source import read_yaml
 
@@ -85,10 +85,10 @@ def makers(config: "Generate", data_root: Path | None) -> "Iterator[Maker]":
 
 
 def _rejection(config: "Rejection", data_root: Path | None) -> "Iterator[Maker]":
-    from common.errors import ConfigError
-    from data_recipes.synthetic.rejection import rejection
-    from reward.compose import KINDS
-    from reward.instructions.augment import augment
+    from nanoalign.common.errors import ConfigError
+    from nanoalign.data_recipes.synthetic.rejection import rejection
+    from nanoalign.reward.compose import KINDS
+    from nanoalign.reward.instructions.augment import augment
 
     for number, task in enumerate(_drawn(config, data_root)):
         if config.instructions:
@@ -100,9 +100,9 @@ def _rejection(config: "Rejection", data_root: Path | None) -> "Iterator[Maker]"
 
 
 def _trajectories(config: "Trajectories", data_root: Path | None) -> "Iterator[Maker]":
-    from data_recipes.conversation import Conversation
-    from data_recipes.synthetic.trajectories import trajectory
-    from rl.environments import environment
+    from nanoalign.data_recipes.conversation import Conversation
+    from nanoalign.data_recipes.synthetic.trajectories import trajectory
+    from nanoalign.rollouts.environments import environment
 
     played = environment(config.environment, data_root)
     licence = "MIT" if config.environment.startswith("workbench") else "Apache-2.0"
@@ -114,9 +114,9 @@ def _trajectories(config: "Trajectories", data_root: Path | None) -> "Iterator[M
 
 
 def _long_context(config: "LongContext", data_root: Path | None) -> "Iterator[Maker]":
-    from data_recipes.conversation import Conversation
-    from data_recipes.sources import load
-    from data_recipes.synthetic.long_context import across, contexts
+    from nanoalign.data_recipes.conversation import Conversation
+    from nanoalign.data_recipes.sources import load
+    from nanoalign.data_recipes.synthetic.long_context import across, contexts
 
     loaded = [load(name, None, "train", data_root, config.seed) for name in config.sources]
     documents = [document for each in loaded for document in each.conversations]
@@ -130,7 +130,7 @@ def _long_context(config: "LongContext", data_root: Path | None) -> "Iterator[Ma
 
 
 def _translation(config: "Translation", data_root: Path | None) -> "Iterator[Maker]":
-    from data_recipes.synthetic.translation import translation
+    from nanoalign.data_recipes.synthetic.translation import translation
 
     for sample in _drawn(config, data_root):
         yield translation(sample, config.language, config.tries, config.seed)
@@ -138,8 +138,8 @@ def _translation(config: "Translation", data_root: Path | None) -> "Iterator[Mak
 
 def _drawn(config: "Rejection | Translation", data_root: Path | None) -> "list[Conversation]":
     """The samples to start from, each once. Raises ConfigError where the source has fewer."""
-    from common.errors import ConfigError
-    from data_recipes.sources import load
+    from nanoalign.common.errors import ConfigError
+    from nanoalign.data_recipes.sources import load
 
     loaded = load(config.source, config.samples, config.split, data_root, config.seed)
     if loaded.report.epochs > 1:
@@ -149,14 +149,14 @@ def _drawn(config: "Rejection | Translation", data_root: Path | None) -> "list[C
 
 def verify(task: "Conversation", answers: "Sequence[Message]") -> list[float]:
     """Scores of the verifier of the task's kind."""
-    from data_recipes.chat.answers import as_answer
-    from reward.base import Sample
+    from nanoalign.data_recipes.chat.answers import as_answer
+    from nanoalign.reward.base import Sample
 
     return _verifiers().score([Sample(task.messages, as_answer(answer), task.task or {}) for answer in answers])
 
 
 @lru_cache(maxsize=1)
 def _verifiers() -> "ComposedReward":
-    from reward.compose import make_reward
+    from nanoalign.reward.compose import make_reward
 
     return make_reward({"task": 1.0})

@@ -56,8 +56,8 @@ def merge(
     Linear: (1 - alpha) * A + alpha * B, written for every alpha. With --evaluate every alpha is scored and only the
     best one written.
     """
-    from common.errors import ConfigError
-    from merge import cli as merging
+    from nanoalign.common.errors import ConfigError
+    from nanoalign.merge import cli as merging
 
     if evaluate is None and set_:
         raise ConfigError("--set changes the recipe of --evaluate, which is not given")
@@ -91,7 +91,7 @@ def merge(
 
 def _refuse(where: str, **options: Any) -> None:
     """Raises ConfigError for an option that was given and would do nothing."""
-    from common.errors import ConfigError
+    from nanoalign.common.errors import ConfigError
 
     for name, value in options.items():
         if value not in (None, []):
@@ -108,11 +108,11 @@ def _sweep(
     root: Path,
 ) -> dict[str, Any]:
     """The merge stage of a recipe on two models of the user's; its judges are those of the recipe's run."""
-    from common.errors import ConfigError
-    from common.stage import StageContext, StageLog
-    from merge.stage import run
     from nanoalign.artifacts import finite
+    from nanoalign.common.errors import ConfigError
+    from nanoalign.common.stage import StageContext, StageLog
     from nanoalign.graph import inputs_of, stage_seed
+    from nanoalign.merge.stage import run
     from nanoalign.recipe.checks import suites_of
 
     loaded = load_recipe(recipe, overrides, None, data_root)
@@ -149,9 +149,9 @@ def serve(
 
     Requests may carry thinking_budget. Further options go to vLLM as they are.
     """
-    from budget_control.serve import serve as start
-    from data_recipes.chat import chat_format
-    from models.loading import resolve
+    from nanoalign.budget_control.serve import serve as start
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.loading import resolve
 
     form = chat_format(chat)
     tags = (form.think_open, form.think_close)
@@ -180,7 +180,7 @@ def chat(
     is kept from here.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from budget_control.terminal import run_chat
+    from nanoalign.budget_control.terminal import run_chat
 
     run_chat(
         model, form, budget=budget, grace=grace, max_tokens=max_tokens, temperature=temperature, tokenizer=tokenizer,
@@ -219,10 +219,10 @@ def budget_curve(
     from rich.table import Table
     from rich.text import Text
 
-    from common.errors import ConfigError
-    from evaluation.budget_curve import ENFORCED, accuracy_series, curve_table, run_budget_curve
     from nanoalign.artifacts import finite
-    from rl.config import Rollouts
+    from nanoalign.common.errors import ConfigError
+    from nanoalign.evaluation.budget_curve import ENFORCED, accuracy_series, curve_table, run_budget_curve
+    from nanoalign.rollouts.config import Rollouts
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = known("suite", suite or next(iter(loaded.suites), "suite"), loaded.suites)

@@ -10,7 +10,7 @@ import typer
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
 
 if TYPE_CHECKING:
-    from data_recipes.draw import Tell
+    from nanoalign.data_recipes.draw import Tell
     from nanoalign.progress import Display
     from nanoalign.recipe.schema import Recipe
 
@@ -30,10 +30,10 @@ def prepare(
     """
     from rich.console import Console
 
-    from data_recipes.chat import chat_format
+    from nanoalign.data_recipes.chat import chat_format
     from nanoalign.graph import stage_seed
     from nanoalign.progress import clock, display
-    from sft.data import prepare as prepare_stage
+    from nanoalign.sft.data import prepare as prepare_stage
 
     loaded = load_recipe(recipe, set_, None, data_root)
     names = [name for name, section in loaded.stages.items() if section.kind == "sft"]
@@ -65,7 +65,7 @@ def prepare(
 
 def _tokenizer(recipe: "Recipe", before: str, root: Path) -> Any:
     """That of the stage before, if it has run; it is the base model's."""
-    from models.loading import load_tokenizer
+    from nanoalign.models.loading import load_tokenizer
 
     model = root / recipe.name / before / "model"
     return load_tokenizer(model if model.is_dir() else recipe.model)

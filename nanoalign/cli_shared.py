@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from common.errors import NanoalignError, StageError
-from common.text import printable
+from nanoalign.common.errors import NanoalignError, StageError
+from nanoalign.common.text import printable
 
 
 class Group(TyperGroup):
@@ -48,7 +48,7 @@ def load_recipe(recipe: str, overrides: list[str] | None, device: str | None, da
 
 def known(what: str, name: str, names: Any) -> str:
     """``name``, if it is one of ``names``. Raises ConfigError with the nearest otherwise."""
-    from common.errors import ConfigError
+    from nanoalign.common.errors import ConfigError
     from nanoalign.recipe.explain import nearest
 
     if name not in names:

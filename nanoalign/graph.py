@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
-from common.files import fingerprint, room_version
 from nanoalign.artifacts import StageRecord, read_record
+from nanoalign.common.errors import DataError
+from nanoalign.common.files import fingerprint, room_version
 from nanoalign.recipe.checks import suites_of, uses
 from nanoalign.recipe.schema import Recipe
 
@@ -21,15 +21,16 @@ BASE = "base"
 """The name under which stages take the recipe's own model."""
 
 CORE = ("common", "models", "data_recipes")
-RL = (*CORE, "budget_control", "reward", "rl")
+GENERATING = (*CORE, "budget_control", "reward", "rollouts")
+RL = (*GENERATING, "rl")
 ROOMS = {
     "pretrain": (*CORE, "sft"),
     "sft": (*CORE, "budget_control", "sft"),
     "dpo": RL,
     "reward_model": RL,
     "grpo": RL,
-    "evaluate": (*RL, "evaluation"),
-    "merge": (*RL, "evaluation", "merge"),
+    "evaluate": (*GENERATING, "evaluation"),
+    "merge": (*GENERATING, "evaluation", "merge"),
 }
 """Rooms whose source a stage's kind depends on."""
 
@@ -140,7 +141,7 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
 
 def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tuple[str, int]]:
     """Names and sizes of the files behind these mixtures (times and places change when a run moves)."""
-    from data_recipes.sources import describe
+    from nanoalign.data_recipes.sources import describe
 
     found: set[tuple[str, int]] = set()
     for mixture in mixtures.values():

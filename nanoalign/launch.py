@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json
+from nanoalign.common.files import write_json
 from nanoalign.recipe.schema import PARALLEL, LocalLaunch, RayLaunch, Recipe, SlurmLaunch
 
 

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.schedules import optimizer_steps, schedule_factor
 from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
+from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.recipe.schema import PARALLEL, Recipe
-from sft.config import HELD_OUT
+from nanoalign.sft.config import HELD_OUT
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
 MODEL_FILES = (

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.config import Training
+from nanoalign.models.config import Training
 
 PROCESS_BYTES = 0.7e9
 """Python with torch and transformers, before there is a model."""

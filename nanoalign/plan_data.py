@@ -7,13 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.errors import DataError, NanoalignError
-from data_recipes.config import Mixture, SourceUse
+from nanoalign.common.errors import DataError, NanoalignError
+from nanoalign.data_recipes.config import Mixture, SourceUse
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from data_recipes.conversation import Conversation
+    from nanoalign.data_recipes.conversation import Conversation
 
 SAMPLED = 32
 """Samples of a source whose lengths are measured."""
@@ -77,7 +77,7 @@ def plan_mixture(
 ) -> MixturePlan:
     """The size of a mixture. Raises DataError where a source's files are missing, or where the run would stop at one of
     the first rows."""
-    from data_recipes.sources import describe
+    from nanoalign.data_recipes.sources import describe
 
     sources: list[SourcePlan] = []
     lengths: dict[str, list[list[int]]] = {}
@@ -114,9 +114,9 @@ def first_samples(
     source: str, use: SourceUse, data_root: Path | None, chat: str, on_bad_row: Literal["stop", "skip"]
 ) -> "list[Conversation]":
     """A few conversations of a source, without bad rows. Raises DataError for those that training stops at."""
-    from data_recipes.chat import chat_format
-    from data_recipes.files import BadRow
-    from data_recipes.sources import LoadReport, faults, load, stream
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.files import BadRow
+    from nanoalign.data_recipes.sources import LoadReport, faults, load, stream
 
     if source.startswith("miniature:"):
         return load(source, SAMPLED, use.split, data_root).conversations
@@ -135,7 +135,7 @@ def first_samples(
 
 def measure(conversations: "Iterable[Conversation]", chat: str, tokenizer: "Tokenizer | None") -> list[list[int]]:
     """Tokens of the training examples that each conversation gives."""
-    from data_recipes.chat import chat_format
+    from nanoalign.data_recipes.chat import chat_format
 
     if chat.startswith("hf:"):  # its template needs transformers
         texts = [["\n".join(message.content for message in each.messages)] for each in conversations]
@@ -164,7 +164,7 @@ def find_tokenizer(model: Mapping[str, Any] | None) -> "Tokenizer | None":
 
 def find_model(spec: str) -> tuple[dict[str, Any] | None, str]:
     """The base model's size (see ``models.loading.describe``) or None, and why it is not known."""
-    from models.loading import describe
+    from nanoalign.models.loading import describe
 
     if spec == "none":
         return None, "made by a pretrain stage"

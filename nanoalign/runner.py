@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from common.errors import ConfigError, NanoalignError, StageError
-from common.files import alone, whole_file, write_json
 from nanoalign.artifacts import StageRecord, clear, read_record, write_record
+from nanoalign.common.errors import ConfigError, NanoalignError, StageError
+from nanoalign.common.files import alone, whole_file, write_json
 from nanoalign.going_on import advice, log_end
 from nanoalign.graph import BASE, Node, after, makes_model, needed_by, nodes, stage_seed
 from nanoalign.launch import command

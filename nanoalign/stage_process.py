@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 
-from common.errors import NanoalignError
-from common.files import write_json
-from common.stage import StageContext, StageLog
-from data_recipes.chat import chat_format
-from data_recipes.chat.saved import save_chat_template
 from nanoalign.artifacts import finite
+from nanoalign.common.errors import NanoalignError
+from nanoalign.common.files import write_json
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.chat.saved import save_chat_template
 from nanoalign.recipe.schema import Recipe
 from nanoalign.stages import run_stage
 
@@ -52,7 +52,7 @@ def main() -> int:
 
 def context_of(job: Mapping[str, Any], folder: Path) -> StageContext:
     """What the stage is handed; a base model named by its hub id is fetched here."""
-    from models.loading import resolve
+    from nanoalign.models.loading import resolve
 
     return StageContext(
         name=job["stage"],

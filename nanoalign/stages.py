@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from common.stage import StageContext
+from nanoalign.common.stage import StageContext
 from nanoalign.recipe.checks import suites_of
 from nanoalign.recipe.schema import Recipe
 
@@ -14,30 +14,30 @@ def run_stage(recipe: Recipe, context: StageContext) -> Mapping[str, Any]:
     suites = {name: recipe.suites[name] for _, name in suites_of(config)}
     match config.kind:
         case "pretrain":
-            from sft.pretrain import run as pretrain
+            from nanoalign.sft.pretrain import run as pretrain
 
             return pretrain(config, context)
         case "sft":
-            from sft.stage import run as sft
+            from nanoalign.sft.stage import run as sft
 
             return sft(config, recipe.data, context)
         case "dpo":
-            from rl.dpo import run as dpo
+            from nanoalign.rl.dpo import run as dpo
 
             return dpo(config, recipe.data, context)
         case "reward_model":
-            from rl.reward_model import run as reward_model
+            from nanoalign.rl.reward_model import run as reward_model
 
             return reward_model(config, recipe.data, context)
         case "grpo":
-            from rl.grpo import run as grpo
+            from nanoalign.rl.grpo import run as grpo
 
             return grpo(config, recipe.data, context)
         case "merge":
-            from merge.stage import run as merge
+            from nanoalign.merge.stage import run as merge
 
             return merge(config, recipe.data, context, suites)
         case "evaluate":
-            from evaluation.stage import run as evaluate
+            from nanoalign.evaluation.stage import run as evaluate
 
             return evaluate(config, recipe.data, context, suites)

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from common.errors import NanoalignError
-from data_recipes.chat.answers import SPECIAL_TOKEN, THINKING_TAGS
-from data_recipes.conversation import Answer, Message
+from nanoalign.common.errors import NanoalignError
+from nanoalign.data_recipes.chat.answers import SPECIAL_TOKEN, THINKING_TAGS
+from nanoalign.data_recipes.conversation import Answer, Message
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from common.errors import DataError
-from reward.base import Sample, Score
-from reward.sandbox import Limits, run_program
+from nanoalign.common.errors import DataError
+from nanoalign.reward.base import Sample, Score
+from nanoalign.reward.sandbox import Limits, run_program
 
 _FENCED = re.compile(r"```[ \t]*(?:(?:python3?|py)[ \t]*)?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 

@@ -5,19 +5,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from common.errors import ConfigError, DataError
-from data_recipes.generators import reasoning_gym_names
-from reward.answers import stated_answer
-from reward.base import FLOOR, RewardError, Sample, Score
-from reward.code import score_programs
-from reward.config import Judge
-from reward.instructions.score import score_instructions
-from reward.judge import JudgeClient
-from reward.mathematics import MathVerifier
-from reward.sandbox import Limits
-from reward.shape import length_factor, score_format
-from reward.tools import score_first_turn, score_tools
-from reward.verifier_pool import VerifierPool
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.generators import reasoning_gym_names
+from nanoalign.reward.answers import stated_answer
+from nanoalign.reward.base import FLOOR, RewardError, Sample, Score
+from nanoalign.reward.code import score_programs
+from nanoalign.reward.config import Judge
+from nanoalign.reward.instructions.score import score_instructions
+from nanoalign.reward.judge import JudgeClient
+from nanoalign.reward.mathematics import MathVerifier
+from nanoalign.reward.sandbox import Limits
+from nanoalign.reward.shape import length_factor, score_format
+from nanoalign.reward.tools import score_first_turn, score_tools
+from nanoalign.reward.verifier_pool import VerifierPool
 
 Component = Callable[[Sequence[Sample]], Sequence[float]]
 """Scores a batch, one number a sample, in order."""

@@ -12,10 +12,10 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from common.endpoint import chat_request
-from common.files import fingerprint
-from reward.base import RewardError, Sample, Score
-from reward.config import Judge
+from nanoalign.common.endpoint import chat_request
+from nanoalign.common.files import fingerprint
+from nanoalign.reward.base import RewardError, Sample, Score
+from nanoalign.reward.config import Judge
 
 _SCORE = re.compile(r"score\W{0,5}\s*(10|[1-9])\b", re.IGNORECASE)
 FIRST_PAUSE_S = 0.25

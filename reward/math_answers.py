@@ -7,8 +7,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reward.matching import perfect_matching
-from reward.math_notation import Text, bare, closing, measured, quantity, read, split, squeezed, without_thousands
+from nanoalign.reward.matching import perfect_matching
+from nanoalign.reward.math_notation import (
+    Text,
+    bare,
+    closing,
+    measured,
+    quantity,
+    read,
+    split,
+    squeezed,
+    without_thousands,
+)
 
 LONGEST = 400
 """Characters: a longer answer is no answer."""

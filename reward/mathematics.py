@@ -6,10 +6,10 @@ processes are killed when they do not answer in time.
 
 from collections.abc import Sequence
 
-from reward.answers import final_answer
-from reward.base import Score
-from reward.math_answers import equal
-from reward.verifier_pool import VerifierPool
+from nanoalign.reward.answers import final_answer
+from nanoalign.reward.base import Score
+from nanoalign.reward.math_answers import equal
+from nanoalign.reward.verifier_pool import VerifierPool
 
 
 class MathVerifier:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from reward.base import RewardError
+from nanoalign.reward.base import RewardError
 
 TOO_LONG = "over the time limit"
 _SCRIPT = Path(__file__).with_name("walled") / "program.py"

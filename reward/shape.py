@@ -1,6 +1,6 @@
 """Rewards for an answer's shape: well-formed, and within its budget."""
 
-from reward.base import Sample
+from nanoalign.reward.base import Sample
 
 _THINK_TAGS = ("<think>", "</think>")
 

@@ -15,10 +15,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from common.errors import DataError
-from data_recipes.conversation import ToolCall
-from reward.base import Sample
-from reward.matching import perfect_matching
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.conversation import ToolCall
+from nanoalign.reward.base import Sample
+from nanoalign.reward.matching import perfect_matching
 
 
 def score_tools(sample: Sample) -> float:

@@ -21,10 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
-from reward.base import Score
-from reward.sandbox import TOO_LONG
-from reward.walled.wire import pack
+from nanoalign.common.errors import ConfigError
+from nanoalign.reward.base import Score
+from nanoalign.reward.sandbox import TOO_LONG
+from nanoalign.reward.walled.wire import pack
 
 _LOG = logging.getLogger(__name__)
 _WORKER = Path(__file__).with_name("walled") / "worker.py"

@@ -12,20 +12,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.files import whole_file, write_json
-from common.stage import StageContext
-from common.stats import proportion
-from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture
-from reward.base import Tally
-from rl.config import DPOStage, Rollouts
-from rl.environments.base import Environment, Task
-from rl.modes import Mode, draw_mode, sampling
-from rl.pairs import Pair, pair_up
-from rl.prompts import row_schedule
-from rl.rollouts.base import Completion, RolloutEngine, Sampling
-from rl.rollouts.draw import seed_of
-from rl.rollouts.episodes import EpisodeRecord, play
+from nanoalign.common.files import whole_file, write_json
+from nanoalign.common.stage import StageContext
+from nanoalign.common.stats import proportion
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.reward.base import Tally
+from nanoalign.rl.config import DPOStage
+from nanoalign.rl.pairs import Pair, pair_up
+from nanoalign.rl.prompts import row_schedule
+from nanoalign.rollouts.base import Completion, RolloutEngine, Sampling
+from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.environments.base import Environment, Task
+from nanoalign.rollouts.episodes import EpisodeRecord, play
+from nanoalign.rollouts.modes import Mode, draw_mode, sampling
+from nanoalign.rollouts.sampling import seed_of
 
 HELD_OUT = 1_000_000
 """Stands in a seed where a round's number stands for training episodes."""
@@ -37,10 +38,10 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
     Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round, and how many pairs
     each round found, with intervals and counts.
     """
-    from data_recipes.chat import chat_format
-    from models.loading import load_model, load_tokenizer, save_model
-    from models.training import resolve_device
-    from rl.environments import environment
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.loading import load_model, load_tokenizer, save_model
+    from nanoalign.models.training import resolve_device
+    from nanoalign.rollouts.environments import environment
 
     device = resolve_device(context.device)
     chat = chat_format(context.chat)
@@ -110,7 +111,7 @@ class _Player:
 
     def engine(self, model: Any) -> RolloutEngine:
         """An engine on the model's weights; vLLM is started once and then given new weights."""
-        from rl.rollouts import open_engine
+        from nanoalign.rollouts import open_engine
 
         settings: Rollouts = self.config.rollouts
         if settings.engine == "hf":
@@ -163,8 +164,8 @@ def train_round(
     device: str, phase: str,
 ) -> Any:  # fmt: skip
     """The model after one round's training; resumes from the round's newest checkpoint."""
-    from models.adapters import attach, merge
-    from rl.dpo_trainer import make_trainer
+    from nanoalign.models.adapters import attach, merge
+    from nanoalign.rl.dpo_trainer import make_trainer
 
     if config.train.lora is not None:
         model = attach(model, config.train.lora, context.seed)

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from common.stage import StageLog
-from models.config import Training
-from models.training import RecipeTrainer, training_arguments
-from rl.pairs import Pair
+from nanoalign.common.stage import StageLog
+from nanoalign.models.config import Training
+from nanoalign.models.training import RecipeTrainer, training_arguments
+from nanoalign.rl.pairs import Pair
 
 
 class PairTrainer(RecipeTrainer, DPOTrainer):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from common.errors import StaleWeightsError
+from nanoalign.common.errors import StaleWeightsError
 
 
 def mismatch(

@@ -11,22 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.errors import ConfigError
-from common.stage import StageContext, StageLog
-from common.stats import mean
-from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture
-from data_recipes.mixture import build
-from reward import ComposedReward, Sample, make_reward
-from reward.base import Tally
-from rl.config import GRPOStage
-from rl.freshness import mismatch, require_fresh
-from rl.modes import sampling
-from rl.prompts import Prompt, prompts_of
-from rl.rollouts.base import Completion, Request, RolloutEngine
-from rl.rollouts.draw import seed_of
-from rl.rollouts.restarts import RestartingEngine
-from rl.rollouts.samples import judged, never_empty
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.common.stats import mean
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.mixture import build
+from nanoalign.reward import ComposedReward, Sample, make_reward
+from nanoalign.reward.base import Tally
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.freshness import mismatch, require_fresh
+from nanoalign.rl.prompts import Prompt, prompts_of
+from nanoalign.rollouts.base import Completion, Request, RolloutEngine
+from nanoalign.rollouts.modes import sampling
+from nanoalign.rollouts.restarts import RestartingEngine
+from nanoalign.rollouts.samples import judged, never_empty
+from nanoalign.rollouts.sampling import seed_of
 
 PROBE = 8
 """Completions a step on which engine and trainer are compared."""
@@ -45,12 +45,12 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     Raises:
         ConfigError: settings that cannot work. DataError: bad rows. StaleWeightsError: the engine's weights are old.
     """
-    from data_recipes.chat import chat_format
-    from models.adapters import attach, merge
-    from models.loading import load_model, load_tokenizer, save_model
-    from models.training import resolve_device
-    from rl.grpo_trainer import make_trainer
-    from rl.rollouts import open_engine
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.adapters import attach, merge
+    from nanoalign.models.loading import load_model, load_tokenizer, save_model
+    from nanoalign.models.training import resolve_device
+    from nanoalign.rl.grpo_trainer import make_trainer
+    from nanoalign.rollouts import open_engine
 
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
@@ -75,7 +75,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         )  # fmt: skip
     judge = None
     if config.reward_model is not None:
-        from rl.reward_model import load_reward_model
+        from nanoalign.reward.preference import load_reward_model
 
         judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
         judge = load_reward_model(context.inputs["reward_model"], judge_device)
@@ -101,7 +101,7 @@ class StepRollouts:
     prompts: Sequence[Prompt]
     engine: RolloutEngine
     scorer: Any
-    """An :class:`rl.rollouts.hf.HFEngine` on the trainer's own model."""
+    """An :class:`rollouts.hf.HFEngine` on the trainer's own model."""
     chat: ChatFormat
     tokenizer: Any
     seed: int
@@ -110,7 +110,7 @@ class StepRollouts:
     steps: int = 0
 
     def __call__(self, rows: Sequence[int], step: int, first: int) -> Any:
-        from rl.grpo_trainer import Collected
+        from nanoalign.rl.grpo_trainer import Collected
 
         sync_at = time.perf_counter()
         if self.engine is not self.scorer:

@@ -20,13 +20,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import add_fused_lm_head
 
-from common.errors import ConfigError
-from common.stage import StageLog
-from models.config import Training
-from models.hybrid import install
-from models.training import RecipeTrainer, training_arguments
-from rl.config import GRPOStage
-from rl.prompts import row_schedule
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stage import StageLog
+from nanoalign.models.config import Training
+from nanoalign.models.hybrid import install
+from nanoalign.models.training import RecipeTrainer, training_arguments
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.prompts import row_schedule
 
 LOSSES: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
@@ -76,7 +76,7 @@ class PolicyTrainer(RecipeTrainer, GRPOTrainer):
             )  # "experimental": our contract test watches it
             super().__init__(*args, rollout_func=lambda prompts, trainer: trainer.rollout(prompts), **kwargs)
         if self.args.bf16:
-            # The head in float32, as rl/rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
+            # The head in float32, as rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
             # most of what engine and trainer would differ by. TRL's own switch for it does not know tied NemotronH.
             heads = [self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model, self.ref_model]
             for model in heads:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from rl.rollouts.base import Completion
-from rl.rollouts.episodes import EpisodeRecord
+from nanoalign.rollouts.base import Completion
+from nanoalign.rollouts.episodes import EpisodeRecord
 
 Pairing = Literal["random", "closest_length", "same_prefix"]
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import DataError
-from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Conversation, Message
-from rl.config import Thinking
-from rl.modes import Mode, draw_mode
-from rl.rollouts.draw import seed_of
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.rollouts.config import Thinking
+from nanoalign.rollouts.modes import Mode, draw_mode
+from nanoalign.rollouts.sampling import seed_of
 
 
 @dataclass(frozen=True)

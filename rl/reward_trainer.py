@@ -1,37 +1,20 @@
-"""TRL's RewardTrainer on token ids: a Bradley-Terry model, as in InstructGPT (arXiv 2203.02155). Its only importer.
-
-Shapes: B sequences, T tokens (padded on the right).
-"""
+"""TRL's RewardTrainer on token ids: a Bradley-Terry model, as in InstructGPT (arXiv 2203.02155). Its only importer."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHPreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
-from common.errors import CheckpointError
-from common.stage import StageLog
-from models.checkpoint import read_config
-from models.config import Training
-from models.hybrid import install
-from models.training import RecipeTrainer, training_arguments
+from nanoalign.common.stage import StageLog
+from nanoalign.models.config import Training
+from nanoalign.models.training import RecipeTrainer, training_arguments
 
 CENTERING = 0.01
 """Weight of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023, arXiv 2312.09244): pairs fix differences alone, and
 GRPO's `preference` reward takes a score of 0 for as good as not."""
-
-
-class NemotronHForSequenceClassification(GenericForSequenceClassification, NemotronHPreTrainedModel):
-    """The trunk with a linear head on its last token, which transformers has for other architectures only."""
-
-
-OWN_CLASSES: dict[str, type[PreTrainedModel]] = {"nemotron_h": NemotronHForSequenceClassification}
 
 
 class PreferenceTrainer(RecipeTrainer, RewardTrainer):
@@ -39,50 +22,6 @@ class PreferenceTrainer(RecipeTrainer, RewardTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No card: checkpoints are for resuming only."""
-
-
-def load_scorer(folder: Path, pad_token_id: int, device: str, fresh_head: bool) -> PreTrainedModel:
-    """A model with one score a sequence. ``fresh_head``: ``folder`` holds a language model, whose trunk gets a head of
-    zeros; else it holds a trained scorer.
-
-    Raises:
-        CheckpointError: tensors are missing or unexpected, beyond what a fresh head means.
-    """
-    cls = OWN_CLASSES.get(read_config(folder)["model_type"], AutoModelForSequenceClassification)
-    model, report = cls.from_pretrained(
-        folder, num_labels=1, pad_token_id=pad_token_id, dtype=torch.float32, output_loading_info=True,
-        local_files_only=True,
-    )  # fmt: skip
-    missing = set(report["missing_keys"]) - ({"score.weight"} if fresh_head else set())
-    unexpected = {name for name in report["unexpected_keys"] if not (fresh_head and name.startswith("lm_head."))}
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{folder}: no {'trunk' if fresh_head else 'reward model'}: missing {sorted(missing)[:5]}, unexpected "
-            f"{sorted(unexpected)[:5]}"
-        )
-    if fresh_head:
-        nn.init.zeros_(model.score.weight)
-    install(model)
-    return model.to(device).eval()
-
-
-@torch.no_grad()
-def scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], batch_size: int) -> list[float]:
-    """The score of every sequence, by batches of sequences of about the same length."""
-    result = [0.0] * len(sequences)
-    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    pad = model.config.get_text_config().pad_token_id
-    for start in range(0, len(by_length), batch_size):
-        chunk = by_length[start : start + batch_size]
-        longest = len(sequences[chunk[-1]])
-        ids_BT = torch.tensor([[*sequences[i], *[pad] * (longest - len(sequences[i]))] for i in chunk])
-        mask_BT = torch.tensor([[1] * len(sequences[i]) + [0] * (longest - len(sequences[i])) for i in chunk])
-        logits_B1 = model(
-            input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), use_cache=False
-        ).logits
-        for index, value in zip(chunk, logits_B1[:, 0].tolist(), strict=True):
-            result[index] = value
-    return result
 
 
 def make_trainer(

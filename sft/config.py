@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.config import Section
-from data_recipes.config import TruncateReasoning
-from models.config import Training
+from nanoalign.common.config import Section
+from nanoalign.data_recipes.config import TruncateReasoning
+from nanoalign.models.config import Training
 
 HELD_OUT = 64
 """At most so many samples are kept from training, to measure the loss on."""

@@ -17,19 +17,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from budget_control.transforms import teaching
-from common.errors import DataError
-from common.files import room_version
-from common.stage import StageLog
-from data_recipes import prepared
-from data_recipes.chat.base import ChatFormat
-from data_recipes.config import Mixture
-from data_recipes.draw import Tell
-from data_recipes.prepared import Prepared
-from data_recipes.transforms import Teaching
-from sft.config import HELD_OUT, SFTStage
-from sft.documents import Documents
-from sft.packing import turn_pieces
+from nanoalign.budget_control.transforms import teaching
+from nanoalign.common.errors import DataError
+from nanoalign.common.files import room_version
+from nanoalign.common.stage import StageLog
+from nanoalign.data_recipes import prepared
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.draw import Tell
+from nanoalign.data_recipes.prepared import Prepared
+from nanoalign.data_recipes.transforms import Teaching
+from nanoalign.sft.config import HELD_OUT, SFTStage
+from nanoalign.sft.documents import Documents
+from nanoalign.sft.packing import turn_pieces
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_recipes.tokenize import Example
+from nanoalign.data_recipes.tokenize import Example
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]
 """Token ids, and whether the model learns to write each; never a document's first, which nothing in it predicts."""

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from common.errors import ConfigError, DataError
+from nanoalign.common.errors import ConfigError, DataError
 
 WORD = 512
 """Amounts of room that one word of the occupancy bitmap covers."""

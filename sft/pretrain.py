@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from common.config import Section
-from common.errors import ConfigError
-from common.files import fingerprint
-from common.stage import StageContext
-from models.config import Training
+from nanoalign.common.config import Section
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.files import fingerprint
+from nanoalign.common.stage import StageContext
+from nanoalign.models.config import Training
 
 
 class PretrainStage(Section):
@@ -37,10 +37,10 @@ def tokenizer_and_tokens(config: PretrainStage, seed: int, chat: str) -> tuple[A
     """The tokenizer trained on the corpus, all its documents as one uint16 array, and the corpus' fingerprint."""
     import numpy as np
 
-    from data_recipes.chat import chat_format
-    from data_recipes.miniature import SOURCES, generate
-    from data_recipes.miniature.corpus import documents
-    from data_recipes.miniature.tokenizer import END_OF_DOCUMENT, train_tokenizer
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.miniature import SOURCES, generate
+    from nanoalign.data_recipes.miniature.corpus import documents
+    from nanoalign.data_recipes.miniature.tokenizer import END_OF_DOCUMENT, train_tokenizer
 
     fmt = chat_format(chat)
     texts = list(documents(config.documents, seed))
@@ -87,11 +87,11 @@ def run(config: PretrainStage, context: StageContext) -> dict[str, float | str]:
     import torch
     from transformers import AutoTokenizer, NemotronHForCausalLM
 
-    from models.hybrid import install
-    from models.loading import save_model
-    from models.miniature import miniature_config
-    from models.schedules import schedule_factor
-    from models.training import resolve_device
+    from nanoalign.models.hybrid import install
+    from nanoalign.models.loading import save_model
+    from nanoalign.models.miniature import miniature_config
+    from nanoalign.models.schedules import schedule_factor
+    from nanoalign.models.training import resolve_device
 
     steps = config.train.steps
     if steps is None:

@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.errors import DataError
-from common.files import write_json
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
-from sft.config import SFTStage
+from nanoalign.common.errors import DataError
+from nanoalign.common.files import write_json
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.sft.config import SFTStage
 
 if TYPE_CHECKING:
-    from data_recipes.chat.base import ChatFormat
-    from data_recipes.prepared import Prepared
-    from sft.documents import Documents
+    from nanoalign.data_recipes.chat.base import ChatFormat
+    from nanoalign.data_recipes.prepared import Prepared
+    from nanoalign.sft.documents import Documents
 
 SHOWN = 8
 """Documents written to samples.jsonl."""
@@ -33,14 +33,14 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         ConfigError: the batch or the processes do not divide, or a LoRA target matches nothing.
         IsolationError: documents of a batch see each other.
     """
-    from data_recipes.chat import chat_format
-    from models.adapters import attach, merge
-    from models.loading import load_model, load_tokenizer, save_model
-    from models.sequence_parallel import sequence_group, spread
-    from sft.collate import Collator
-    from sft.data import prepare, stage_data, telling
-    from sft.packing import pack, singly
-    from sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.models.adapters import attach, merge
+    from nanoalign.models.loading import load_model, load_tokenizer, save_model
+    from nanoalign.models.sequence_parallel import sequence_group, spread
+    from nanoalign.sft.collate import Collator
+    from nanoalign.sft.data import prepare, stage_data, telling
+    from nanoalign.sft.packing import pack, singly
+    from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)
     tokenizer = load_tokenizer(source)
@@ -110,7 +110,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
 
 def show(prepared: "Prepared", documents: "Documents", chat: "ChatFormat", tokenizer: Any, log: StageLog) -> None:
     """Writes a few documents, evenly spread over the data, to samples.jsonl, with what is trained marked."""
-    from sft.data import runs, shown
+    from nanoalign.sft.data import runs, shown
 
     for document in range(0, len(documents), max(1, len(documents) // SHOWN)):
         facts = prepared.facts(int(documents.examples[document]))

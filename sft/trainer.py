@@ -22,13 +22,13 @@ from transformers import (
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl import SFTConfig, SFTTrainer
 
-from common.stage import StageLog
-from models.adapters import require_trained
-from models.config import Training
-from models.isolation import full_precision, require_isolation
-from models.training import RecipeTrainer, training_arguments
-from models.zero3 import gather_blocks
-from sft.collate import Collator
+from nanoalign.common.stage import StageLog
+from nanoalign.models.adapters import require_trained
+from nanoalign.models.config import Training
+from nanoalign.models.isolation import full_precision, require_isolation
+from nanoalign.models.training import RecipeTrainer, training_arguments
+from nanoalign.models.zero3 import gather_blocks
+from nanoalign.sft.collate import Collator
 
 HELD_OUT = "held_out_loss"
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
-from models.hybrid import install
+from nanoalign.models.hybrid import install
 
 
 def tiny_hybrid(vocab_size: int = 64, **token_ids: int) -> NemotronHForCausalLM:
@@ -46,9 +46,9 @@ def tied_llama(vocab_size: int, **ids: int) -> LlamaForCausalLM:
 
 def tiny_tokenizer(chat_name: str) -> Any:
     """512 tokens, trained on the miniature's sums, with the special tokens of a chat format."""
-    from data_recipes.chat import chat_format
-    from data_recipes.miniature import generate
-    from data_recipes.miniature.tokenizer import train_tokenizer
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.miniature import generate
+    from nanoalign.data_recipes.miniature.tokenizer import train_tokenizer
 
     chat = chat_format(chat_name)
     texts = [

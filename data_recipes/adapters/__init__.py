@@ -7,9 +7,9 @@ same (a key is missing or misshapen).
 
 from typing import Any
 
-from data_recipes.adapters import chats, preferences, tasks, tool_use
-from data_recipes.adapters.openai_form import is_openai_form
-from data_recipes.adapters.parts import LEFT_OUT, Adapter, NotASample, Raw, decoded
+from nanoalign.data_recipes.adapters import chats, preferences, tasks, tool_use
+from nanoalign.data_recipes.adapters.openai_form import is_openai_form
+from nanoalign.data_recipes.adapters.parts import LEFT_OUT, Adapter, NotASample, Raw, decoded
 
 __all__ = ["ADAPTERS", "LEFT_OUT", "Adapter", "NotASample", "layout_of"]
 

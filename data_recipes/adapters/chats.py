@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from data_recipes.adapters.openai_form import openai_messages
-from data_recipes.adapters.parts import (
+from nanoalign.data_recipes.adapters.openai_form import openai_messages
+from nanoalign.data_recipes.adapters.parts import (
     ROLES,
     NotASample,
     Raw,
@@ -16,9 +16,9 @@ from data_recipes.adapters.parts import (
     turn,
     with_input,
 )
-from data_recipes.files import RowError
-from data_recipes.rows import check_keys
-from data_recipes.thinking import split_thinking
+from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.rows import check_keys
+from nanoalign.data_recipes.thinking import split_thinking
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 

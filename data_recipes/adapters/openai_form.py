@@ -7,8 +7,8 @@ that is left out in silence may be the half of a sample.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from data_recipes.adapters.parts import ROLES, Raw, decoded, turn
-from data_recipes.files import RowError
+from nanoalign.data_recipes.adapters.parts import ROLES, Raw, decoded, turn
+from nanoalign.data_recipes.files import RowError
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The names of a message's reasoning."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from data_recipes.files import RowError, parse_json
+from nanoalign.data_recipes.files import RowError, parse_json
 
 Raw = Mapping[str, Any]
 Adapter = Callable[[Raw], Iterable[dict[str, Any]]]

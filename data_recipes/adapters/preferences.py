@@ -4,8 +4,8 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from data_recipes.adapters.chats import sharegpt_turns
-from data_recipes.adapters.parts import NotASample, Raw, listed, turn, with_input
+from nanoalign.data_recipes.adapters.chats import sharegpt_turns
+from nanoalign.data_recipes.adapters.parts import NotASample, Raw, listed, turn, with_input
 
 
 def _pair(messages: list[dict[str, Any]], chosen: str, rejected: str, **more: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from data_recipes.adapters.parts import NotASample, Raw, turn
-from data_recipes.files import RowError
+from nanoalign.data_recipes.adapters.parts import NotASample, Raw, turn
+from nanoalign.data_recipes.files import RowError
 
 
 def gsm8k(raw: Raw) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from data_recipes.adapters.openai_form import openai_message
-from data_recipes.adapters.parts import ROLES, NotASample, Raw, decoded, normal_tools, turn
-from data_recipes.files import RowError
+from nanoalign.data_recipes.adapters.openai_form import openai_message
+from nanoalign.data_recipes.adapters.parts import ROLES, NotASample, Raw, decoded, normal_tools, turn
+from nanoalign.data_recipes.files import RowError
 
 
 def bfcl(raw: Raw) -> list[dict[str, Any]]:

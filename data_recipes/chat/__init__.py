@@ -3,13 +3,13 @@
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from common.errors import ConfigError
-from data_recipes.chat.chatml import ChatML, Qwen3
-from data_recipes.chat.llama3 import Llama3
-from data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.chat.chatml import ChatML, Qwen3
+from nanoalign.data_recipes.chat.llama3 import Llama3
+from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
 
 if TYPE_CHECKING:
-    from data_recipes.chat.base import ChatFormat
+    from nanoalign.data_recipes.chat.base import ChatFormat
 
 _ALL: "tuple[ChatFormat, ...]" = (
     NemotronNanoV2(),
@@ -28,7 +28,7 @@ def chat_format(name: str) -> "ChatFormat":
     Raises ConfigError for an unknown name, with the nearest valid one.
     """
     if name.startswith("hf:"):
-        from data_recipes.chat.template import HFTemplate
+        from nanoalign.data_recipes.chat.template import HFTemplate
 
         return HFTemplate.load(name)
     if name not in FORMATS:

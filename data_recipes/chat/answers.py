@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_recipes.chat.base import ChatFormat
-from data_recipes.conversation import Answer, Message, ToolCall
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
 
 EMPTY = "wrote no answer"
 SPECIAL_TOKEN = "held a special token"

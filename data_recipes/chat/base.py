@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from data_recipes.conversation import Answer, Conversation, Message
+from nanoalign.data_recipes.conversation import Answer, Conversation, Message
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ on, so that long conversations stay one example, and with thinking on the prompt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_recipes.chat.render import Format, call_object, dumps, signalled_mode, without_signals
-from data_recipes.conversation import Message
+from nanoalign.data_recipes.chat.render import Format, call_object, dumps, signalled_mode, without_signals
+from nanoalign.data_recipes.conversation import Message
 
 TOOLS_BEFORE = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"

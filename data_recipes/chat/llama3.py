@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_recipes.chat.answers import MOST_CALLS, read_calls
-from data_recipes.chat.render import Format, dumps, signalled_mode, without_signals
-from data_recipes.conversation import Message, ToolCall
+from nanoalign.data_recipes.chat.answers import MOST_CALLS, read_calls
+from nanoalign.data_recipes.chat.render import Format, dumps, signalled_mode, without_signals
+from nanoalign.data_recipes.conversation import Message, ToolCall
 
 TOOLS_BEFORE = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "

@@ -18,9 +18,9 @@ a training example of its own.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.errors import DataError
-from data_recipes.chat.render import Format, call_object, dumps, signalled_mode, without_signals
-from data_recipes.conversation import Message
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.chat.render import Format, call_object, dumps, signalled_mode, without_signals
+from nanoalign.data_recipes.conversation import Message
 
 TOOLS_BEFORE = "You can use the following tools to assist the user if required:\n<AVAILABLE_TOOLS>["
 TOOLS_AFTER = (

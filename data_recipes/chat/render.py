@@ -17,8 +17,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.errors import DataError
-from data_recipes.chat.answers import (
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.chat.answers import (
     EMPTY,
     NO_CHARACTER,
     SPECIAL_TOKEN,
@@ -27,8 +27,8 @@ from data_recipes.chat.answers import (
     marks,
     split_calls,
 )  # fmt: skip
-from data_recipes.chat.base import ChatFormat, Span
-from data_recipes.conversation import Answer, Conversation, Message, ToolCall
+from nanoalign.data_recipes.chat.base import ChatFormat, Span
+from nanoalign.data_recipes.conversation import Answer, Conversation, Message, ToolCall
 
 SIGNAL = re.compile(r"(?<![\w/<])/(no_)?think(?![\w/>])")
 """/think or /no_think as a word of its own: neither a part of a path or an address, nor the tag </think>."""

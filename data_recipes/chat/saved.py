@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common.files import whole_file
-from data_recipes.chat.base import ChatFormat
-from data_recipes.chat.chatml import ChatML, Qwen3
-from data_recipes.chat.llama3 import Llama3
-from data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
-from data_recipes.chat.template import HFTemplate
+from nanoalign.common.files import whole_file
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.chat.chatml import ChatML, Qwen3
+from nanoalign.data_recipes.chat.llama3 import Llama3
+from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
+from nanoalign.data_recipes.chat.template import HFTemplate
 
 
 def chat_template(chat: ChatFormat) -> str:

@@ -7,10 +7,10 @@ the next assistant message. A template that rewrites the final message, so that 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.errors import CheckpointError, DataError
-from data_recipes.chat.base import Span
-from data_recipes.chat.render import Format, call_object, signalled_mode
-from data_recipes.conversation import Message
+from nanoalign.common.errors import CheckpointError, DataError
+from nanoalign.data_recipes.chat.base import Span
+from nanoalign.data_recipes.chat.render import Format, call_object, signalled_mode
+from nanoalign.data_recipes.conversation import Message
 
 
 class HFTemplate(Format):

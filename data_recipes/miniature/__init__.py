@@ -9,11 +9,11 @@ from dataclasses import replace
 from hashlib import sha256
 from random import Random
 
-from common.errors import ConfigError
-from data_recipes.conversation import Conversation, Message
-from data_recipes.miniature import problems, talk
-from data_recipes.miniature.logic import logic
-from data_recipes.miniature.problems import Generator, Problem
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.miniature import problems, talk
+from nanoalign.data_recipes.miniature.logic import logic
+from nanoalign.data_recipes.miniature.problems import Generator, Problem
 
 TEST_SHARE = 0.1
 
@@ -78,7 +78,7 @@ def _stream(name: str, split: str, seed: int) -> Iterator[Conversation]:
 def generate(name: str, samples: int, split: str, seed: int) -> list[Conversation]:
     """``samples`` conversations of one source. Raises ConfigError for an unknown name."""
     if name == "tools":
-        from data_recipes.workplace import miniature as workplace
+        from nanoalign.data_recipes.workplace import miniature as workplace
 
         rng = Random(f"tools/{split}/{seed}")
         made = [workplace.trajectory(task, rng) for task in workplace.tasks(split, samples, seed)]

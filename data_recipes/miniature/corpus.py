@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from random import Random
 
-from data_recipes.conversation import Conversation
-from data_recipes.miniature import generate
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.miniature import generate
 
 SHARES = {
     "math": 30,

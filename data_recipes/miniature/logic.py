@@ -5,7 +5,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from data_recipes.miniature.problems import Problem, running_steps
+from nanoalign.data_recipes.miniature.problems import Problem, running_steps
 
 DATASETS: dict[str, dict[str, Any]] = {
     "chain_sum": {"min_terms": 3, "max_terms": 7, "min_digits": 1, "max_digits": 2},

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from data_recipes.conversation import Conversation, Message
-from data_recipes.miniature.problems import NAMES
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.miniature.problems import NAMES
 
 CARE = 0.75
 """Probability that the writer of the SFT data obeys a constraint."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from common.config import Section
+from nanoalign.common.config import Section
 
 
 class Served(Section):

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
-from data_recipes.conversation import Conversation, Message
-from data_recipes.synthetic.play import Made, Maker
-from data_recipes.synthetic.rejection import Verify
-from data_recipes.synthetic.served import Ask
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.synthetic.play import Made, Maker
+from nanoalign.data_recipes.synthetic.rejection import Verify
+from nanoalign.data_recipes.synthetic.served import Ask
 
 ASK = """{documents}
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import whole_file, write_json
-from data_recipes.conversation import Conversation
-from data_recipes.files import parse_json
-from data_recipes.rows import RowError, from_row, to_row
-from data_recipes.synthetic.config import Generate
-from data_recipes.synthetic.play import AT_ONCE, Maker, play
-from data_recipes.synthetic.served import ServedModel
+from nanoalign.common.files import whole_file, write_json
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.files import parse_json
+from nanoalign.data_recipes.rows import RowError, from_row, to_row
+from nanoalign.data_recipes.synthetic.config import Generate
+from nanoalign.data_recipes.synthetic.play import AT_ONCE, Maker, play
+from nanoalign.data_recipes.synthetic.served import ServedModel
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from data_recipes.conversation import Conversation
-from data_recipes.synthetic.served import Ask, Reply, ServedModel
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.synthetic.served import Ask, Reply, ServedModel
 
 AT_ONCE = 8
 """Makers under way for each request that may be: a slow reply then holds few others up."""

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from data_recipes.conversation import Conversation, Message
-from data_recipes.files import RowError
-from data_recipes.rows import check_calls, check_order
-from data_recipes.synthetic.play import Made, Maker
-from data_recipes.synthetic.served import Ask
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.rows import check_calls, check_order
+from nanoalign.data_recipes.synthetic.play import Made, Maker
+from nanoalign.data_recipes.synthetic.served import Ask
 
 Verify = Callable[[Conversation, Sequence[Message]], Sequence[float]]
 """Scores of answers to a task, 1 for a right one. Brought by the caller, for verifiers stand above this room."""

@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.endpoint import chat_request
-from common.errors import ConfigError, DataError, NanoalignError
-from common.files import fingerprint
-from data_recipes.adapters.openai_form import openai_message
-from data_recipes.chat import FORMATS
-from data_recipes.chat.answers import NO_CHARACTER, SPECIAL_TOKEN, read_calls
-from data_recipes.conversation import Message
-from data_recipes.files import RowError
-from data_recipes.synthetic.config import Served
-from data_recipes.thinking import split_thinking
+from nanoalign.common.endpoint import chat_request
+from nanoalign.common.errors import ConfigError, DataError, NanoalignError
+from nanoalign.common.files import fingerprint
+from nanoalign.data_recipes.adapters.openai_form import openai_message
+from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.chat.answers import NO_CHARACTER, SPECIAL_TOKEN, read_calls
+from nanoalign.data_recipes.conversation import Message
+from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.synthetic.config import Served
+from nanoalign.data_recipes.thinking import split_thinking
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0

@@ -4,15 +4,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from data_recipes.chat.answers import as_answer
-from data_recipes.conversation import Answer, Conversation, Message
-from data_recipes.synthetic.play import Made, Maker
-from data_recipes.synthetic.rejection import fault_of
-from data_recipes.synthetic.served import Ask, Reply
+from nanoalign.data_recipes.chat.answers import as_answer
+from nanoalign.data_recipes.conversation import Answer, Conversation, Message
+from nanoalign.data_recipes.synthetic.play import Made, Maker
+from nanoalign.data_recipes.synthetic.rejection import fault_of
+from nanoalign.data_recipes.synthetic.served import Ask, Reply
 
 
 class Episode(Protocol):
-    """An attempt at a task in a simulator; see rl/environments, whose episodes are such."""
+    """An attempt at a task in a simulator; see rollouts/environments, whose episodes are such."""
 
     def step(self, answer: Answer) -> Sequence[Message]: ...
 

@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_recipes.conversation import Conversation, Message
-from data_recipes.quality import language_of
-from data_recipes.synthetic.play import Made, Maker
-from data_recipes.synthetic.served import Ask, Reply
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.quality import language_of
+from nanoalign.data_recipes.synthetic.play import Made, Maker
+from nanoalign.data_recipes.synthetic.served import Ask, Reply
 
 NAMES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "ja": "Japanese"}
 ASK = """Translate the text between the lines of dashes into {language}. Marks such as ⟦3⟧ stand for formulas and \

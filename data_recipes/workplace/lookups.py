@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import combinations
 
-from data_recipes.conversation import ToolCall
-from data_recipes.workplace import workbench_tools as spec
-from data_recipes.workplace.workbench import NOW, WorkBench
-from data_recipes.workplace.workbench_data import WorkBenchTask
+from nanoalign.data_recipes.conversation import ToolCall
+from nanoalign.data_recipes.workplace import workbench_tools as spec
+from nanoalign.data_recipes.workplace.workbench import NOW, WorkBench
+from nanoalign.data_recipes.workplace.workbench_data import WorkBenchTask
 
 MOST_PAGES = 2
 _TODAY = datetime.fromisoformat(NOW)

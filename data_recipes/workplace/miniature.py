@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.errors import ConfigError
-from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
+from nanoalign.data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office
 
 REQUESTS: dict[str, tuple[str, ...]] = {
     "add": (

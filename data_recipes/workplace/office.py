@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from data_recipes.workplace.said import is_unicode, said
+from nanoalign.data_recipes.workplace.said import is_unicode, said
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri")
 HOURS = range(8, 18)

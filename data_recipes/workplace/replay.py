@@ -7,11 +7,11 @@ invent them.
 
 from pathlib import Path
 
-from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.workplace.lookups import lookups
-from data_recipes.workplace.workbench import SYSTEM, WorkBench
-from data_recipes.workplace.workbench_data import WorkBenchTask, load_office, load_tasks
-from data_recipes.workplace.workbench_tools import TOOLS
+from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
+from nanoalign.data_recipes.workplace.lookups import lookups
+from nanoalign.data_recipes.workplace.workbench import SYSTEM, WorkBench
+from nanoalign.data_recipes.workplace.workbench_data import WorkBenchTask, load_office, load_tasks
+from nanoalign.data_recipes.workplace.workbench_tools import TOOLS
 
 
 def trajectories(data_root: Path, split: str = "train") -> list[Conversation]:

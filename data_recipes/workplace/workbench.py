@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from data_recipes.workplace import workbench_tools as spec
-from data_recipes.workplace.said import said, text_of
+from nanoalign.data_recipes.workplace import workbench_tools as spec
+from nanoalign.data_recipes.workplace.said import said, text_of
 
 NOW = "2023-11-30 23:59:00"
 SYSTEM = (

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import DataError
-from data_recipes.conversation import ToolCall
-from data_recipes.workplace.workbench import Row, Table, WorkBench
-from data_recipes.workplace.workbench_tools import TOOLS
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.conversation import ToolCall
+from nanoalign.data_recipes.workplace.workbench import Row, Table, WorkBench
+from nanoalign.data_recipes.workplace.workbench_tools import TOOLS
 
 DOMAINS = ("analytics", "calendar", "customer_relationship_manager", "email", "project_management")
 _TABLES = {

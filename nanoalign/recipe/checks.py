@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_recipes.config import Mixture, SourceUse
-from evaluation.config import EvaluateStage, Suite
-from merge.config import MergeStage
-from models.config import Training
+from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.evaluation.config import EvaluateStage, Suite
+from nanoalign.merge.config import MergeStage
+from nanoalign.models.config import Training
 from nanoalign.recipe.explain import nearest
 from nanoalign.recipe.source import Path_
-from rl.config import DPOStage, GRPOStage, RewardModelStage, Rollouts, Thinking
-from sft.config import SFTStage
+from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
+from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.sft.config import SFTStage
 
 Finding = tuple[Path_, str]
 

@@ -4,8 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.files import whole_file
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.files import whole_file
 from nanoalign.recipe.explain import nearest
 from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import shipped

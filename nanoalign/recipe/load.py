@@ -7,10 +7,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from common.config import Section
-from common.errors import ConfigError, DataError
-from data_recipes.config import Mixture
-from evaluation.config import Suite
+from nanoalign.common.config import Section
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.explain import describe, kind_of, locate, nearest, relevant
 from nanoalign.recipe.schema import Launch, Recipe, Stage
@@ -30,8 +30,8 @@ class RecipeError(ConfigError):
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with nanoalign, by name. They lie beside the rooms, in a checkout as when installed."""
-    folder = Path(__file__).resolve().parents[2] / "recipes"
+    """The recipes that come with nanoalign, by name."""
+    folder = Path(__file__).resolve().parents[1] / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -86,11 +86,11 @@ def dump(recipe: Recipe) -> str:
 
 def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
-    from data_recipes.catalog import catalog
-    from data_recipes.chat import FORMATS
-    from data_recipes.sources import describe
-    from reward import COMPONENTS, PLAYED
-    from rl.environments import NAMES
+    from nanoalign.data_recipes.catalog import catalog
+    from nanoalign.data_recipes.chat import FORMATS
+    from nanoalign.data_recipes.sources import describe
+    from nanoalign.reward import COMPONENTS, PLAYED
+    from nanoalign.rollouts.environments import NAMES
 
     def source_fault(name: str, split: str) -> str | None:
         try:

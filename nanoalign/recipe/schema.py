@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.config import Section
-from data_recipes.config import Mixture
-from evaluation.config import EvaluateStage, Suite
-from merge.config import MergeStage
-from rl.config import DPOStage, GRPOStage, RewardModelStage
-from sft.config import SFTStage
-from sft.pretrain import PretrainStage
+from nanoalign.common.config import Section
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.evaluation.config import EvaluateStage, Suite
+from nanoalign.merge.config import MergeStage
+from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
+from nanoalign.sft.config import SFTStage
+from nanoalign.sft.pretrain import PretrainStage
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """Names of stages, mixtures and suites; stage names become folder names."""

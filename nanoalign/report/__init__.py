@@ -5,8 +5,8 @@ from pathlib import Path
 
 def write(folder: Path) -> None:
     """Writes both into a run's folder, from what its stages left there."""
-    from common.files import whole_file, write_json
     from nanoalign.artifacts import finite
+    from nanoalign.common.files import whole_file, write_json
     from nanoalign.report.figures import figures_of
     from nanoalign.report.page import page
     from nanoalign.report.read import read_run
@@ -23,7 +23,7 @@ def note_rerun(folder: Path, seconds: float) -> None:
     """Adds to ``report.json`` how long a run took that found nothing to do (``rerun.wall_s``)."""
     import json
 
-    from common.files import write_json
+    from nanoalign.common.files import write_json
 
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     report["figures"]["rerun.wall_s"] = seconds

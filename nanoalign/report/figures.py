@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.stats import Estimate
+from nanoalign.common.stats import Estimate
 from nanoalign.report.read import RunData, StageData
 
 Figures = dict[str, float | str]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.text import printable
+from nanoalign.common.text import printable
 from nanoalign.going_on import log_tail, reached, ways
 from nanoalign.graph import inputs_of
 from nanoalign.progress import clock

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from common.errors import ConfigError
-from common.files import alone
 from nanoalign.artifacts import StageRecord, read_record, read_rows
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.files import alone
 from nanoalign.graph import order
 from nanoalign.recipe.schema import Recipe
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from common.errors import ConfigError
-from data_recipes.conversation import Conversation
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.conversation import Conversation
 
 _KEYWORDS = ("river", "morning", "garden", "silver", "bridge", "winter", "music", "harbor", "lantern", "window")
 _FORBIDDEN = ("very", "really", "thing", "stuff", "maybe", "simply", "obviously", "literally", "basically", "amazing")

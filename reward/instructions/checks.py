@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from common.errors import DataError
-from reward.instructions.language import detect, english
-from reward.instructions.text import capital_words, count_words, sentences
+from nanoalign.common.errors import DataError
+from nanoalign.reward.instructions.language import detect, english
+from nanoalign.reward.instructions.text import capital_words, count_words, sentences
 
 Checker = Callable[..., bool]
 CHECKERS: dict[str, Checker] = {}

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from common.errors import DataError
-from reward.base import Sample
-from reward.instructions.checks import BY_OWN_WORDS, CONSTRAINED, follows
-from reward.instructions.text import own_words, plain_letters
+from nanoalign.common.errors import DataError
+from nanoalign.reward.base import Sample
+from nanoalign.reward.instructions.checks import BY_OWN_WORDS, CONSTRAINED, follows
+from nanoalign.reward.instructions.text import own_words, plain_letters
 
 EVADABLE = {
     "keywords:forbidden_words", "keywords:frequency", "keywords:letter_frequency", "punctuation:no_comma",

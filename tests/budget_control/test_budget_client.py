@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from test_budget_rule import PIECES, TABLES
 
-from budget_control.client import Server, ServerError, Token
-from budget_control.rule import BudgetRule
-from common.errors import ConfigError
+from nanoalign.budget_control.client import Server, ServerError, Token
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.common.errors import ConfigError
 
 TOKENS = TABLES[1]
 Behaviour = Callable[[dict[str, Any], "Handler"], None]

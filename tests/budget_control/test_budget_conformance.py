@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_budget_rule import PIECES, TABLES
 
-from budget_control.client import Token, enforce
-from budget_control.hf import ThinkingBudgetProcessor
-from budget_control.rule import BudgetRule
-from budget_control.vocabulary import ThinkingTokens
+from nanoalign.budget_control.client import Token, enforce
+from nanoalign.budget_control.hf import ThinkingBudgetProcessor
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.vocabulary import ThinkingTokens
 
 STREAMS, ROWS, LENGTH, GRACES = 10_000, 250, 40, (0, 1, 3, 9)
 WEIGHTS = [1, 1, 1, 2, 3, 3, 3, 1, 1, 6, 3, 3, 1, 1, 1, 1, *[1] * (len(PIECES) - 16)]
@@ -117,7 +117,7 @@ def test_vllm_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor import MoveDirectionality
 
-    import budget_control.vllm as adapter
+    import nanoalign.budget_control.vllm as adapter
 
     rng = random.Random(5)
     for case in CASES:

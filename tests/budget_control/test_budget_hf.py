@@ -5,10 +5,10 @@ import torch
 from tiny_models import tiny_llama, tiny_tokenizer
 from transformers import LogitsProcessorList
 
-from budget_control.hf import ThinkingBudgetProcessor
-from budget_control.rule import BudgetRule
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
+from nanoalign.budget_control.hf import ThinkingBudgetProcessor
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
 
 TOKENIZER = tiny_tokenizer()
 TOKENIZER.padding_side = "left"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from tiny_models import tiny_tokenizer
 
-from budget_control.measure import Reading, compensation, leaked_share, ratio, read, summary
-from budget_control.rule import BudgetRule
-from budget_control.vocabulary import ThinkingTokens
+from nanoalign.budget_control.measure import Reading, compensation, leaked_share, ratio, read, summary
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.vocabulary import ThinkingTokens
 
 TOKENIZER = tiny_tokenizer()
 TOKENS = ThinkingTokens.from_tokenizer(TOKENIZER)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from budget_control.batch import BatchBudget
-from budget_control.rule import BudgetRule
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
+from nanoalign.budget_control.batch import BatchBudget
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
 
 # A close of one token, of three, of eight; tokens that end, begin or straddle tags and lines; a byte of a character.
 PIECES = ["<eos>", "<think>", "</think>", "<", "</", "think", ">", "/", ">\n", "a", "b.", "\n", ".\n\n", "\n  ",

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from tiny_models import save_tiny_llama, tiny_tokenizer
 
-from budget_control.client import Server, ServerError
-from budget_control.rule import BudgetRule
-from budget_control.serve import BudgetFields, lift_budget, serve_command, serve_environment
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
+from nanoalign.budget_control.client import Server, ServerError
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.serve import BudgetFields, lift_budget, serve_command, serve_environment
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
 
 KEY = "local-test-key"
 

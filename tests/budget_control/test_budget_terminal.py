@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from budget_control.client import ServerError, Token
-from budget_control.rule import BudgetRule
-from budget_control.terminal import Session, Writer, converse, local_writer, settled
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
-from common.text import printable
-from data_recipes.chat.nemotron import NemotronNanoV2
+from nanoalign.budget_control.client import ServerError, Token
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.terminal import Session, Writer, converse, local_writer, settled
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.text import printable
+from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2
 
 TOKENIZER = tiny_tokenizer()
 TOKENS = ThinkingTokens.from_tokenizer(TOKENIZER)

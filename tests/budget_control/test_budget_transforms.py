@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
-from budget_control.rule import BudgetRule
-from budget_control.transforms import balance_modes, strip_reasoning, truncate_reasoning
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
-from data_recipes.chat import chat_format
-from data_recipes.config import TruncateReasoning
-from data_recipes.conversation import Conversation, Message
-from data_recipes.transforms import apply
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.transforms import balance_modes, strip_reasoning, truncate_reasoning
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import TruncateReasoning
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.transforms import apply
 
 TOKENIZER = tiny_tokenizer()
 TRACE = "\n".join(f"Line {n} says so. And it goes on for a while" for n in range(40))

@@ -16,8 +16,8 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch  # noqa: E402
 from tiny_models import save_tiny_llama  # noqa: E402
 
-from budget_control.rule import BudgetRule  # noqa: E402
-from budget_control.vocabulary import ThinkingTokens  # noqa: E402
+from nanoalign.budget_control.rule import BudgetRule  # noqa: E402
+from nanoalign.budget_control.vocabulary import ThinkingTokens  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path) -> Iterator[Any]:
     """Its cache holds a third of what eight rows may come to need: rows are preempted and come back."""
     llm = vllm.LLM(
-        str(folder), logits_processors=["budget_control.vllm:ThinkingBudget"], enforce_eager=True, dtype="float32",
-        max_model_len=256, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True, block_size=32,
-        num_gpu_blocks_override=14, disable_log_stats=False,
+        str(folder), logits_processors=["nanoalign.budget_control.vllm:ThinkingBudget"], enforce_eager=True,
+        dtype="float32", max_model_len=256, max_num_seqs=8, max_num_batched_tokens=64, enable_prefix_caching=True,
+        block_size=32, num_gpu_blocks_override=14, disable_log_stats=False,
     )  # fmt: skip
     yield llm
     del llm
@@ -102,8 +102,8 @@ def test_a_wrong_budget_fails_its_request_and_no_other(engine: Any, bad: dict[st
 def test_speculative_decoding_is_refused(folder: Path) -> None:
     import copy
 
-    from budget_control.vllm import ThinkingBudget
-    from common.errors import ConfigError
+    from nanoalign.budget_control.vllm import ThinkingBudget
+    from nanoalign.common.errors import ConfigError
 
     config = copy.copy(vllm.EngineArgs(str(folder), max_model_len=64).create_engine_config())
     config.speculative_config = object()

@@ -4,9 +4,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from budget_control.rule import BudgetRule
-from budget_control.vocabulary import ThinkingTokens
-from common.errors import ConfigError
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
 
 CORPUS = [
     "Let us see.\n\nFirst,\n    x = 1\n",

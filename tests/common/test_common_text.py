@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.text import printable
+from nanoalign.common.text import printable
 
 PIECES = st.sampled_from(
     [

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_recipes.chat import FORMATS
-from data_recipes.synthetic import served
+from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.synthetic import served
 
 SPECIAL = sorted({token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop)})
 

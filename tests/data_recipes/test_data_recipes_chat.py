@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import CheckpointError, ConfigError, DataError
-from data_recipes.chat import FORMATS, answers, chat_format
-from data_recipes.chat.answers import as_message
-from data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
-from data_recipes.chat.template import HFTemplate
-from data_recipes.conversation import Answer, Conversation, Message, ToolCall
-from data_recipes.tokenize import ExampleEncoder, encode_batch, tokenize
+from nanoalign.common.errors import CheckpointError, ConfigError, DataError
+from nanoalign.data_recipes.chat import FORMATS, answers, chat_format
+from nanoalign.data_recipes.chat.answers import as_message
+from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
+from nanoalign.data_recipes.chat.template import HFTemplate
+from nanoalign.data_recipes.conversation import Answer, Conversation, Message, ToolCall
+from nanoalign.data_recipes.tokenize import ExampleEncoder, encode_batch, tokenize
 
 TRAINED = [name for name in FORMATS if not name.endswith("reference")]
 often = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

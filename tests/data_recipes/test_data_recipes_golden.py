@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
-from data_recipes.conversation import Message, ToolCall
+from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
+from nanoalign.data_recipes.conversation import Message, ToolCall
 
 ROOT = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 GOLDEN = ROOT / "nemotron_nano_v2_template" / "golden_renders.jsonl"

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import DataError
-from data_recipes.files import BadRow
-from data_recipes.sources import load, stream
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.files import BadRow
+from nanoalign.data_recipes.sources import load, stream
 
 U = {"role": "user", "content": "2+2?"}
 A = {"role": "assistant", "content": "4"}

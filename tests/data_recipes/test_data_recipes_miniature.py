@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from data_recipes.miniature import SOURCES, generate, split_of, talk
-from data_recipes.miniature.corpus import documents
-from data_recipes.miniature.logic import logic
-from data_recipes.miniature.problems import CODING, LONG, MATH, MULTILINGUAL
-from data_recipes.miniature.tokenizer import train_tokenizer
-from reward.instructions import follows
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.miniature import SOURCES, generate, split_of, talk
+from nanoalign.data_recipes.miniature.corpus import documents
+from nanoalign.data_recipes.miniature.logic import logic
+from nanoalign.data_recipes.miniature.problems import CODING, LONG, MATH, MULTILINGUAL
+from nanoalign.data_recipes.miniature.tokenizer import train_tokenizer
+from nanoalign.reward.instructions import follows
 
 PROBLEMS = (*MATH, *CODING, *MULTILINGUAL, *LONG)
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture, SourceUse
-from data_recipes.conversation import Conversation, Message
-from data_recipes.duplicates import ExactDuplicates, NearDuplicates
-from data_recipes.mixture import build
-from data_recipes.transforms import Contamination, apply
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.duplicates import ExactDuplicates, NearDuplicates
+from nanoalign.data_recipes.mixture import build
+from nanoalign.data_recipes.transforms import Contamination, apply
 
 WORDS = [
     "river",

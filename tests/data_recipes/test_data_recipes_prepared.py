@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 
-from budget_control.transforms import teaching
-from common.errors import DataError
-from common.files import sha256_file
-from data_recipes import draw, prepared
-from data_recipes.chat import chat_format
-from data_recipes.chat.chatml import ChatML
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation
-from data_recipes.mixture import build
-from data_recipes.prepared import Prepared, prepare
-from data_recipes.tokenize import Example, encode_batch
-from data_recipes.transforms import Teaching, Transform
+from nanoalign.budget_control.transforms import teaching
+from nanoalign.common.errors import DataError
+from nanoalign.common.files import sha256_file
+from nanoalign.data_recipes import draw, prepared
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.chat.chatml import ChatML
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.mixture import build
+from nanoalign.data_recipes.prepared import Prepared, prepare
+from nanoalign.data_recipes.tokenize import Example, encode_batch
+from nanoalign.data_recipes.transforms import Teaching, Transform
 
 CHAT = chat_format("chatml")
 STRIPPED = Teaching(partial(teaching, 0.5, None, None), {"strip_reasoning": 0.5})
@@ -258,10 +258,10 @@ import sys
 import time
 from pathlib import Path
 from tokenizers import Tokenizer
-from budget_control.transforms import teaching
-from data_recipes import draw, prepared
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture
+from nanoalign.budget_control.transforms import teaching
+from nanoalign.data_recipes import draw, prepared
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture
 draw.PART = 20
 write_shard = prepared.write_shard
 def slowly(*args, **more):

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.quality import FLAGS, QualityFlags, flags, language_of
+from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
+from nanoalign.data_recipes.quality import FLAGS, QualityFlags, flags, language_of
 
 SOUND = (
     "The capital of France is Paris. It has been the seat of the government for most of the time since the tenth "
@@ -73,6 +73,6 @@ def test_flags_are_counted_and_drop_what_they_should() -> None:
 
 
 def test_every_flag_is_told() -> None:
-    import data_recipes.quality as module
+    import nanoalign.data_recipes.quality as module
 
     assert all(f"``{flag}``:" in (module.__doc__ or "") for flag in FLAGS)

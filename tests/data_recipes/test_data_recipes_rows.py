@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from data_recipes.adapters import ADAPTERS
-from data_recipes.calls import in_call_order
-from data_recipes.chat import FORMATS
-from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.files import BadRow, RowError
-from data_recipes.mixture import MixtureReport
-from data_recipes.rows import from_row, to_row
-from data_recipes.sources import load, stream
-from data_recipes.thinking import split_thinking
-from data_recipes.tokenize import tokenize
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.adapters import ADAPTERS
+from nanoalign.data_recipes.calls import in_call_order
+from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
+from nanoalign.data_recipes.files import BadRow, RowError
+from nanoalign.data_recipes.mixture import MixtureReport
+from nanoalign.data_recipes.rows import from_row, to_row
+from nanoalign.data_recipes.sources import load, stream
+from nanoalign.data_recipes.thinking import split_thinking
+from nanoalign.data_recipes.tokenize import tokenize
 
 U = {"role": "user", "content": "2+2?"}
 THOUGHT, ANSWER = "Two and two make four.", "It is 4."

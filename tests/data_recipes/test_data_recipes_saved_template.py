@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_recipes.chat import FORMATS, chat_format
-from data_recipes.chat.render import call_object, signalled_mode, without_signals
-from data_recipes.chat.saved import chat_template, save_chat_template
-from data_recipes.conversation import Message, ToolCall
+from nanoalign.data_recipes.chat import FORMATS, chat_format
+from nanoalign.data_recipes.chat.render import call_object, signalled_mode, without_signals
+from nanoalign.data_recipes.chat.saved import chat_template, save_chat_template
+from nanoalign.data_recipes.conversation import Message, ToolCall
 
 often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

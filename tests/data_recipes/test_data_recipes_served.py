@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError, DataError
-from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.synthetic.config import Served
-from data_recipes.synthetic.play import Made, Maker, play
-from data_recipes.synthetic.rejection import rejection
-from data_recipes.synthetic.served import CAPPED, Ask, EndpointError, ServedModel
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
+from nanoalign.data_recipes.synthetic.config import Served
+from nanoalign.data_recipes.synthetic.play import Made, Maker, play
+from nanoalign.data_recipes.synthetic.rejection import rejection
+from nanoalign.data_recipes.synthetic.served import CAPPED, Ask, EndpointError, ServedModel
 
 
 def settings(endpoint: Any, **more: Any) -> Served:
@@ -215,10 +215,10 @@ def test_rejection_keeps_the_right_ones_with_their_reasoning(endpoint: Any, tmp_
 SCRIPT = """
 import sys
 from pathlib import Path
-from data_recipes.conversation import Conversation, Message
-from data_recipes.synthetic.config import Generate
-from data_recipes.synthetic.make import make
-from data_recipes.synthetic.rejection import rejection
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.synthetic.config import Generate
+from nanoalign.data_recipes.synthetic.make import make
+from nanoalign.data_recipes.synthetic.rejection import rejection
 url, out = sys.argv[1:]
 served = {"url": url, "model": "m", "most_requests": 55, "most_tokens": 10**6, "max_tokens": 50, "parallel": 3}
 config = Generate.model_validate({

@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.console import Console
 
-from data_recipes.chat import chat_format
-from data_recipes.conversation import Conversation, Message
-from data_recipes.mixture import MixtureReport
-from data_recipes.show import CONTEXT, TRAINED, coloured, show
-from data_recipes.sources import LoadReport
-from data_recipes.stats import stats, tables
-from data_recipes.tokenize import encode_batch
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.mixture import MixtureReport
+from nanoalign.data_recipes.show import CONTEXT, TRAINED, coloured, show
+from nanoalign.data_recipes.sources import LoadReport
+from nanoalign.data_recipes.stats import stats, tables
+from nanoalign.data_recipes.tokenize import encode_batch
 
 TALK = Conversation(
     (

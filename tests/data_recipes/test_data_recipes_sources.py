@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import ConfigError, DataError
-from data_recipes.adapters import ADAPTERS
-from data_recipes.catalog import catalog
-from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.generators import in_test, reasoning_gym_names
-from data_recipes.rows import from_row, to_row
-from data_recipes.sources import describe, load
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.adapters import ADAPTERS
+from nanoalign.data_recipes.catalog import catalog
+from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
+from nanoalign.data_recipes.generators import in_test, reasoning_gym_names
+from nanoalign.data_recipes.rows import from_row, to_row
+from nanoalign.data_recipes.sources import describe, load
 
 SHARED = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data at {SHARED}")
@@ -139,7 +139,7 @@ def test_unknown_names_tell_the_nearest(tmp_path: Path) -> None:
 
 def test_describe_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from data_recipes.sources import describe\n"
+        "import sys; from nanoalign.data_recipes.sources import describe\n"
         "for name in ('miniature:math', 'reasoning-gym:chain_sum', 'nemotron-v2-math'): describe(name)\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'reasoning_gym'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_recipes.chat import FORMATS
-from data_recipes.conversation import Conversation, Message, ToolCall
-from data_recipes.sources import load
-from data_recipes.synthetic import make
-from data_recipes.synthetic.config import Generate
-from data_recipes.synthetic.long_context import across, contexts
-from data_recipes.synthetic.play import Made, Maker
-from data_recipes.synthetic.rejection import rejection
-from data_recipes.synthetic.served import Ask, Reply, _openai, _reply
-from data_recipes.synthetic.trajectories import trajectory
-from data_recipes.synthetic.translation import hidden, restored, translation
-from data_recipes.workplace.office import TOOLS, Event, Office
+from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
+from nanoalign.data_recipes.sources import load
+from nanoalign.data_recipes.synthetic import make
+from nanoalign.data_recipes.synthetic.config import Generate
+from nanoalign.data_recipes.synthetic.long_context import across, contexts
+from nanoalign.data_recipes.synthetic.play import Made, Maker
+from nanoalign.data_recipes.synthetic.rejection import rejection
+from nanoalign.data_recipes.synthetic.served import Ask, Reply, _openai, _reply
+from nanoalign.data_recipes.synthetic.trajectories import trajectory
+from nanoalign.data_recipes.synthetic.translation import hidden, restored, translation
+from nanoalign.data_recipes.workplace.office import TOOLS, Event, Office
 
 Model = Callable[[Ask], Message | str]
 

@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from common.errors import ConfigError
-from common.stage import StageContext, StageLog
-from common.stats import Estimate
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture
-from data_recipes.conversation import Message
-from evaluation import stage
-from evaluation.budget_curve import accuracy_series, budget_curve, curve_table, run_budget_curve
-from evaluation.config import EvaluateStage, Suite
-from evaluation.suites import Tasks, evaluate, load_suite, make_scorer, prompt_messages, suite_reward
-from models.loading import load_tokenizer, resolve
-from rl.config import Rollouts
-from rl.modes import Mode
-from rl.rollouts import open_engine
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.common.stats import Estimate
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Message
+from nanoalign.evaluation import stage
+from nanoalign.evaluation.budget_curve import accuracy_series, budget_curve, curve_table, run_budget_curve
+from nanoalign.evaluation.config import EvaluateStage, Suite
+from nanoalign.evaluation.suites import Tasks, evaluate, load_suite, make_scorer, prompt_messages, suite_reward
+from nanoalign.models.loading import load_tokenizer, resolve
+from nanoalign.rollouts import open_engine
+from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.modes import Mode
 
 CHAT = chat_format("nemotron-nano-v2")
 MODEL = resolve("builtin:miniature-base")

@@ -10,13 +10,13 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import torch
 
-import rl.rollouts
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
-from evaluation import stage
-from evaluation.config import EvaluateStage, Suite
-from models.loading import load_model, load_tokenizer, resolve, save_model
-from rl.config import Rollouts
+import nanoalign.rollouts as rollouts
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.evaluation import stage
+from nanoalign.evaluation.config import EvaluateStage, Suite
+from nanoalign.models.loading import load_model, load_tokenizer, resolve, save_model
+from nanoalign.rollouts.config import Rollouts
 
 BASE = resolve("builtin:miniature-base")
 MIXTURES = {"tests": Mixture.model_validate({"sources": {"miniature:math": {"samples": 12, "split": "test"}}})}
@@ -41,8 +41,8 @@ def test_every_checkpoint_is_measured_with_its_own_weights(tmp_path: Path, monke
         other.get_output_embeddings().weight.copy_(other.get_output_embeddings().weight.flip(0))
     save_model(other, load_tokenizer(BASE), tmp_path / "other")
     opened = []
-    open_engine = rl.rollouts.open_engine
-    monkeypatch.setattr(rl.rollouts, "open_engine", lambda *a, **k: opened.append(a[0]) or open_engine(*a, **k))
+    open_engine = rollouts.open_engine
+    monkeypatch.setattr(rollouts, "open_engine", lambda *a, **k: opened.append(a[0]) or open_engine(*a, **k))
     checkpoints = {"base": BASE, "other": tmp_path / "other"}
     by_vllm = figures("vllm", checkpoints, tmp_path / "vllm")
     assert by_vllm == figures("hf", checkpoints, tmp_path / "hf")

@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from common.errors import CheckpointError
-from merge.adapter import BASE_KEPT, KNOWN, open_source
-from merge.interpolate import interpolate
+from nanoalign.common.errors import CheckpointError
+from nanoalign.merge.adapter import BASE_KEPT, KNOWN, open_source
+from nanoalign.merge.interpolate import interpolate
 
 Read = Callable[[Path], dict[str, torch.Tensor]]
 
@@ -60,7 +60,7 @@ def merged_in_float64(base: Path, adapter: Path, tensors_of: Read) -> dict[str, 
 def test_an_adapter_pair_equals_the_float64_reference(
     kind: str, options: dict, make_pair_of: Callable, tensors_of: Read, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("merge.interpolate.CHUNK_ELEMENTS", 100)  # chunks that cut rows
+    monkeypatch.setattr("nanoalign.merge.interpolate.CHUNK_ELEMENTS", 100)  # chunks that cut rows
     base, _ = make_pair_of(kind)
     for seed, name in enumerate(("x", "y")):
         train_adapter(base, tmp_path / name, seed, **options)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.stats import Estimate, proportion
-from merge.choose import Choice, Point, best, golden_section, neighbours, on_front, pareto_front, ranking
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stats import Estimate, proportion
+from nanoalign.merge.choose import Choice, Point, best, golden_section, neighbours, on_front, pareto_front, ranking
 
 share = st.integers(0, 20).map(lambda count: count / 20)
 pairs = st.lists(st.tuples(share, share), min_size=2, max_size=12)

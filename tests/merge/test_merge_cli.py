@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from common.errors import ConfigError
-from common.stats import proportion
-from merge.card import write_card
-from merge.checkpoint import open_checkpoint
-from merge.cli import merge_command, merge_yaml_command, output_folders, parse_alphas, shown_progress
-from merge.mergekit_bridge import mergekit_config, write_config
 from nanoalign.cli import app
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stats import proportion
+from nanoalign.merge.card import write_card
+from nanoalign.merge.checkpoint import open_checkpoint
+from nanoalign.merge.cli import merge_command, merge_yaml_command, output_folders, parse_alphas, shown_progress
+from nanoalign.merge.mergekit_bridge import mergekit_config, write_config
 
 
 @given(st.integers(0, 100), st.integers(1, 50), st.integers(0, 20))

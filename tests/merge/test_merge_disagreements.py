@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.errors import CheckpointError, ConfigError
-from merge.interpolate import interpolate
+from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.merge.interpolate import interpolate
 
 UP, DOWN, EMBED = (
     "model.layers.0.mlp.up_proj.weight",
@@ -240,7 +240,7 @@ def test_a_disk_that_fills_up_leaves_nothing(llama_pair: tuple[Path, Path], tmp_
 def test_a_killed_merge_never_looks_finished(llama_pair: tuple[Path, Path], tmp_path: Path):
     a, b = llama_pair
     program = (
-        "import os, sys; from pathlib import Path; from merge.interpolate import interpolate\n"
+        "import os, sys; from pathlib import Path; from nanoalign.merge.interpolate import interpolate\n"
         "a, b, o = map(Path, sys.argv[1:])\n"
         "interpolate(a, b, {0.5: o}, threads=1, progress=lambda done, total: os._exit(9))\n"
     )

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from merge.checkpoint import open_checkpoint
-from merge.interpolate import interpolate
-from merge.pair import lerp, make_pair, tensors_at
+from nanoalign.merge.checkpoint import open_checkpoint
+from nanoalign.merge.interpolate import interpolate
+from nanoalign.merge.pair import lerp, make_pair, tensors_at
 
 Make = Callable[..., tuple[Path, Path]]
 Read = Callable[[Path], dict[str, torch.Tensor]]
@@ -89,7 +89,7 @@ def test_equal_integer_tensors_are_copied(llama_pair: tuple[Path, Path], tensors
 def test_many_threads_and_chunks_write_what_one_does(make_pair_of: Make, tmp_path: Path, monkeypatch):
     a, b = make_pair_of("mixed")
     interpolate(a, b, {0.3: tmp_path / "one"}, threads=1)
-    monkeypatch.setattr("merge.interpolate.CHUNK_ELEMENTS", 37)
+    monkeypatch.setattr("nanoalign.merge.interpolate.CHUNK_ELEMENTS", 37)
     interpolate(a, b, {0.3: tmp_path / "many", 0.7: tmp_path / "other"}, threads=4)
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "many/model.safetensors").read_bytes()
 

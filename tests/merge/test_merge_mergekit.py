@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from common.errors import CheckpointError, ConfigError
-from merge.cli import merge_many_command, merge_yaml_command
-from merge.mergekit_bridge import as_linear, mergekit_config, read_config, write_config
+from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.merge.cli import merge_many_command, merge_yaml_command
+from nanoalign.merge.mergekit_bridge import as_linear, mergekit_config, read_config, write_config
 
 pytest.importorskip("mergekit")
 Read = Callable[[Path], dict[str, torch.Tensor]]

@@ -8,19 +8,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from common.errors import CheckpointError, ConfigError
-from common.stage import StageContext, StageLog
-from common.stats import Estimate
-from data_recipes.config import Mixture, SourceUse
-from evaluation.config import Suite
-from merge.checkpoint import open_checkpoint
-from merge.choose import Choice
-from merge.config import MergeStage
-from merge.interpolate import interpolate
-from merge.pair import make_pair
-from merge.stage import run, run_sweep
-from merge.sweep import state_dict_names, sweep
-from rl.config import Rollouts
+from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.common.stats import Estimate
+from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.evaluation.config import Suite
+from nanoalign.merge.checkpoint import open_checkpoint
+from nanoalign.merge.choose import Choice
+from nanoalign.merge.config import MergeStage
+from nanoalign.merge.interpolate import interpolate
+from nanoalign.merge.pair import make_pair
+from nanoalign.merge.stage import run, run_sweep
+from nanoalign.merge.sweep import state_dict_names, sweep
+from nanoalign.rollouts.config import Rollouts
 
 CHOICE = Choice("reasoning", "chat")
 

@@ -13,18 +13,18 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 import torch
 from transformers import PreTrainedModel
 
-import rl.rollouts
-from common.stage import StageContext, StageLog
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture, SourceUse
-from evaluation.config import Suite
-from evaluation.suites import load_suite, make_scorer, suite_reward
-from merge.config import MergeStage
-from merge.interpolate import interpolate
-from merge.stage import measurements, run
-from models.loading import load_tokenizer, save_model
-from rl.config import Rollouts
-from rl.reward_trainer import load_scorer
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.evaluation.config import Suite
+from nanoalign.evaluation.suites import load_suite, make_scorer, suite_reward
+from nanoalign.merge.config import MergeStage
+from nanoalign.merge.interpolate import interpolate
+from nanoalign.merge.stage import measurements, run
+from nanoalign.models.loading import load_tokenizer, save_model
+from nanoalign.models.scorer import load_scorer
+from nanoalign.rollouts import open_engine
+from nanoalign.rollouts.config import Rollouts
 from tests.tiny import tied_llama, tiny_hybrid, tiny_tokenizer, token_ids
 
 CHAT = "nemotron-nano-v2"
@@ -56,9 +56,9 @@ def test_scores_are_those_of_transformers_on_what_would_be_written(build, tmp_pa
     judge.config.chat_format = CHAT
     save_model(judge, tokenizer, inputs["judge"])
 
-    opened, open_engine = [], rl.rollouts.open_engine
+    opened = []
     monkeypatch.setattr(
-        rl.rollouts, "open_engine", lambda kind, *a, **k: opened.append(kind) or open_engine(kind, *a, **k)
+        "nanoalign.rollouts.open_engine", lambda kind, *a, **k: opened.append(kind) or open_engine(kind, *a, **k)
     )
     rollouts = Rollouts(engine="vllm", temperature=0.0, max_tokens=16, grace=2, batch_size=4)
     config = MergeStage(

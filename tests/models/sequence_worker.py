@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from models.documents import packed_inputs
-from models.hybrid import install
-from models.isolation import check_isolation
-from models.loss import IGNORED, linear_cross_entropy
-from models.sequence_parallel import spread
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.hybrid import install
+from nanoalign.models.isolation import check_isolation
+from nanoalign.models.loss import IGNORED, linear_cross_entropy
+from nanoalign.models.sequence_parallel import spread
 from tests.models.small import VOCAB, small_model
 
 LENGTHS = [9, 1, 20, 3, 15]

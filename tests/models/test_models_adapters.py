@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import NemotronHForCausalLM
 
-from common.errors import ConfigError
-from models.adapters import attach, matching_targets, merge, require_trained
-from models.config import LoRA
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.adapters import attach, matching_targets, merge, require_trained
+from nanoalign.models.config import LoRA
 from tests.tiny import tiny_hybrid
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.chunks import LONGEST, Documents, documents_of, once_for_each, plain_chunks, tile_bounds
+from nanoalign.models.chunks import LONGEST, Documents, documents_of, once_for_each, plain_chunks, tile_bounds
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=6)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from models.hybrid import Mamba2Path, install, uninstall
+from nanoalign.models.hybrid import Mamba2Path, install, uninstall
 from tests.models.small import VOCAB, small_model
 
 HYBRIDS = ["nemotron_h", "bamba", "granitemoehybrid", "falcon_h1"]

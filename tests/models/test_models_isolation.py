@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from common.errors import IsolationError
-from models.documents import packed_inputs
-from models.hybrid import install
-from models.isolation import Document, check_isolation, documents_of, measure, require_isolation
+from nanoalign.common.errors import IsolationError
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.hybrid import install
+from nanoalign.models.isolation import Document, check_isolation, documents_of, measure, require_isolation
 from tests.models.small import VOCAB, small_model
 
 ALL = ["nemotron_h", "llama", "mistral", "bamba", "granitemoehybrid", "falcon_h1"]

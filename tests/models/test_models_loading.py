@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from common.errors import CheckpointError
-from models.checkpoint import read_tensors
-from models.hybrid import Mamba2Path
-from models.loading import describe, load_model, load_tokenizer, resolve, save_model
-from models.miniature import miniature_config
+from nanoalign.common.errors import CheckpointError
+from nanoalign.models.checkpoint import read_tensors
+from nanoalign.models.hybrid import Mamba2Path
+from nanoalign.models.loading import describe, load_model, load_tokenizer, resolve, save_model
+from nanoalign.models.miniature import miniature_config
 from tests.models.small import VOCAB, small_model
 
 REPO = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ def test_nano_9b_fits_its_target():
 def test_the_miniature_is_described_as_it_is():
     from transformers import NemotronHForCausalLM
 
-    from models.size import parameters
+    from nanoalign.models.size import parameters
 
     config = miniature_config(2048, eos_token_id=5)
     model = NemotronHForCausalLM(config)
@@ -185,6 +185,7 @@ def test_the_miniature_is_described_as_it_is():
 
 def test_describing_needs_no_torch(saved: Path):
     code = (
-        f"import sys; from models.loading import describe; describe({str(saved)!r}); assert 'torch' not in sys.modules"
+        "import sys; from nanoalign.models.loading import describe; "
+        f"describe({str(saved)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO, env={"PYTHONPATH": str(REPO), "PATH": ""})

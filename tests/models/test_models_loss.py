@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from models.hybrid import install
-from models.loss import causal_loss, linear_cross_entropy
-from models.tiling import tile
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.hybrid import install
+from nanoalign.models.loss import causal_loss, linear_cross_entropy
+from nanoalign.models.tiling import tile
 from tests.models.small import VOCAB, small_model
 
 

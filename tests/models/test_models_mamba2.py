@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.chunks import document_runs
-from models.mamba2 import causal_conv, conv_step, ssd_scan, ssd_step
+from nanoalign.models.chunks import document_runs
+from nanoalign.models.mamba2 import causal_conv, conv_step, ssd_scan, ssd_step
 
 
 def recurrence(x, dt, A, inputs, outputs, D, initial, starts, mask):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from models.config import Training
-from models.schedules import optimizer_steps, schedule_curve
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.config import Training
+from nanoalign.models.schedules import optimizer_steps, schedule_curve
 
 recipes = st.builds(
     Training,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import ConfigError
-from models.hybrid import install
-from models.sequence_parallel import spread
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.hybrid import install
+from nanoalign.models.sequence_parallel import spread
 from tests.models.small import small_model
 
 ROOT = Path(__file__).parents[2]

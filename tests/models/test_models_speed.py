@@ -8,16 +8,16 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from common.errors import ConfigError
-from models.adapters import attach
-from models.config import LoRA, Training
-from models.documents import packed_inputs
-from models.hybrid import Mamba2Path, install
-from models.kernels import TORCH
-from models.loss import causal_loss
-from models.offload import HostOffload
-from models.speed import prepare
-from models.tiling import TiledNemotronHBlock
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.adapters import attach
+from nanoalign.models.config import LoRA, Training
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.hybrid import Mamba2Path, install
+from nanoalign.models.kernels import TORCH
+from nanoalign.models.loss import causal_loss
+from nanoalign.models.offload import HostOffload
+from nanoalign.models.speed import prepare
+from nanoalign.models.tiling import TiledNemotronHBlock
 from tests.models.small import VOCAB, small_model
 
 

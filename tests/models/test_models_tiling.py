@@ -11,14 +11,14 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from models.adapters import attach
-from models.config import LoRA
-from models.documents import packed_inputs
-from models.hybrid import install
-from models.isolation import check_isolation
-from models.loss import causal_loss
-from models.lowrank import project
-from models.tiling import tile
+from nanoalign.models.adapters import attach
+from nanoalign.models.config import LoRA
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.hybrid import install
+from nanoalign.models.isolation import check_isolation
+from nanoalign.models.loss import causal_loss
+from nanoalign.models.lowrank import project
+from nanoalign.models.tiling import tile
 from tests.models.small import VOCAB, small_model
 
 

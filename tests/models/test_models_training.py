@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from common.errors import ConfigError
-from models.config import Training
-from models.training import WHOLE, newest_checkpoint, resolve_device, training_arguments
+from nanoalign.common.errors import ConfigError
+from nanoalign.models.config import Training
+from nanoalign.models.training import WHOLE, newest_checkpoint, resolve_device, training_arguments
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models import chunks
-from models.adapters import attach
-from models.chunks import documents_of
-from models.config import LoRA
-from models.documents import packed_inputs
-from models.hybrid import Mamba2Path, install
-from models.kernels import TORCH, TRITON, KernelSet
-from models.mamba2 import split_channels
-from models.tiling import tile
+from nanoalign.models import chunks
+from nanoalign.models.adapters import attach
+from nanoalign.models.chunks import documents_of
+from nanoalign.models.config import LoRA
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.hybrid import Mamba2Path, install
+from nanoalign.models.kernels import TORCH, TRITON, KernelSet
+from nanoalign.models.mamba2 import split_channels
+from nanoalign.models.tiling import tile
 from tests.models.small import VOCAB, small_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="Triton is not installed (it comes with torch's CUDA builds)")
 
-from models import triton_scan  # noqa: E402
+from nanoalign.models import triton_scan  # noqa: E402
 
 LENGTHS = [3, 18, 1, 10]
 """Documents of a pack: the second has more than a chunk. Together whole vectors of a CPU, whose softplus rounds the

@@ -6,16 +6,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.kernels import gated_norm
-from models.mamba2 import causal_conv
+from nanoalign.models.kernels import gated_norm
+from nanoalign.models.mamba2 import causal_conv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="Triton is not installed (it comes with torch's CUDA builds)")
 
-from models import triton_conv  # noqa: E402
-from models.triton_conv import CausalConv  # noqa: E402
-from models.triton_kernels import GatedNorm, SquaredReLU  # noqa: E402
-from models.triton_loss import losses_and_slopes  # noqa: E402
+from nanoalign.models import triton_conv  # noqa: E402
+from nanoalign.models.triton_conv import CausalConv  # noqa: E402
+from nanoalign.models.triton_kernels import GatedNorm, SquaredReLU  # noqa: E402
+from nanoalign.models.triton_loss import losses_and_slopes  # noqa: E402
 
 
 @pytest.fixture(scope="module")

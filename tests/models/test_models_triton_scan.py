@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.chunks import Documents
-from models.kernels import scan, triton_scan
+from nanoalign.models.chunks import Documents
+from nanoalign.models.kernels import scan, triton_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="Triton is not installed (it comes with torch's CUDA builds)")

@@ -13,10 +13,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from common.stage import StageLog
-from models.adapters import attach, merge
-from models.config import LoRA, Training
-from models.training import RecipeTrainer, training_arguments
+from nanoalign.common.stage import StageLog
+from nanoalign.models.adapters import attach, merge
+from nanoalign.models.config import LoRA, Training
+from nanoalign.models.training import RecipeTrainer, training_arguments
 from tests.tiny import tiny_hybrid
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from data_recipes.config import Mixture, SourceUse
 from nanoalign.cli import app
 from nanoalign.cli_data import smaller
+from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.launch import command as launch_command
 from nanoalign.recipe.load import load, shipped
 from nanoalign.recipe.schema import Launch, Recipe
@@ -87,7 +87,7 @@ def test_schema(tmp_path: Path) -> None:
 
 
 def test_data_sources_lists_all() -> None:
-    from data_recipes.catalog import catalog
+    from nanoalign.data_recipes.catalog import catalog
 
     status, output = call("data", "sources")
     assert status == 0 and all(f"{name} " in output for name in catalog()) and "miniature:NAME" in output

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nanoalign.cli import app
-from rl.nemo_rl.schema import check
+from nanoalign.nemo_rl.schema import check
 
 RECIPE = """\
 name: small

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from common.config import HOW_IT_RUNS, Section
+from nanoalign.common.config import HOW_IT_RUNS, Section
 from nanoalign.graph import nodes, resolved
 from nanoalign.recipe.load import load
 from nanoalign.recipe.schema import Recipe

@@ -58,7 +58,7 @@ def test_the_hint_is_seen_from_where_it_was_written(override: str, meant: str) -
 
 
 def test_a_section_outside_of_recipes_gets_no_hint_into_one() -> None:
-    from data_recipes.synthetic.config import LongContext
+    from nanoalign.data_recipes.synthetic.config import LongContext
 
     assert hint("lr", LongContext) == ""
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from common.errors import DataError
-from data_recipes.config import Mixture
-from models.config import Training
 from nanoalign import plan as planning
 from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.cli import app
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.config import Mixture
 from nanoalign.graph import nodes
+from nanoalign.models.config import Training
 from nanoalign.plan_cost import Share, generate_bytes, generate_seconds, train_bytes, train_seconds
 from nanoalign.plan_data import plan_mixture
 from nanoalign.plan_text import amount, as_text, count_text
@@ -66,7 +66,7 @@ def test_no_torch_is_imported(name: str, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom nanoalign import plan, plan_text\n"
         "from nanoalign.recipe.load import load\n"
-        "from common.errors import DataError\n"
+        "from nanoalign.common.errors import DataError\n"
         f"recipe = load({name!r})\n"
         "try:\n"
         f"    print(plan_text.as_text(plan.make(recipe, Path({str(tmp_path)!r}), None)))\n"
@@ -94,10 +94,10 @@ def test_what_is_exact(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_tokens_are_close_to_those_of_training(recipe: Recipe, tmp_path: Path) -> None:
-    from data_recipes.chat import chat_format
-    from data_recipes.mixture import build
-    from data_recipes.tokenize import encode_batch
-    from models.loading import load_tokenizer
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.mixture import build
+    from nanoalign.data_recipes.tokenize import encode_batch
+    from nanoalign.models.loading import load_tokenizer
 
     planned = planning.make(recipe, tmp_path / "runs", None).stages[0].data
     assert planned is not None and planned.tokenizer
@@ -123,7 +123,7 @@ def test_the_mean_is_never_above_the_longest(sources: list[tuple[int, list[list[
     mixture = Mixture(sources={f"file:{number}": samples for number, (samples, _) in enumerate(sources)})
     about = {"rows": None, "where": "", "licence": "", "found": True}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_recipes.sources.describe", lambda *asked: about)
+        patch.setattr("nanoalign.data_recipes.sources.describe", lambda *asked: about)
         patch.setattr("nanoalign.plan_data.first_samples", lambda source, *rest: source)
         patch.setattr("nanoalign.plan_data.measure", lambda source, *rest: measured[source])
         planned = plan_mixture("mixed", mixture, "chatml", None, None)

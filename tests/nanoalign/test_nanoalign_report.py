@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.files import alone
-from common.stats import Estimate, proportion
 from nanoalign.artifacts import StageRecord, write_record
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.files import alone
+from nanoalign.common.stats import Estimate, proportion
 from nanoalign.going_on import kept
 from nanoalign.recipe.load import dump, load
 from nanoalign.report import note_rerun, write, write_pictures

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from common.errors import StageError
-from data_recipes.chat import chat_format
-from data_recipes.conversation import Message
 from nanoalign import runner
 from nanoalign.artifacts import read_record, read_rows
+from nanoalign.common.errors import StageError
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.conversation import Message
 from nanoalign.recipe.load import load
 
 RECIPE = """\

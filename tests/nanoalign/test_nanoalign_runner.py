@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from common.errors import ConfigError, StageError
-from common.stage import StageLog
 from nanoalign import graph, runner
 from nanoalign.artifacts import StageRecord, read_record, read_rows
+from nanoalign.common.errors import ConfigError, StageError
+from nanoalign.common.stage import StageLog
 from nanoalign.recipe.load import load
 from nanoalign.recipe.schema import Recipe
 
@@ -35,7 +35,7 @@ import os, sys
 if any("nanoalign.stage_process" in argument for argument in sys.orig_argv):
     import signal, time
     import nanoalign.stages
-    from common.errors import DataError
+    from nanoalign.common.errors import DataError
 
     def run_stage(recipe, context):
         told = os.environ.get("STAND_IN_" + context.name, "")

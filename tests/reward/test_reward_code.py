@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import DataError
-from data_recipes.conversation import Answer, Message
-from reward import Sample, make_reward
-from reward.code import program, score_code
-from reward.sandbox import Limits, run_program
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.conversation import Answer, Message
+from nanoalign.reward import Sample, make_reward
+from nanoalign.reward.code import program, score_code
+from nanoalign.reward.sandbox import Limits, run_program
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TIGHT = Limits(seconds=1.0, memory_mib=512)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, DataError
-from data_recipes.chat.answers import THINKING_TAGS
-from data_recipes.conversation import Answer, Message, ToolCall
-from reward import COMPONENTS, KINDS, PLAYED, ComposedReward, RewardError, Sample, make_reward
-from reward.shape import length_factor, score_format
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.chat.answers import THINKING_TAGS
+from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
+from nanoalign.reward import COMPONENTS, KINDS, PLAYED, ComposedReward, RewardError, Sample, make_reward
+from nanoalign.reward.shape import length_factor, score_format
 
 MATH = {"kind": "math", "answer": "42"}
 EXACT = {"kind": "exact", "answer": "Paris"}
@@ -287,5 +287,5 @@ def test_weights_combine_and_order_is_kept(reward: ComposedReward) -> None:
 
 def test_names_and_imports() -> None:
     assert set(KINDS) <= set(COMPONENTS)
-    code = "import sys, reward, reward.instructions, rl.environments; sys.exit('torch' in sys.modules)"
+    code = "import sys, reward, reward.instructions, rollouts.environments; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, DataError
-from data_recipes.conversation import Answer, Conversation, Message
-from reward import Sample
-from reward.instructions import CHECKERS, augment, follows, score_instructions
-from reward.instructions.augment import KINDS
-from reward.instructions.language import detect, english
-from reward.instructions.text import capital_words, count_words, own_words, sentences
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.conversation import Answer, Conversation, Message
+from nanoalign.reward import Sample
+from nanoalign.reward.instructions import CHECKERS, augment, follows, score_instructions
+from nanoalign.reward.instructions.augment import KINDS
+from nanoalign.reward.instructions.language import detect, english
+from nanoalign.reward.instructions.text import capital_words, count_words, own_words, sentences
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from data_recipes.conversation import Answer, Message
-from reward import RewardError, Sample, make_reward
-from reward.config import Judge
-from reward.judge import LONGEST_REPLY, JudgeClient
+from nanoalign.data_recipes.conversation import Answer, Message
+from nanoalign.reward import RewardError, Sample, make_reward
+from nanoalign.reward.config import Judge
+from nanoalign.reward.judge import LONGEST_REPLY, JudgeClient
 from tests.reward.endpoint import Endpoint
 
 Serve = Callable[[Callable[[int, str], str | int | float | bytes]], Endpoint]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward.walled.algebra import same
+from nanoalign.reward.walled.algebra import same
 
 TABLE = (
     # gold, equal, different

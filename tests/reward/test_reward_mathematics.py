@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from reward.answers import final_answer, final_number, stated_answer
-from reward.base import Score
-from reward.math_answers import equal
-from reward.mathematics import MathVerifier
-from reward.walled.algebra import same
+from nanoalign.reward.answers import final_answer, final_number, stated_answer
+from nanoalign.reward.base import Score
+from nanoalign.reward.math_answers import equal
+from nanoalign.reward.mathematics import MathVerifier
+from nanoalign.reward.walled.algebra import same
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,8 @@ verify = lambda gold, answer, timeout_seconds: True
 """
     (tmp_path / "math_verify.py").write_text(fake)
     code = (
-        "from reward.mathematics import MathVerifier; print(MathVerifier(1).score(r'\\gcd(4)', r'\\boxed{\\lcm(6)}'))"
+        "from nanoalign.reward.mathematics import MathVerifier; "
+        "print(MathVerifier(1).score(r'\\gcd(4)', r'\\boxed{\\lcm(6)}'))"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from data_recipes.conversation import Answer, ToolCall
-from reward import Sample
-from reward.tools import matches, score_first_turn, score_tools
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.conversation import Answer, ToolCall
+from nanoalign.reward import Sample
+from nanoalign.reward.tools import matches, score_first_turn, score_tools
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TWO = [
@@ -52,7 +52,7 @@ def test_the_first_request_of_several_wants_its_calls_in_order() -> None:
 
 @pytest.mark.skipif(not (DATA / "bfcl_v4").is_dir(), reason="no mirrored BFCL here")
 def test_bfcls_own_first_turns_earn_everything() -> None:
-    from data_recipes.sources import load
+    from nanoalign.data_recipes.sources import load
 
     for row in load("bfcl-multi-turn", 20, "train", DATA, 0).conversations:
         made = tuple(ToolCall(call["name"], call["arguments"]) for call in row.task["expected"][0])

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, DataError
-from data_recipes.conversation import Answer, Message
-from data_recipes.generators import reasoning_gym_names
-from reward import Sample, make_reward, verifier_pool
-from reward.verifier_pool import VerifierPool
-from reward.walled.wire import pack, unpack
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes.conversation import Answer, Message
+from nanoalign.data_recipes.generators import reasoning_gym_names
+from nanoalign.reward import Sample, make_reward, verifier_pool
+from nanoalign.reward.verifier_pool import VerifierPool
+from nanoalign.reward.walled.wire import pack, unpack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox's walls are Linux's")
 HOSTILE = [

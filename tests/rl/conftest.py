@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from budget_control.vocabulary import ThinkingTokens
+from nanoalign.budget_control.vocabulary import ThinkingTokens
 
 VOCABULARY = 48
 OPEN, CLOSE, END, NEWLINE = 1, 2, 3, 4
@@ -19,7 +19,7 @@ def toy_model(kind: str, seed: int = 0) -> torch.nn.Module:
     """``hybrid``: NemotronH on this suite's Mamba-2 path; ``llama``: rotary attention."""
     from transformers import LlamaConfig, LlamaForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
-    from models.hybrid import install
+    from nanoalign.models.hybrid import install
 
     torch.manual_seed(seed)
     if kind == "llama":
@@ -76,9 +76,9 @@ def small_base(tmp_path_factory):
     """A folder with a tiny random hybrid and a byte-level tokenizer of the Nano v2 format."""
     from transformers import NemotronHConfig, NemotronHForCausalLM
 
-    from data_recipes.chat import chat_format
-    from data_recipes.miniature.tokenizer import train_tokenizer
-    from models.loading import save_model
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.data_recipes.miniature.tokenizer import train_tokenizer
+    from nanoalign.models.loading import save_model
 
     chat = chat_format("nemotron-nano-v2")
     special = [*chat.special_tokens, "<think>", "</think>"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from budget_control.rule import BudgetRule
-from models.loading import load_model
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.models.loading import load_model
 
 
 def check_logprobs(completions, asked, hf) -> None:

@@ -9,11 +9,11 @@ import signal
 import sys
 from pathlib import Path
 
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
-from models.loading import load_model
-from rl import grpo, rollouts
-from rl.config import GRPOStage
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.models.loading import load_model
+from nanoalign.rl import grpo, rollouts
+from nanoalign.rl.config import GRPOStage
 
 open_engine = rollouts.open_engine
 

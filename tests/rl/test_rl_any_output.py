@@ -9,28 +9,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from budget_control.measure import read, summary
-from budget_control.vocabulary import ThinkingTokens
-from common.stage import StageContext, StageLog
-from data_recipes.chat import FORMATS, chat_format
-from data_recipes.chat.answers import FAULTS, SPECIAL_TOKEN, as_message, marks
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from data_recipes.rows import to_row
-from evaluation.config import Suite
-from evaluation.suites import Tasks, evaluate, suite_reward
-from models.config import Training
-from models.loading import load_model, load_tokenizer, resolve, save_model
-from reward import make_reward
-from reward.base import Tally
-from rl import dpo, grpo, reward_model
-from rl.config import DPOStage, GRPOStage, Rollouts
-from rl.environments import environment
-from rl.modes import Mode
-from rl.pairs import pair_up
-from rl.rollouts.base import Completion, Request, Sampling
-from rl.rollouts.episodes import play
-from rl.rollouts.samples import judged
+from nanoalign.budget_control.measure import read, summary
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.chat import FORMATS, chat_format
+from nanoalign.data_recipes.chat.answers import FAULTS, SPECIAL_TOKEN, as_message, marks
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.evaluation.config import Suite
+from nanoalign.evaluation.suites import Tasks, evaluate, suite_reward
+from nanoalign.models.config import Training
+from nanoalign.models.loading import load_model, load_tokenizer, resolve, save_model
+from nanoalign.reward import make_reward
+from nanoalign.reward.base import Tally
+from nanoalign.rl import dpo, grpo, reward_model
+from nanoalign.rl.config import DPOStage, GRPOStage
+from nanoalign.rl.pairs import pair_up
+from nanoalign.rollouts.base import Completion, Request, Sampling
+from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.environments import environment
+from nanoalign.rollouts.episodes import play
+from nanoalign.rollouts.modes import Mode
+from nanoalign.rollouts.samples import judged
 
 CHAT = chat_format("nemotron-nano-v2")
 OFTEN = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -183,7 +184,7 @@ def judge(small_base: Any, tmp_path_factory: Any) -> Any:
     """A reward model with a head of random weights."""
     import torch
 
-    from rl.reward_trainer import load_scorer
+    from nanoalign.models.scorer import load_scorer
 
     tokenizer, folder = load_tokenizer(small_base), tmp_path_factory.mktemp("judge") / "model"
     model = load_scorer(small_base, tokenizer.pad_token_id, "cpu", fresh_head=True)
@@ -245,7 +246,7 @@ def test_steps_of_empty_and_of_malformed_completions_are_counted_and_go_on(
     def opened(kind: str, model: Any, tokenizer: Any, chat: Any, **more: Any) -> Any:
         return Empty(model, ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop))
 
-    monkeypatch.setattr("rl.rollouts.open_engine", opened)
+    monkeypatch.setattr("nanoalign.rollouts.open_engine", opened)
     stage = GRPOStage(
         **{"kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0}, "group_size": 4, "loss": loss,
            "rollouts": Rollouts(max_tokens=10, grace=2), "train": TRAIN, "thinking": {"on": 0.0}}
@@ -260,7 +261,7 @@ def test_steps_of_empty_and_of_malformed_completions_are_counted_and_go_on(
 def test_dpo_rounds_without_a_pair_or_a_word_go_on(small_base: Any, tmp_path: Any, monkeypatch: Any) -> None:
     engine: Any = Scripted([Completion((), (), (), "stop")])
     engine.sleep = engine.close = lambda: None
-    monkeypatch.setattr("rl.rollouts.open_engine", lambda *args, **more: engine)
+    monkeypatch.setattr("nanoalign.rollouts.open_engine", lambda *args, **more: engine)
     stage = DPOStage(
         **{"kind": "dpo", "from": "base", "environment": "miniature-workplace", "rounds": 1, "tasks_per_round": 2,
            "samples_per_task": 2, "held_out_tasks": 2, "max_turns": 2, "rollouts": Rollouts(max_tokens=8),

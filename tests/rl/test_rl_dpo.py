@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 
-from common.stage import StageContext, StageLog
-from data_recipes.conversation import Answer, Message
-from models.config import Training
-from rl import dpo
-from rl.config import DPOStage, Rollouts, Thinking
-from rl.environments.base import Task
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.conversation import Answer, Message
+from nanoalign.models.config import Training
+from nanoalign.rl import dpo
+from nanoalign.rl.config import DPOStage
+from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.rollouts.environments.base import Task
 
 
 class EvenEpisode:
@@ -40,7 +41,7 @@ class EvenEnvironment:
 
 @pytest.fixture
 def stage_inputs(small_base, monkeypatch):
-    monkeypatch.setattr("rl.environments.environment", lambda name, data_root: EvenEnvironment())
+    monkeypatch.setattr("nanoalign.rollouts.environments.environment", lambda name, data_root: EvenEnvironment())
 
     def context(folder):
         return StageContext(
@@ -71,7 +72,7 @@ def test_rounds_are_kept_measured_and_resumed_to_the_same_weights(stage_inputs, 
     first_losses = [row["loss"] for row in rows if row["step"] == 1 and "loss" in row]
     assert first_losses == pytest.approx([math.log(2)] * 2, abs=1e-5)
 
-    from rl import dpo_trainer
+    from nanoalign.rl import dpo_trainer
 
     class Killed(Exception):
         pass
@@ -114,7 +115,7 @@ def test_a_round_without_pairs_leaves_the_weights(stage_inputs, tmp_path, small_
 
 
 def test_forced_tokens_are_outside_the_loss(tokenizer):
-    from rl.dpo_trainer import PairCollator
+    from nanoalign.rl.dpo_trainer import PairCollator
 
     row = {
         "prompt_ids": [5, 6], "chosen_ids": [7, 8, 9], "rejected_ids": [7],

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import StaleWeightsError
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from data_recipes.rows import to_row
-from models.config import Training
-from rl import grpo
-from rl.config import GRPOStage, Rollouts, Thinking
-from rl.freshness import mismatch, require_fresh
+from nanoalign.common.errors import StaleWeightsError
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.models.config import Training
+from nanoalign.rl import grpo
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.freshness import mismatch, require_fresh
+from nanoalign.rollouts.config import Rollouts, Thinking
 
 
 def config(steps: int = 2, **changes) -> GRPOStage:
@@ -125,8 +126,8 @@ def test_killed_in_the_middle_of_a_sync_a_stage_goes_on(small_base, tmp_path):
 @pytest.fixture
 def with_engine(monkeypatch):
     """Lets a stage generate with an HF engine of its own, changed in place by what is given."""
-    from models.loading import load_model
-    from rl import rollouts
+    from nanoalign import rollouts
+    from nanoalign.models.loading import load_model
 
     open_engine = rollouts.open_engine
 

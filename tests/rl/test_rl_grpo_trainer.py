@@ -5,12 +5,13 @@ import random
 import pytest
 import torch
 
-from common.errors import ConfigError
-from common.stage import StageLog
-from models.config import Training
-from rl.config import GRPOStage, Rollouts
-from rl.grpo_trainer import LOSSES, Collected, make_trainer
-from rl.prompts import row_schedule
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stage import StageLog
+from nanoalign.models.config import Training
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.grpo_trainer import LOSSES, Collected, make_trainer
+from nanoalign.rl.prompts import row_schedule
+from nanoalign.rollouts.config import Rollouts
 
 GROUP, MAX_TOKENS = 4, 12
 
@@ -145,8 +146,8 @@ def test_what_an_engine_says_of_forced_tokens_does_not_matter(loss, make_model, 
 
 def test_no_attention_under_a_mask_runs_on_cudnn_nor_masks_a_query_whole(make_model, tokenizer, tmp_path, monkeypatch):
     """Left padding under cuDNN's kernel gave gradients that were no numbers (docs/results/smollm2_135m.md)."""
-    from models import documents
-    from models.documents import isolate
+    from nanoalign.models import documents
+    from nanoalign.models.documents import isolate
 
     seen = []
     forward = documents.sdpa_attention_forward
@@ -171,7 +172,7 @@ def test_no_attention_under_a_mask_runs_on_cudnn_nor_masks_a_query_whole(make_mo
 @pytest.mark.parametrize("kind", ["hybrid", "llama"])
 def test_trainer_and_scorer_compute_the_same_in_half_precision(kind, make_model, thinking, tokenizer, tmp_path):
     """The probe of fresh weights compares engines with the scorer: it must see what the loss sees, logits unrounded."""
-    from rl.rollouts.hf import HFEngine
+    from nanoalign.rollouts.hf import HFEngine
 
     model = make_model(kind)
     settings = stage(train={"dtype": "bfloat16"})
@@ -194,7 +195,7 @@ def test_trainer_and_scorer_compute_the_same_in_half_precision(kind, make_model,
 
 def test_kl_to_the_starting_model(make_model, tokenizer, tmp_path):
     make_model("hybrid", 0).save_pretrained(tmp_path / "start")
-    from models.loading import load_model
+    from nanoalign.models.loading import load_model
 
     model = load_model(tmp_path / "start")
     trainer = trainer_for(stage("dapo", kl=0.1), model, tokenizer, tmp_path, correct_engine=True)

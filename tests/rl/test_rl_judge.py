@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from data_recipes.rows import to_row
-from reward import RewardError
-from rl import grpo
-from rl.config import GRPOStage
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.reward import RewardError
+from nanoalign.rl import grpo
+from nanoalign.rl.config import GRPOStage
 from tests.reward.endpoint import Endpoint
 
 

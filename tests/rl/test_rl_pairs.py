@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_recipes.conversation import Answer
-from rl.environments.base import Task
-from rl.modes import Mode
-from rl.pairs import pair_up, parted
-from rl.rollouts.base import Completion
-from rl.rollouts.episodes import EpisodeRecord, Turn
+from nanoalign.data_recipes.conversation import Answer
+from nanoalign.rl.pairs import pair_up, parted
+from nanoalign.rollouts.base import Completion
+from nanoalign.rollouts.environments.base import Task
+from nanoalign.rollouts.episodes import EpisodeRecord, Turn
+from nanoalign.rollouts.modes import Mode
 
 
 def episode(task: str, sample: int, success: bool, *turns: tuple[tuple[int, ...], tuple[int, ...]]) -> EpisodeRecord:

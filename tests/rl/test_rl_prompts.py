@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from common.stage import StageContext, StageLog
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture
-from data_recipes.mixture import build
-from models.config import Training
-from rl import grpo
-from rl.config import GRPOStage, Rollouts
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.mixture import build
+from nanoalign.models.config import Training
+from nanoalign.rl import grpo
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rollouts.config import Rollouts
 
 
 class Seen(Exception):

@@ -6,18 +6,18 @@ import math
 import pytest
 import torch
 
-from common.errors import CheckpointError, DataError
-from common.stage import StageContext, StageLog
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture
-from data_recipes.conversation import Answer, Conversation, Message
-from data_recipes.rows import to_row
-from models.config import Training
-from models.loading import load_tokenizer
-from reward.base import Sample
-from rl import reward_model
-from rl.config import RewardModelStage
-from rl.reward_trainer import load_scorer, scores
+from nanoalign.common.errors import CheckpointError, DataError
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Answer, Conversation, Message
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.models.config import Training
+from nanoalign.models.loading import load_tokenizer
+from nanoalign.models.scorer import load_scorer, scores
+from nanoalign.reward.base import Sample
+from nanoalign.rl import reward_model
+from nanoalign.rl.config import RewardModelStage
 
 
 def preferences(count: int) -> list[Conversation]:
@@ -55,7 +55,7 @@ def test_learns_and_tells_on_held_out_pairs(trained):
 
 
 def test_judges_answers_alone(trained):
-    judge = reward_model.load_reward_model(trained[0], "cpu")
+    judge = load_reward_model(trained[0], "cpu")
     prompt = (Message("user", "say 500"),)
     polite, plain, thoughtful, sly = judge(
         [
@@ -75,7 +75,7 @@ def test_a_score_does_not_depend_on_the_batch(trained):
     model = load_scorer(trained[0], tokenizer.pad_token_id, "cpu", fresh_head=False)
     chat = chat_format("nemotron-nano-v2")
     sequences = [
-        reward_model.answer_ids([Message("user", "say " * n)], Message("assistant", "on"), chat, tokenizer)
+        answer_ids([Message("user", "say " * n)], Message("assistant", "on"), chat, tokenizer)
         for n in (1, 30, 7)
     ]
     together = scores(model, sequences, 8)
@@ -99,4 +99,4 @@ def test_what_is_no_pair_and_no_reward_model_is_refused(small_base):
     with pytest.raises(DataError, match="rows:7"):
         reward_model.split_pairs([lone], chat, tokenizer)
     with pytest.raises(CheckpointError, match=r"score\.weight"):
-        reward_model.load_reward_model(small_base, "cpu")
+        load_reward_model(small_base, "cpu")

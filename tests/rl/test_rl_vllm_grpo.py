@@ -10,14 +10,15 @@ import pytest
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from data_recipes.rows import to_row
-from models.config import Training
-from rl import grpo
-from rl.config import GRPOStage, Rollouts, Thinking
-from rl.rollouts.server import ServerEngine
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.models.config import Training
+from nanoalign.rl import grpo
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.rollouts.server import ServerEngine
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 import deepspeed.ops
 import torch
 
-import sft.trainer  # noqa: F401  (imported once, before the forks)
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
+import nanoalign.sft.trainer  # noqa: F401  (imported once, before the forks)
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
 from nanoalign.launch import deepspeed_environment
-from sft.config import SFTStage
-from sft.stage import run
+from nanoalign.sft.config import SFTStage
+from nanoalign.sft.stage import run
 
 MIXTURES = {"all": Mixture.model_validate({"sources": {"miniature:math": 100}})}
 WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_recipes.tokenize import Example
-from sft.collate import IGNORE, collate
-from sft.documents import Documents, gather
-from sft.packing import singly
+from nanoalign.data_recipes.tokenize import Example
+from nanoalign.sft.collate import IGNORE, collate
+from nanoalign.sft.documents import Documents, gather
+from nanoalign.sft.packing import singly
 
 examples = st.lists(
     st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=12).map(

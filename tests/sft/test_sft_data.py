@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budget_control.transforms import teaching
-from common.errors import ConfigError, DataError
-from data_recipes import shards
-from data_recipes.chat import chat_format
-from data_recipes.config import Mixture
-from data_recipes.conversation import Conversation, Message
-from data_recipes.mixture import build
-from data_recipes.rows import to_row
-from data_recipes.tokenize import Example, encode_batch
-from sft.config import SFTStage
-from sft.data import StageData, hold_out, prepare, runs, shown, stage_data
-from sft.packing import pack, turn_pieces
+from nanoalign.budget_control.transforms import teaching
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.data_recipes import shards
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.data_recipes.mixture import build
+from nanoalign.data_recipes.rows import to_row
+from nanoalign.data_recipes.tokenize import Example, encode_batch
+from nanoalign.sft.config import SFTStage
+from nanoalign.sft.data import StageData, hold_out, prepare, runs, shown, stage_data
+from nanoalign.sft.packing import pack, turn_pieces
 
 CHAT = chat_format("nemotron-nano-v2")
 EXTENDING = chat_format("chatml")
@@ -103,7 +103,7 @@ def test_documents_and_packs_are_those_of_the_mixture_in_memory(
 
 
 def made_up(kind: str, count: int) -> list[Conversation]:
-    from data_recipes.miniature import generate
+    from nanoalign.data_recipes.miniature import generate
 
     return [replace(each, source="") for each in generate(kind, count, "train", 3)]
 
@@ -153,7 +153,7 @@ def test_a_sample_without_a_trained_token_is_an_error_that_names_it(
                 [replace(e, loss_mask=[0] * len(e.input_ids)) for e in each] for each in super().encode(conversations)
             ]
 
-    monkeypatch.setattr("data_recipes.prepared.ExampleEncoder", Masked)
+    monkeypatch.setattr("nanoalign.data_recipes.prepared.ExampleEncoder", Masked)
     mixture = rows(tmp_path / "rows.jsonl", [turns(2), turns(3)])
     with pytest.raises(DataError, match=r"^rows.jsonl:\d: 5 samples without a token to train on"):
         made(stage(), mixture, CHAT, tokenizer, tmp_path / "stage")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, DataError
-from sft.packing import Packs, pack, turn_pieces
+from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.sft.packing import Packs, pack, turn_pieces
 
 
 def rooms(lengths: np.ndarray, packs: Packs) -> list[int]:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from common.errors import ConfigError
-from common.stage import StageContext, StageLog
-from models.config import Training
-from models.loading import load_model, load_tokenizer
-from sft.pretrain import PretrainStage, run
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.models.config import Training
+from nanoalign.models.loading import load_model, load_tokenizer
+from nanoalign.sft.pretrain import PretrainStage, run
 
 
 def stage(folder, **train):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.loading import load_model, save_model
+from nanoalign.models.loading import load_model, save_model
 from tests.tiny import tiny_hybrid, token_ids
 
 ROOT = Path(__file__).parents[2]

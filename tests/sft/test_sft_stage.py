@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import ConfigError, DataError, IsolationError
-from common.stage import StageContext, StageLog
-from data_recipes.config import Mixture
-from models.loading import load_model, save_model
-from sft.config import SFTStage
-from sft.stage import run
-from sft.trainer import LongestFirst
+from nanoalign.common.errors import ConfigError, DataError, IsolationError
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.models.loading import load_model, save_model
+from nanoalign.sft.config import SFTStage
+from nanoalign.sft.stage import run
+from nanoalign.sft.trainer import LongestFirst
 
 MIXTURES = {"all": Mixture.model_validate({"sources": {"miniature:math": 120, "miniature:chat": 60}})}
 TRAIN = {
@@ -98,8 +98,8 @@ def test_bad_rows_and_long_samples_stop_before_training(base: Path, tmp_path: Pa
 def test_a_leak_stops_the_stage_before_its_first_step(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models import loading
-    from models.hybrid import uninstall
+    from nanoalign.models import loading
+    from nanoalign.models.hybrid import uninstall
 
     def leaking(*args: Any) -> Any:
         model = load_model(*args)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from data_recipes.conversation import Answer, ToolCall
-from data_recipes.workplace.miniature import KINDS, REQUESTS, tasks, trajectory
-from data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office, same
-from rl.environments import environment
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.conversation import Answer, ToolCall
+from nanoalign.data_recipes.workplace.miniature import KINDS, REQUESTS, tasks, trajectory
+from nanoalign.data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office, same
+from nanoalign.rollouts.environments import environment
 
 
 def office() -> Office:

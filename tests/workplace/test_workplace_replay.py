@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from data_recipes.chat.answers import as_answer
-from data_recipes.conversation import ToolCall
-from data_recipes.workplace.lookups import lookups
-from data_recipes.workplace.replay import trajectories
-from data_recipes.workplace.workbench import same
-from data_recipes.workplace.workbench_data import WorkBenchTask, load_office, load_tasks
-from rl.environments import environment
+from nanoalign.data_recipes.chat.answers import as_answer
+from nanoalign.data_recipes.conversation import ToolCall
+from nanoalign.data_recipes.workplace.lookups import lookups
+from nanoalign.data_recipes.workplace.replay import trajectories
+from nanoalign.data_recipes.workplace.workbench import same
+from nanoalign.data_recipes.workplace.workbench_data import WorkBenchTask, load_office, load_tasks
+from nanoalign.rollouts.environments import environment
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 pytestmark = pytest.mark.skipif(not (DATA / "workbench").is_dir(), reason=f"no WorkBench data under {DATA}")

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from data_recipes.conversation import Answer, ToolCall
-from data_recipes.workplace import workbench_tools as spec
-from data_recipes.workplace.workbench import LONGEST_RESULT, LONGEST_VALUE, MOST_ROWS, NOW, WorkBench, same
-from data_recipes.workplace.workbench_data import load_office, load_tasks
-from data_recipes.workplace.workbench_tools import TOOLS
-from rl.environments import environment
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.conversation import Answer, ToolCall
+from nanoalign.data_recipes.workplace import workbench_tools as spec
+from nanoalign.data_recipes.workplace.workbench import LONGEST_RESULT, LONGEST_VALUE, MOST_ROWS, NOW, WorkBench, same
+from nanoalign.data_recipes.workplace.workbench_data import load_office, load_tasks
+from nanoalign.data_recipes.workplace.workbench_tools import TOOLS
+from nanoalign.rollouts.environments import environment
 
 DATA = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "workbench").is_dir(), reason=f"no WorkBench data under {DATA}")

@@ -1,0 +1,79 @@
+"""What a rollout engine is: prompts in as token ids, completions out as token ids with log-probabilities.
+
+Ids are never decoded and tokenized again on the way to the trainer.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from nanoalign.common.errors import NanoalignError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one completion is drawn. ``temperature`` 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    thinking_budget: int | None = None
+    """Tokens of thinking, by budget_control's rule; None is unlimited."""
+    grace: int = 500
+    """Tokens past the budget in which a newline is awaited."""
+    seed: int = 0
+    """The completion is a function of (weights, prompt, sampling) with this seed, whatever else is in the batch
+    (HF engine; vLLM promises it per request as far as its kernels are batch-invariant)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Completion:
+    """``token_ids`` includes the stop token where there is one. ``logprobs[i]`` is the log-probability of token i under
+    the weights, at temperature 1 and before any budget forcing. ``forced[i]``: written by the budget rule, not
+    sampled; never trained on. A close in the place of a stop token counts as forced; vLLM shows only the likeliest
+    token beside the one drawn, so there it counts where a stop token was the likeliest."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    forced: tuple[bool, ...]
+    finish: Literal["stop", "length"]
+
+
+class EngineLostError(NanoalignError, RuntimeError):
+    """The engine is gone, failed or does not answer; a new one may do what it was asked."""
+
+
+class RolloutEngine(Protocol):
+    """HF batched generation and vLLM both are one."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest prompt and completion together; None: no limit of its own."""
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion a request, in order. Duplicate prompts are kept apart."""
+        ...
+
+    def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """Replaces the engine's weights (names as in the HF state dict)."""
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of every token but the first, by the engine itself: the probe that proves weights fresh."""
+        ...
+
+    def sleep(self) -> None:
+        """Gives back what memory it can until it is called again."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,100 @@
+"""A vLLM server that a stage starts on its own machine, and that ends with the stage, however that ends."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanoalign.budget_control.serve import serve_command, serve_environment
+from nanoalign.common.errors import ConfigError
+
+START_S = 900.0
+"""Seconds in which a server must answer: loading weights and capturing graphs takes minutes for large models."""
+STOP_S = 10.0
+
+
+class OwnServer:
+    """``nanoalign serve`` on a free port of this machine, once it answers."""
+
+    def __init__(
+        self,
+        model: Path,
+        tags: tuple[str, str],
+        log: Path,
+        vllm_arguments: Sequence[str],
+        gpus: Sequence[int] | None = None,
+    ) -> None:
+        """``log`` gets what the server prints; ``gpus`` are its own among those that this process sees, None: all.
+
+        Raises:
+            ConfigError: vLLM is not installed, or the server ended, or did not answer in time; with its last lines.
+        """
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=vllm_arguments)
+        environment = serve_environment("127.0.0.1", None) | {"VLLM_SERVER_DEV_MODE": "1"}
+        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        if gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = chosen(gpus, environment.get("CUDA_VISIBLE_DEVICES"))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+        end = time.monotonic() + START_S
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.stop()
+                last = log.read_text(errors="replace")[-1500:]
+                raise ConfigError(f"rollouts.engine: vLLM's server did not start for {model}; {log} ends with\n{last}")
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5.0) as response:
+                return bool(response.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def stop(self) -> None:
+        """Ends the server and its workers, gently for some seconds."""
+        for deadly in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, deadly)
+                self.process.wait(STOP_S)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+def chosen(gpus: Sequence[int], visible: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES for the ``gpus``-th of those that are visible.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    if visible is None:
+        return ",".join(map(str, gpus))
+    devices = visible.split(",")
+    if max(gpus) >= len(devices):
+        raise ConfigError(f"rollouts.gpus: {max(gpus)} is none of the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}")
+    return ",".join(devices[gpu] for gpu in gpus)
+
+
+def _end_with_parent() -> None:
+    """Linux sends the server a SIGTERM when the thread that started it ends, so that no trainer's death leaves one."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port

@@ -1,0 +1,70 @@
+"""A lost engine is started anew and asked again, so that a worker's death does not cost the step."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from nanoalign.rollouts.base import Completion, EngineLostError, Request, RolloutEngine
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+class RestartingEngine:
+    """A :class:`RolloutEngine` behind which another one may be lost.
+
+    ``restarts`` bounds the new starts in a row for one question; the error of the last one goes through. New engines
+    get the weights of the last :meth:`load_weights`: the tensors are held, not copied, so they must not change between
+    that and the questions (in GRPO they change after them).
+    """
+
+    def __init__(self, start: Callable[[], RolloutEngine], restarts: int) -> None:
+        self.start, self.restarts = start, restarts
+        self.engine = start()
+        self.weights: list[tuple[str, torch.Tensor]] | None = None
+        self.lost = 0
+        """Engines lost so far."""
+
+    @property
+    def max_length(self) -> int | None:
+        return self.engine.max_length
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return self._insist(lambda: self.engine.generate(requests))
+
+    def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        self.weights = None  # dropped before the next ones are computed: a merge sweep's are another whole model
+        weights = list(tensors)
+        self._insist(lambda: self.engine.load_weights(weights))
+        self.weights = weights  # only now: an engine lost in between would be given them twice
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return self._insist(lambda: self.engine.score(sequences))
+
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _insist(self, ask: Callable[[], T]) -> T:
+        left, lost = self.restarts, False
+        while True:
+            try:
+                if lost:
+                    self._start_anew()
+                    lost = False
+                return ask()
+            except EngineLostError as error:
+                if not left:
+                    raise
+                left, lost, self.lost = left - 1, True, self.lost + 1
+                warnings.warn(f"the rollout engine is started anew, {left} starts left: {error}", stacklevel=2)
+
+    def _start_anew(self) -> None:
+        self.engine.close()
+        self.engine = self.start()
+        if self.weights is not None:
+            self.engine.load_weights(self.weights)

