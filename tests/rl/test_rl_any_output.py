@@ -23,7 +23,8 @@ from nanoalign.models.config import Training
 from nanoalign.models.loading import load_model, load_tokenizer, resolve, save_model
 from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
-from nanoalign.rl import dpo, grpo, reward_model
+from nanoalign.reward.preference import load_reward_model
+from nanoalign.rl import dpo, grpo
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rl.pairs import pair_up
 from nanoalign.rollouts.base import Completion, Request, Sampling
@@ -199,7 +200,7 @@ def judge(small_base: Any, tmp_path_factory: Any) -> Any:
 def test_the_reward_model_reads_what_it_can_and_floors_the_rest(
     written: list[str], judge: Any, small_base: Any
 ) -> None:
-    model = _JUDGES.setdefault(judge, reward_model.load_reward_model(judge, "cpu"))
+    model = _JUDGES.setdefault(judge, load_reward_model(judge, "cpu"))
     tokenizer = load_tokenizer(small_base)
     tokens = ThinkingTokens.from_tokenizer(tokenizer, CHAT.think_open, CHAT.think_close, CHAT.stop)
     samples = [

@@ -16,6 +16,7 @@ from nanoalign.models.config import Training
 from nanoalign.models.loading import load_tokenizer
 from nanoalign.models.scorer import load_scorer, scores
 from nanoalign.reward.base import Sample
+from nanoalign.reward.preference import answer_ids, load_reward_model
 from nanoalign.rl import reward_model
 from nanoalign.rl.config import RewardModelStage
 
@@ -75,8 +76,7 @@ def test_a_score_does_not_depend_on_the_batch(trained):
     model = load_scorer(trained[0], tokenizer.pad_token_id, "cpu", fresh_head=False)
     chat = chat_format("nemotron-nano-v2")
     sequences = [
-        answer_ids([Message("user", "say " * n)], Message("assistant", "on"), chat, tokenizer)
-        for n in (1, 30, 7)
+        answer_ids([Message("user", "say " * n)], Message("assistant", "on"), chat, tokenizer) for n in (1, 30, 7)
     ]
     together = scores(model, sequences, 8)
     alone = [scores(model, [sequence], 1)[0] for sequence in sequences]
