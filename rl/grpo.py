@@ -1,42 +1,27 @@
 """`kind: grpo`: group-relative policy optimization with verifiers or a reward model.
 
 An optimizer step: the engine gets the trainer's weights, answers `batch_size / group_size` prompts `group_size` times
-each, a probe proves the weights fresh, the rewards judge the answers, and TRL's trainer takes one step on them.
+each, a probe proves the weights fresh, the rewards judge the answers (rl/collect.py), and the trainer takes one step on
+them (rl/grpo_trainer.py) under one of the losses of rl/loss.py.
 """
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.common.stage import StageContext
 from nanoalign.common.stats import mean
-from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.mixture import build
-from nanoalign.reward import ComposedReward, Sample, make_reward
+from nanoalign.models.schedules import optimizer_steps
+from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
+from nanoalign.rl.collect import REASON, StepRollouts
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.freshness import mismatch, require_fresh
-from nanoalign.rl.prompts import Prompt, prompts_of
-from nanoalign.rollouts.base import Completion, Request, RolloutEngine
-from nanoalign.rollouts.modes import sampling
-from nanoalign.rollouts.restarts import RestartingEngine
-from nanoalign.rollouts.samples import judged, never_empty
-from nanoalign.rollouts.sampling import seed_of
-
-PROBE = 8
-"""Completions a step on which engine and trainer are compared."""
-
-REASON = "reason/"
-"""Begins the names of metrics that count completions by what was wrong with them, or why a reward did not judge them on
-their merits."""
-
-SAMPLE_TABLES = 20
-"""Times in a stage at which rendered samples are kept for the report."""
+from nanoalign.rl.prompts import prompts_of
 
 
 def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
@@ -80,115 +65,19 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
         judge = load_reward_model(context.inputs["reward_model"], judge_device)
     rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
-    rollouts = StepRollouts(config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards)
+    steps = optimizer_steps(config.train, len(prompts) * config.group_size)
+    collect = StepRollouts(config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
+    # without adapters the reference is a model of its own, with them the model below them
+    reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
     trainer = make_trainer(
-        model, tokenizer, config, len(prompts), rollouts, context.folder / "checkpoints", context.log, device,
-        context.seed, correct_engine=not shares_weights and config.rollouts.temperature == 1.0,
+        model, tokenizer, config, steps, collect, context.folder / "checkpoints", context.log, device, context.seed,
+        correct_engine=not shares_weights and config.rollouts.temperature == 1.0, reference=reference,
     )  # fmt: skip
-    rollouts.steps = trainer.args.max_steps
     trainer.train_or_resume()
     engine.close()
     save_model(merge(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model")
     report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
     return learning_figures(trainer.state.log_history, config) | report
-
-
-@dataclass
-class StepRollouts:
-    """A :data:`rl.grpo_trainer.Collect`: what one optimizer step trains on."""
-
-    stage: GRPOStage
-    prompts: Sequence[Prompt]
-    engine: RolloutEngine
-    scorer: Any
-    """An :class:`rollouts.hf.HFEngine` on the trainer's own model."""
-    chat: ChatFormat
-    tokenizer: Any
-    seed: int
-    log: StageLog
-    rewards: ComposedReward
-    steps: int = 0
-
-    def __call__(self, rows: Sequence[int], step: int, first: int) -> Any:
-        from nanoalign.rl.grpo_trainer import Collected
-
-        sync_at = time.perf_counter()
-        if self.engine is not self.scorer:
-            self.engine.load_weights(self.scorer.model.state_dict().items())
-        sync_s = time.perf_counter() - sync_at
-        asked = [self.prompts[row] for row in rows]
-        requests = [
-            Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, seed_of(self.seed, step, first + place)))
-            for place, prompt in enumerate(asked)
-        ]
-        started = time.perf_counter()
-        stop_id = min(self.scorer.thinking.stop_ids)
-        completions = [never_empty(each, stop_id) for each in self.engine.generate(requests)]
-        seconds = time.perf_counter() - started
-        self.engine.sleep()
-        tokens = sum(len(completion.token_ids) for completion in completions)
-        difference = self.probe(asked, completions, PROBE)
-        if not difference <= self.stage.max_mismatch:  # a few completions are a small sample
-            difference = self.probe(asked, completions, len(completions))
-        require_fresh(difference, self.stage.max_mismatch, step)
-        samples = [
-            judged(prompt.messages, prompt.mode, prompt.ids, completion, self.scorer.thinking, self.chat,
-                   self.tokenizer, prompt.task)
-            for prompt, completion in zip(asked, completions, strict=True)
-        ]  # fmt: skip
-        judged_at = time.perf_counter()
-        scores = self.rewards.components(samples)
-        total = self.rewards.combine(scores)
-        tally = Tally()
-        tally.add((sample.answer for sample in samples), total)
-        metrics = {
-            "mismatch": difference,
-            "rollout_tokens_per_s": tokens / seconds,
-            "rollout_s": seconds,
-            "sync_s": sync_s,
-            "reward_s": time.perf_counter() - judged_at,
-            "forced_share": sum(sum(completion.forced) for completion in completions) / tokens,
-            "closed_share": statistics.fmean(sample.closed for sample in samples),
-            **{f"{REASON}{reason}": float(count) for reason, count in tally.reasons.items()},
-        }
-        if isinstance(self.engine, RestartingEngine):
-            metrics["engines_lost"] = self.engine.lost
-        self.keep_samples(asked, samples, scores, total, step)
-        return Collected(
-            prompt_ids=[list(prompt.ids) for prompt in asked],
-            completion_ids=[list(completion.token_ids) for completion in completions],
-            logprobs=[list(completion.logprobs) for completion in completions],
-            trained=[[int(not forced) for forced in completion.forced] for completion in completions],
-            rewards=scores,
-            metrics=metrics,
-        )
-
-    def probe(self, asked: Sequence[Prompt], completions: Sequence[Completion], count: int) -> float:
-        """The mismatch of engine and trainer over about ``count`` completions, spread over the prompts."""
-        places = range(0, len(completions), max(1, len(completions) // count))
-        scores = self.scorer.score([[*asked[place].ids, *completions[place].token_ids] for place in places])
-        return mismatch(
-            [completions[place].logprobs for place in places],
-            [score[len(asked[place].ids) - 1 :] for place, score in zip(places, scores, strict=True)],
-            [completions[place].forced for place in places],
-        )
-
-    def keep_samples(
-        self, asked: Sequence[Prompt], samples: Sequence[Sample], scores: Mapping[str, list[float]],
-        total: Sequence[float], step: int,
-    ) -> None:  # fmt: skip
-        """The best and the worst answer to the step's first prompt, every so often."""
-        if step % max(1, self.steps // SAMPLE_TABLES):
-            return
-        group = range(self.stage.group_size)
-        for place in sorted({max(group, key=total.__getitem__), min(group, key=total.__getitem__)}):
-            sample = samples[place]
-            self.log.sample(
-                kind="grpo", step=step, domain=asked[place].domain, prompt=sample.messages[-1].content,
-                thinking=sample.answer.reasoning, answer=sample.answer.content, reward=total[place],
-                budget=sample.thinking_budget, faults=list(sample.answer.faults),
-                rewards={name: values[place] for name, values in scores.items()},
-            )  # fmt: skip
 
 
 def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) -> dict[str, Any]:

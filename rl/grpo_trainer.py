@@ -1,152 +1,220 @@
-"""TRL's GRPOTrainer on completions, log-probabilities and rewards from outside. The only importer of its GRPO.
+"""The GRPO step on the common trainer: completions in, one optimizer step out.
 
-The route in is TRL's ``rollout_func``, which sees nothing but the prompts of a generation batch: so a prompt is the
-number of its row, and one call brings token ids, engine log-probabilities, the mask of trained tokens, and the rewards.
-
-Shapes: B completions, P prompt columns (padded on the left), C completion columns (padded on the right).
+Shapes: B completions, P prompt columns (padded on the left), C completion columns (padded on the right), K rewards.
 """
 
-import math
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from datasets import Dataset
+from accelerate.utils import gather_object
 from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import add_fused_lm_head
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.stage import StageLog
-from nanoalign.models.config import Training
-from nanoalign.models.hybrid import install
 from nanoalign.models.training import RecipeTrainer, training_arguments
+from nanoalign.rl.collect import Collect, Collected
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.prompts import row_schedule
-
-LOSSES: dict[str, dict[str, Any]] = {
-    "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
-    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
-    "dapo": {"loss_type": "dapo", "scale_rewards": "group"},
-    "gspo": {"loss_type": "grpo", "scale_rewards": "group", "importance_sampling_level": "sequence"},
-    "cispo": {"loss_type": "cispo", "scale_rewards": "group"},
-}
-"""What a recipe's `loss` means to TRL. GRPO: arXiv 2402.03300; Dr. GRPO: 2503.20783; DAPO: 2503.14476; GSPO:
-2507.18071; CISPO: 2506.13585."""
-
-MEAN_OVER_COMPLETIONS = ("grpo", "dr_grpo")
-"""TRL's losses that divide by the number of completions (the others divide by the step's tokens)."""
+from nanoalign.rl.loss import LOSSES, advantages, kl_to, reduce, token_losses
 
 
 @dataclass(frozen=True)
-class Collected:
-    """The completions of one optimizer step on this process, in the order of the prompts asked for."""
+class Rows:
+    """Completions of one optimizer step on this process, or a micro-batch of them."""
 
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    logprobs: list[list[float]]
-    """The engine's, at temperature 1."""
-    trained: list[list[int]]
-    """0 where the budget rule wrote the token: out of the loss and of importance ratios."""
-    rewards: dict[str, list[float]]
-    """By reward name, unweighted."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Figures of the step for the log."""
+    prompt_ids: list[Tensor]
+    completion_ids: list[Tensor]
+    logprobs: list[Tensor]
+    trained: list[Tensor]
+    advantages_B: Tensor
 
-
-Collect = Callable[[Sequence[int], int, int], Collected]
-"""(rows of the prompts, repeated; optimizer step; number of the first one among all processes') to completions."""
+    def take(self, places: Tensor) -> "Rows":
+        """The rows at these places."""
+        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
+        prompts, completions, logprobs, trained = ([column[place] for place in places] for column in columns)
+        return Rows(prompts, completions, logprobs, trained, self.advantages_B[places])
 
 
-class PolicyTrainer(RecipeTrainer, GRPOTrainer):
-    """GRPO on a :data:`Collect`, without work for rows and columns that move nothing."""
+class PolicyTrainer(RecipeTrainer):
+    """GRPO on a :data:`Collect`. A step's completions are a function of its number, so a resumed run asks for the same
+    ones."""
 
-    def __init__(self, *args: Any, collect: Collect, correct_engine: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, stage: GRPOStage, collect: Collect, correct_engine: bool,
+        reference: PreTrainedModel | None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         """``correct_engine``: the engine's log-probabilities are the old ones of the importance ratio, so that clipping
         bounds what a difference between engine and trainer can do (for engines with weights of their own).
+        ``reference``: the model that `kl` ties to; None is the model without its adapters.
         """
-        self.collect, self.correct_engine = collect, correct_engine
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*rollout_func.*"
-            )  # "experimental": our contract test watches it
-            super().__init__(*args, rollout_func=lambda prompts, trainer: trainer.rollout(prompts), **kwargs)
-        if self.args.bf16:
-            # The head in float32, as rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
-            # most of what engine and trainer would differ by. TRL's own switch for it does not know tied NemotronH.
-            heads = [self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model, self.ref_model]
-            for model in heads:
-                if model is not None:
-                    add_fused_lm_head(
-                        model, self.temperature, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy")
-                    )
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # a micro-batch's loss is its part of the step's already
+        self.stage, self.collect, self.correct_engine = stage, collect, correct_engine
+        self.objective = LOSSES[stage.loss]
+        self.reference = None if reference is None else reference.to(self.args.device).eval()
+        for model in (self.model, self.reference):
+            if model is not None:
+                # The head in float32, as rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
+                # most of what engine and trainer would differ by.
+                add_fused_lm_head(
+                    model.get_base_model() if isinstance(model, PeftModel) else model, stage.rollouts.temperature,
+                    cast_lm_head_to_fp32=self.args.bf16, outputs=("log_probs", "entropy"),
+                )  # fmt: skip
+        self.waiting: list[Rows] = []
+        """Micro-batches of the step that are still to be trained on."""
+        self.tokens = torch.zeros(())
+        """Trained tokens of the step, divided by the number of processes."""
+        self.seconds = 0.0
+        self.logged: dict[str, list[float]] = defaultdict(list)
+        """Figures since the last row of the log, which has their means."""
 
-    def rollout(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """TRL's ``rollout_func``. ``prompts`` are row numbers, each as often as it has completions on this process."""
-        first = self.accelerator.process_index * len(prompts)
-        collected = self.collect([int(prompt) for prompt in prompts], self.state.global_step, first)
-        return {
-            "prompt_ids": collected.prompt_ids,
-            "completion_ids": collected.completion_ids,
-            "logprobs": collected.logprobs,
-            "env_mask": collected.trained,
-            "metrics": collected.metrics,
-            **{f"reward {name}": values for name, values in collected.rewards.items()},
-        }
+    def get_train_dataloader(self) -> DataLoader:
+        """Counts micro-batches: what is in them comes from :meth:`collect_step`."""
+        micro_batches = range(self.args.max_steps * self.args.gradient_accumulation_steps)
+        return DataLoader(micro_batches, collate_fn=lambda numbers: {})
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: checkpoints are for resuming only."""
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self.correct_engine:
-            # Engines report forced tokens as they like (-9999, over HTTP): their ratio could be infinite, and times the
-            # mask's 0 no number.
-            trained = batch["tool_mask"] * batch["completion_mask"] != 0
-            batch["old_per_token_logps"] = batch["sampling_per_token_logps"].masked_fill(~trained, 0.0)
-        return batch
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        rows = len(inputs["advantages"])
-        trimmed = trim(inputs, drop_without_signal=self.beta == 0.0)
-        loss: torch.Tensor = super()._compute_loss(model, trimmed)
-        if self.loss_type in MEAN_OVER_COMPLETIONS:
-            loss = loss * (len(trimmed["advantages"]) / rows)
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        started = time.perf_counter()
+        if not self.waiting:
+            self.collect_step()
+        loss: Tensor = super().training_step(model, {"rows": self.waiting.pop(0)}, self.tokens)
+        self.seconds += time.perf_counter() - started
+        if not self.waiting:
+            self.logged["step_time"].append(self.seconds)
+            self.seconds = 0.0
         return loss
 
+    def collect_step(self) -> None:
+        """Fetches the step's completions, and cuts them into micro-batches."""
+        count = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        first = self.accelerator.process_index * count
+        collected = self.collect(self.state.global_step, first, count)
+        device = self.args.device
+        scores_BK = self.accelerator.gather(
+            torch.tensor([collected.rewards[name] for name in self.stage.reward], device=device).T.contiguous()
+        )
+        if not torch.isfinite(scores_BK).all():
+            name = list(self.stage.reward)[int((~torch.isfinite(scores_BK)).any(0).nonzero()[0])]
+            raise ConfigError(f"reward {name!r} returned a value that is not finite")
+        weights_K = torch.tensor(list(self.stage.reward.values()), device=device)
+        rewards_B, advantages_B, deviation_B = advantages(
+            scores_BK, weights_K, self.stage.group_size, self.objective.scaled
+        )
+        columns = (collected.prompt_ids, collected.completion_ids, collected.logprobs, collected.trained)
+        prompts, completions, logprobs, trained = (
+            [torch.tensor(x, device=device) for x in column] for column in columns
+        )
+        rows = Rows(prompts, completions, logprobs, trained, advantages_B[first : first + count])
+        order = torch.randperm(count).split(self.args.per_device_train_batch_size)
+        self.waiting = [self.with_signal(rows.take(places)) for places in order]
+        self.tokens = self._log_step(collected, scores_BK, rewards_B, deviation_B)
 
-def trim(inputs: dict[str, Any], drop_without_signal: bool) -> dict[str, Any]:
-    """A micro batch without columns that are padding in every row and, if asked, without rows whose advantage is 0:
-    they add nothing to the gradient where there is no KL term. One row is always kept, for a loss to differentiate.
+    def with_signal(self, rows: Rows) -> Rows:
+        """The rows with an advantage: others add nothing to the gradient where there is no KL term. One row is always
+        kept, for a loss to differentiate."""
+        places = rows.advantages_B.nonzero().flatten()
+        if self.stage.kl or len(places) == len(rows.advantages_B):
+            return rows
+        return rows.take(places if len(places) else torch.tensor([0]))
 
-    Tensors [B, P] start with ``prompt``; all other tensors of two dimensions are [B, C].
-    """
-    rows_B = inputs["advantages"] != 0
-    if not drop_without_signal:
-        rows_B = torch.ones_like(rows_B)
-    elif not bool(rows_B.any()):
-        rows_B[0] = True
-    prompt = int(inputs["prompt_mask"][rows_B].sum(1).max())
-    completion = int(inputs["completion_mask"][rows_B].sum(1).max())
-    trimmed = {}
-    for name, value in inputs.items():
-        if isinstance(value, torch.Tensor) and value.dim() > 0:
-            value = value[rows_B]
-            if value.dim() == 2:
-                value = value[:, -prompt:] if name.startswith("prompt") else value[:, :completion]
-        trimmed[name] = value
-    return trimmed
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Tensor:
+        """One micro-batch's part of the step's loss."""
+        rows: Rows = inputs["rows"]
+        trained_BC = pad_sequence(rows.trained, batch_first=True)
+        logprobs_BC, entropy_BC = self.logprobs(model, rows)
+        old_BC = logprobs_BC.detach()
+        if self.correct_engine:
+            # Engines report forced tokens as they like (-9999, over HTTP): their ratio could be infinite, and times the
+            # mask's 0 not a number.
+            old_BC = pad_sequence(rows.logprobs, batch_first=True).masked_fill(trained_BC == 0, 0.0)
+        found = token_losses(
+            self.objective, logprobs_BC, old_BC, trained_BC, rows.advantages_B.unsqueeze(1), self.stage.clip
+        )
+        losses_BC, logged = found.losses_BC, {"entropy": entropy_BC}
+        if self.stage.kl:
+            logged["kl"] = kl_to(self.reference_logprobs(model, rows), logprobs_BC, found.ratio)
+            losses_BC = losses_BC + self.stage.kl * logged["kl"]
+        logged |= {"clip_ratio/low_mean": found.below, "clip_ratio/high_mean": found.above}
+        logged["clip_ratio/region_mean"] = found.below | found.above
+        for name, values in logged.items():
+            total = (values.detach().expand_as(trained_BC) * trained_BC).sum() / trained_BC.sum().clamp(min=1)
+            self.logged[name].append(float(self.accelerator.reduce(total, "mean")))
+        completions = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return reduce(
+            self.objective, losses_BC, trained_BC, completions, self.tokens, self.stage.rollouts.max_tokens
+        )  # fmt: skip
+
+    def logprobs(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Each completion token's log-probability at the sampling temperature, and the entropy there, both (B, C)."""
+        prompt = max(len(ids) for ids in rows.prompt_ids)
+        sequences = [torch.cat(pair) for pair in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
+        lengths = [prompt - len(ids) for ids in rows.prompt_ids]
+        longest = max(left + len(ids) for left, ids in zip(lengths, sequences, strict=True))
+        ids_BT = sequences[0].new_full((len(sequences), longest), self.processing_class.pad_token_id)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, (left, ids) in enumerate(zip(lengths, sequences, strict=True)):
+            ids_BT[row, left : left + len(ids)], mask_BT[row, left : left + len(ids)] = ids, 1
+        labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
+        labels_BT[:, :prompt] = -100
+        with self.accelerator.autocast():
+            outputs = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, fused_lm_head=True)
+        return outputs.log_probs[:, prompt - 1 :], outputs.entropy[:, prompt - 1 :]
+
+    @torch.no_grad()
+    def reference_logprobs(self, model: nn.Module, rows: Rows) -> Tensor:
+        """:meth:`logprobs` under the model that the stage started from."""
+        if self.reference is not None:
+            return self.logprobs(self.reference, rows)[0]
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            return self.logprobs(model, rows)[0]
+
+    def _log_step(self, collected: Collected, scores_BK: Tensor, rewards_B: Tensor, deviation_B: Tensor) -> Tensor:
+        """Notes the step's figures; returns its trained tokens, divided by the number of processes."""
+        lengths_B3 = self.accelerator.gather(
+            torch.tensor(
+                [[len(p), len(c), sum(t)] for p, c, t in
+                 zip(collected.prompt_ids, collected.completion_ids, collected.trained, strict=True)],
+                device=self.args.device,
+            )
+        )  # fmt: skip
+        self.state.num_input_tokens_seen += int(lengths_B3[:, [0, 2]].sum())
+        completion_B = lengths_B3[:, 2].float()
+        figures = {
+            "reward": rewards_B.mean(), "reward_std": rewards_B.std(),
+            "frac_reward_zero_std": torch.isclose(deviation_B, torch.zeros_like(deviation_B)).float().mean(),
+            "completions/mean_length": completion_B.mean(), "completions/min_length": completion_B.min(),
+            "completions/max_length": completion_B.max(),
+        }  # fmt: skip
+        for name, column_B in zip(self.stage.reward, scores_BK.T, strict=True):
+            figures |= {f"rewards/{name}/mean": column_B.mean(), f"rewards/{name}/std": column_B.std()}
+        parts = gather_object([(collected.metrics, collected.counts)])
+        for name in collected.metrics:
+            self.logged[name].append(fmean(metrics[name] for metrics, _ in parts))
+        for name, count in sum((counts for _, counts in parts), Counter()).items():
+            self.logged[name].append(float(count))
+        for name, value in figures.items():
+            self.logged[name].append(float(value))
+        return lengths_B3[:, 2].sum() / self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, **{name: fmean(values) for name, values in self.logged.items()}}, start_time)
+        self.logged.clear()
 
 
 def make_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     stage: GRPOStage,
-    prompts: int,
+    steps: int,
     collect: Collect,
     folder: Path,
     log: StageLog,
@@ -154,66 +222,23 @@ def make_trainer(
     seed: int,
     *,
     correct_engine: bool = False,
+    reference: PreTrainedModel | None = None,
 ) -> PolicyTrainer:
-    """A trainer over ``prompts`` rows; checkpoints in ``folder``.
+    """A trainer of ``steps`` optimizer steps; checkpoints in ``folder``.
 
     Raises:
         ConfigError: the batch is no multiple of the group, the sampling is greedy, or as
             :func:`models.training.training_arguments`.
     """
-    train: Training = stage.train
-    if train.batch_size % stage.group_size:
-        raise ConfigError(f"train.batch_size: {train.batch_size} is no multiple of group_size {stage.group_size}")
+    batch = stage.train.batch_size
+    if batch % stage.group_size:
+        raise ConfigError(f"train.batch_size: {batch} is no multiple of group_size {stage.group_size}")
     if stage.rollouts.temperature == 0:
         raise ConfigError("rollouts.temperature: 0 samples the same completion every time; GRPO needs different ones")
-    loss = dict(LOSSES[stage.loss])
-    low, high = stage.clip
     arguments = training_arguments(
-        train, folder, prompts * stage.group_size, device, seed, cls=GRPOConfig,
-        include_num_input_tokens_seen="no",  # TRL counts what it generates
-        num_generations=stage.group_size,
-        max_completion_length=stage.rollouts.max_tokens,
-        temperature=stage.rollouts.temperature,
-        beta=stage.kl,
-        epsilon=low,
-        # TRL caps CISPO's ratio at epsilon_high itself, that of the others at 1 + epsilon_high.
-        epsilon_high=1 + high if stage.loss == "cispo" else high,
-        reward_weights=list(stage.reward.values()),
-        shuffle_dataset=False,
-        **loss,
-    )  # fmt: skip
-    schedule = row_schedule(prompts, arguments.max_steps * (train.batch_size // stage.group_size), seed)
-    trainer = PolicyTrainer(
-        model=model,
-        reward_funcs=[_reward_column(name, number == 0) for number, name in enumerate(stage.reward)],
-        args=arguments,
-        train_dataset=Dataset.from_dict({"prompt": [str(row) for row in schedule]}),
-        processing_class=tokenizer,
-        train=train,
-        log=log,
-        collect=collect,
-        correct_engine=correct_engine,
+        stage.train, folder, batch, device, seed, max_steps=steps, include_num_input_tokens_seen="no"
     )
-    if trainer.ref_model is not None:
-        install(trainer.ref_model)
-    return trainer
-
-
-def _reward_column(name: str, logs_metrics: bool) -> Callable[..., list[float]]:
-    """A TRL reward function that hands on what the rollout brought along."""
-
-    def column(
-        metrics: list[dict[str, float]], log_metric: Callable[[str, float], None], **columns: Any
-    ) -> list[float]:
-        if logs_metrics:
-            for metric, value in metrics[0].items():
-                log_metric(metric, value)
-        values: list[float] = columns[f"reward {name}"]
-        if not all(math.isfinite(value) for value in values):
-            raise ConfigError(
-                f"reward {name!r} returned {next(v for v in values if not math.isfinite(v))}: not a number"
-            )
-        return values
-
-    column.__name__ = name
-    return column
+    return PolicyTrainer(
+        model=model, args=arguments, train_dataset=range(steps * batch), processing_class=tokenizer, train=stage.train,
+        log=log, stage=stage, collect=collect, correct_engine=correct_engine, reference=reference,
+    )  # fmt: skip

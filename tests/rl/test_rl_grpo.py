@@ -77,10 +77,10 @@ def test_a_killed_stage_ends_with_the_same_weights(stage, tmp_path, monkeypatch)
 
     collect = grpo.StepRollouts.__call__
 
-    def dies(self, rows, step, first):
+    def dies(self, step, *part):
         if step == 2:
             raise Killed
-        return collect(self, rows, step, first)
+        return collect(self, step, *part)
 
     monkeypatch.setattr(grpo.StepRollouts, "__call__", dies)
     with pytest.raises(Killed):

@@ -1,17 +1,23 @@
-"""The GRPO trainer: an independent reference of its losses, TRL's contract with rollouts, invariances, resume."""
+"""The GRPO trainer against an independent reference of its losses and against TRL's; invariances; resume."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.stage import StageLog
-from nanoalign.models.config import Training
+from nanoalign.models.adapters import attach
+from nanoalign.models.config import LoRA, Training
+from nanoalign.models.loading import load_model
+from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.grpo_trainer import LOSSES, Collected, make_trainer
+from nanoalign.rl.grpo_trainer import make_trainer
+from nanoalign.rl.loss import LOSSES
 from nanoalign.rl.prompts import row_schedule
 from nanoalign.rollouts.config import Rollouts
+from tests.rl.trl_oracle import oracle
 
 GROUP, MAX_TOKENS = 4, 12
 
@@ -26,35 +32,41 @@ def stage(loss: str = "dapo", **changes) -> GRPOStage:
     return GRPOStage(**settings)
 
 
-def random_collected(rows, step: int, seed: int = 0) -> Collected:
-    """Completions of random lengths; prompts differ from row to row, the second group has no signal."""
-    generator = random.Random(f"{seed} {step}")
-    prompts = {row: [generator.randrange(5, 48) for _ in range(1 + row % 5)] for row in set(rows)}
-    completions = [[generator.randrange(2, 48) for _ in range(generator.randrange(1, MAX_TOKENS))] for _ in rows]
-    even = [generator.random() < 0.5 for _ in rows]
+def random_collected(step: int, first: int = 0, count: int = 2 * GROUP) -> Collected:
+    """Completions of random lengths; prompts differ from group to group, the second group has no signal."""
+    generator = random.Random(step)
+    prompts = [[generator.randrange(5, 48) for _ in range(1 + 4 * group)] for group in range(count // GROUP)]
+    completions = [
+        [generator.randrange(2, 48) for _ in range(generator.randrange(1, MAX_TOKENS))] for _ in range(count)
+    ]
+    even = [generator.random() < 0.5 for _ in range(count)]
     return Collected(
-        prompt_ids=[prompts[row] for row in rows],
+        prompt_ids=[prompts[place // GROUP] for place in range(count)],
         completion_ids=completions,
         logprobs=[[-generator.random() * 4 for _ in ids] for ids in completions],
         trained=[[int(generator.random() < 0.8) for _ in ids[1:]] + [1] for ids in completions],
         rewards={
-            "task": [1.0 if GROUP <= place < 2 * GROUP else float(even[place]) for place in range(len(rows))],
+            "task": [1.0 if GROUP <= place < 2 * GROUP else float(even[place]) for place in range(count)],
             "length": [0.0 if GROUP <= place < 2 * GROUP else len(ids) / 20 for place, ids in enumerate(completions)],
         },
         metrics={"mismatch": 1.0},
+        counts=Counter({"reason/cut": step}),
     )
 
 
-def trainer_for(settings, model, tokenizer, folder, collect=None, **more):
-    def default(rows, step, first):
-        return random_collected(rows, step)
-
+def trainer_for(settings, model, tokenizer, folder, collect=random_collected, **more):
     trainer = make_trainer(
-        model, tokenizer, settings, 6, collect or default, folder / "checkpoints", StageLog(folder), "cpu", 3, **more
-    )
-    trainer.current_gradient_accumulation_steps = 1
+        model, tokenizer, settings, settings.train.steps, collect, folder / "checkpoints", StageLog(folder), "cpu", 3,
+        **more,
+    )  # fmt: skip
     trainer.model.train()
     return trainer
+
+
+def step_loss(trainer):
+    """The loss of the first step, all its micro-batches, with gradients."""
+    trainer.collect_step()
+    return sum(trainer.compute_loss(trainer.model, {"rows": rows}) for rows in trainer.waiting)
 
 
 def reference_loss(loss, clip, kl, advantages, new, old, ref, trained, max_tokens):
@@ -68,7 +80,7 @@ def reference_loss(loss, clip, kl, advantages, new, old, ref, trained, max_token
             objective = ratio.clamp(max=1 + clip[1]).detach() * a * n
         else:
             objective = torch.minimum(ratio * a, ratio.clamp(1 - clip[0], 1 + clip[1]) * a)
-        objective = ((objective - kl * (torch.exp(r - n) - (r - n) - 1)) * m).sum()
+        objective = ((objective - kl * (torch.exp(r - n) - (r - n) - 1) * ratio) * m).sum()
         if loss in ("grpo", "gspo"):
             total = total - objective / m.sum() / len(new)
         elif loss == "dr_grpo":
@@ -97,23 +109,19 @@ def completion_logprobs(model, collected):
 @pytest.mark.parametrize("kind", ["hybrid", "llama"])
 def test_losses_and_gradients_equal_the_reference(loss, kind, make_model, tokenizer, tmp_path):
     model = make_model(kind)
-    trainer = trainer_for(stage(loss), model, tokenizer, tmp_path, correct_engine=True)
-    inputs = [{"prompt": str(row)} for row in (0, 1) for _ in range(GROUP)]
-    batch = trainer._generate_and_score_completions(inputs)
-    collected = random_collected([0] * GROUP + [1] * GROUP, 0)
-    advantages = reference_advantages(loss, collected.rewards, {"task": 1.0, "length": 0.5})
-    torch.testing.assert_close(batch["advantages"], advantages, rtol=1e-5, atol=1e-6)
     # Old log-probabilities near the new ones, so that some ratios are clipped and some are not.
+    collected = random_collected(0)
     new = completion_logprobs(model, collected)
     generator = torch.Generator().manual_seed(1)
     old = [n.detach() + 0.3 * torch.randn(n.shape, generator=generator) for n in new]
-    for place, values in enumerate(old):
-        batch["old_per_token_logps"][place, : len(values)] = values
-    ours = trainer._compute_loss(model, batch)
+    collected.logprobs[:] = [values.tolist() for values in old]
+    trainer = trainer_for(stage(loss), model, tokenizer, tmp_path, lambda *asked: collected, correct_engine=True)
+    ours = step_loss(trainer)
     ours.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     masks = [torch.tensor(mask) for mask in collected.trained]
+    advantages = reference_advantages(loss, collected.rewards, {"task": 1.0, "length": 0.5})
     expected = reference_loss(loss, (0.2, 0.28), 0.0, advantages, new, old, old, masks, MAX_TOKENS)
     expected.backward()
     assert ours.item() == pytest.approx(expected.item(), abs=2e-5)
@@ -123,21 +131,44 @@ def test_losses_and_gradients_equal_the_reference(loss, kind, make_model, tokeni
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("kl", "correct_engine", "micro"), [(0.0, True, 8), (0.0, False, 4), (0.1, True, 4)])
+def test_a_run_equals_trls(loss, kl, correct_engine, micro, make_model, tokenizer, tmp_path):
+    """Loss, gradient norm and reward of the first step, where weights are equal, and the weights that it leads to."""
+    make_model("hybrid").save_pretrained(tmp_path / "start")
+    settings = stage(loss, kl=kl, train={"micro_batch_size": micro, "steps": 2})
+    models = [load_model(tmp_path / "start") for _ in range(3)]
+    ours = trainer_for(
+        settings, models[0], tokenizer, tmp_path / "ours", correct_engine=correct_engine,
+        reference=models[2] if kl else None,
+    )  # fmt: skip
+    theirs = oracle(models[1], tokenizer, settings, random_collected, tmp_path / "theirs", correct_engine)
+    for trainer in (ours, theirs):
+        trainer.train_or_resume()
+    for name in ("loss", "grad_norm", "reward", "reward_std", "frac_reward_zero_std", "rewards/length/mean"):
+        first, other = ours.state.log_history[0][name], theirs.state.log_history[0][name]
+        assert first == pytest.approx(other, rel=1e-3, abs=2e-5), name
+    start = make_model("hybrid").state_dict()
+    for (name, tensor), other in zip(ours.model.state_dict().items(), theirs.model.state_dict().values(), strict=True):
+        # Adam's first step is the gradient's sign: compare where the gradient is not noise.
+        moved = (tensor - start[name]).abs() > 5e-4
+        torch.testing.assert_close(tensor[moved], other[moved], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_what_an_engine_says_of_forced_tokens_does_not_matter(loss, make_model, tokenizer, tmp_path):
     """vLLM's server reports -9999 for a token that was forced against the weights: its ratio is infinite."""
     gradients = []
     for reported in (-1.0, -9999.0):
 
-        def collect(rows, step, first, reported=reported):
-            collected = random_collected(rows, step)
+        def collect(*asked, reported=reported):
+            collected = random_collected(*asked)
             for logprobs, trained in zip(collected.logprobs, collected.trained, strict=True):
                 logprobs[:] = [p if kept else reported for p, kept in zip(logprobs, trained, strict=True)]
             return collected
 
         folder = tmp_path / str(reported)
         trainer = trainer_for(stage(loss), make_model("llama"), tokenizer, folder, collect, correct_engine=True)
-        batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (0, 1) for _ in range(GROUP)])
-        trainer._compute_loss(trainer.model, batch).backward()
+        step_loss(trainer).backward()
         gradients.append({name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[1].items():
         assert torch.isfinite(gradient).all(), name
@@ -161,10 +192,8 @@ def test_no_attention_under_a_mask_runs_on_cudnn_nor_masks_a_query_whole(make_mo
     model = make_model("llama")
     isolate(model)
     trainer = trainer_for(stage(), model, tokenizer, tmp_path)
-    batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (0, 4) for _ in range(GROUP)])
-    batch["advantages"].fill_(1.0)
-    trainer._compute_loss(model, batch).backward()
-    assert bool((batch["prompt_mask"] == 0).any())
+    trainer.with_signal = lambda rows: rows  # both groups, whose prompts differ in length
+    step_loss(trainer).backward()
     assert seen
     assert set(seen) == {(False, True)}
 
@@ -175,12 +204,12 @@ def test_trainer_and_scorer_compute_the_same_in_half_precision(kind, make_model,
     from nanoalign.rollouts.hf import HFEngine
 
     model = make_model(kind)
-    settings = stage(train={"dtype": "bfloat16"})
-    trainer = trainer_for(settings, model, tokenizer, tmp_path)
-    batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (0, 1) for _ in range(GROUP)])
-    collected = random_collected([0] * GROUP + [1] * GROUP, 0)
-    ids, mask = (torch.cat([batch[f"prompt_{of}"], batch[f"completion_{of}"]], dim=1) for of in ("ids", "mask"))
-    logps, _, _ = trainer._get_per_token_logps_and_entropies(model, ids, mask, batch["completion_ids"].shape[1])
+    trainer = trainer_for(stage(train={"dtype": "bfloat16"}), model, tokenizer, tmp_path)
+    trainer.with_signal = lambda rows: rows
+    trainer.collect_step()
+    rows, collected = trainer.waiting[0], random_collected(0)
+    places = [collected.completion_ids.index(ids.tolist()) for ids in rows.completion_ids]
+    logps = trainer.logprobs(model, rows)[0][torch.tensor(places).argsort()]
     scorer = HFEngine(model, thinking, autocast=torch.bfloat16)
     exact = HFEngine(model, thinking)
     pairs = list(zip(collected.prompt_ids, collected.completion_ids, strict=True))
@@ -189,28 +218,39 @@ def test_trainer_and_scorer_compute_the_same_in_half_precision(kind, make_model,
         scored, true = (torch.tensor(e.score([prompt + completion])[0][len(prompt) - 1 :]) for e in (scorer, exact))
         difference.append((scored - logps[place, : len(completion)].detach()).abs().mean())
         rounding.append((scored - true).abs().mean())
-    assert torch.stack(difference).mean() < 0.3 * torch.stack(rounding).mean()
+    assert torch.stack(difference).mean() < 0.5 * torch.stack(rounding).mean()
     assert model.lm_head.forward.__name__ == "forward"  # put back
 
 
-def test_kl_to_the_starting_model(make_model, tokenizer, tmp_path):
-    make_model("hybrid", 0).save_pretrained(tmp_path / "start")
-    from nanoalign.models.loading import load_model
-
-    model = load_model(tmp_path / "start")
-    trainer = trainer_for(stage("dapo", kl=0.1), model, tokenizer, tmp_path, correct_engine=True)
+@pytest.mark.parametrize("adapters", [False, True])
+def test_kl_to_the_starting_model(adapters, make_model, tokenizer, tmp_path):
+    start = make_model("hybrid")
+    model = attach(make_model("hybrid"), LoRA(rank=2), 0) if adapters else make_model("hybrid")
+    collected = random_collected(0)
     with torch.no_grad():
-        model.lm_head.weight.mul_(1.1)
-    batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (0, 1) for _ in range(GROUP)])
-    collected = random_collected([0] * GROUP + [1] * GROUP, 0)
-    new = completion_logprobs(model, collected)
-    for place, values in enumerate(new):
-        batch["old_per_token_logps"][place, : len(values)] = values.detach()
-    ref = completion_logprobs(load_model(tmp_path / "start"), collected)
-    old = [values.detach() for values in new]
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or (not adapters and name == "lm_head.weight"):
+                weight.add_(0.02 * torch.ones_like(weight))
+    model.train()
+    new, ref = completion_logprobs(model, collected), completion_logprobs(start, collected)
+    collected.logprobs[:] = [values.tolist() for values in new]
+    settings = stage("dapo", kl=0.1)
+    trainer = trainer_for(
+        settings, model, tokenizer, tmp_path, lambda *asked: collected, correct_engine=True,
+        reference=None if adapters else start,
+    )  # fmt: skip
     masks = [torch.tensor(mask) for mask in collected.trained]
-    expected = reference_loss("dapo", (0.2, 0.28), 0.1, batch["advantages"], new, old, ref, masks, MAX_TOKENS)
-    assert trainer._compute_loss(model, batch).item() == pytest.approx(expected.item(), abs=2e-5)
+    advantages = reference_advantages("dapo", collected.rewards, {"task": 1.0, "length": 0.5})
+    old = [values.detach() for values in new]
+    expected = reference_loss("dapo", (0.2, 0.28), 0.1, advantages, new, old, ref, masks, MAX_TOKENS)
+    loss = step_loss(trainer)
+    assert loss.item() == pytest.approx(expected.item(), abs=2e-5)
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for name, ours, theirs in zip(
+        names, torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -229,35 +269,34 @@ def test_micro_batches_add_up_to_the_whole(loss, make_model, tokenizer, tmp_path
         torch.testing.assert_close(tensor[moved], weights[1][name][moved], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_rollouts_get_every_duplicate_in_order(make_model, tokenizer, tmp_path):
-    """TRL's contract: each prompt comes group_size times in a row, once a step, and columns stay with their rows."""
+def test_a_step_asks_once_and_columns_stay_with_their_rows(make_model, tokenizer, tmp_path):
     calls = []
 
-    def collect(rows, step, first):
-        calls.append((list(rows), step, first))
-        return random_collected(rows, step)
+    def collect(*asked):
+        calls.append(asked)
+        return random_collected(*asked)
 
-    settings = stage(train={"micro_batch_size": 2})
-    trainer = trainer_for(settings, make_model("llama"), tokenizer, tmp_path, collect)
+    trainer = trainer_for(stage(train={"micro_batch_size": 2}), make_model("llama"), tokenizer, tmp_path, collect)
     trainer.train_or_resume()
-    asked = row_schedule(6, 4, 3)
-    assert calls == [
-        ([row for row in asked[:2] for _ in range(GROUP)], 0, 0),
-        ([row for row in asked[2:] for _ in range(GROUP)], 1, 0),
-    ]
-    batch = trainer._generate_and_score_completions([{"prompt": str(row)} for row in (4, 2) for _ in range(GROUP)])
-    collected = random_collected([4] * GROUP + [2] * GROUP, trainer.state.global_step)
-    for place, (prompt, completion, mask) in enumerate(
-        zip(collected.prompt_ids, collected.completion_ids, collected.trained, strict=True)
-    ):
-        assert batch["prompt_ids"][place][batch["prompt_mask"][place] == 1].tolist() == prompt
-        assert batch["completion_ids"][place][batch["completion_mask"][place] == 1].tolist() == completion
-        assert batch["tool_mask"][place, : len(mask)].tolist() == mask
-        assert batch["sampling_per_token_logps"][place, : len(mask)].tolist() == pytest.approx(
-            collected.logprobs[place]
-        )
-    assert trainer.state.log_history[0]["mismatch"] == 1.0
-    assert trainer.state.log_history[0]["frac_reward_zero_std"] == 0.5
+    assert calls == [(0, 0, 2 * GROUP), (1, 0, 2 * GROUP)]
+    trainer.with_signal = lambda rows: rows
+    trainer.collect_step()
+    collected = random_collected(2)
+    advantages = reference_advantages("dapo", collected.rewards, {"task": 1.0, "length": 0.5})
+    given = {
+        tuple(c): (p, m, pytest.approx(o), pytest.approx(a, rel=1e-4, abs=1e-5))
+        for p, c, m, o, a in zip(collected.prompt_ids, collected.completion_ids, collected.trained, collected.logprobs,
+                                 advantages.tolist(), strict=True)
+    }  # fmt: skip
+    assert [len(rows.completion_ids) for rows in trainer.waiting] == [2] * GROUP
+    for rows in trainer.waiting:
+        columns = (rows.prompt_ids, rows.completion_ids, rows.trained, rows.logprobs, rows.advantages_B)
+        for prompt, completion, trained, logprobs, advantage in zip(*columns, strict=True):
+            found = (prompt.tolist(), trained.tolist(), logprobs.tolist(), advantage.item())
+            assert found == given.pop(tuple(completion.tolist()))
+    assert not given
+    first, second = trainer.state.log_history[:2]
+    assert (first["mismatch"], first["frac_reward_zero_std"], second["reason/cut"]) == (1.0, 0.5, 1.0)
 
 
 def test_resume_ends_with_the_same_weights(make_model, tokenizer, tmp_path):
@@ -268,10 +307,10 @@ def test_resume_ends_with_the_same_weights(make_model, tokenizer, tmp_path):
     class Killed(Exception):
         pass
 
-    def collect(rows, step, first):
+    def collect(step, *part):
         if step == 2:
             raise Killed
-        return random_collected(rows, step)
+        return random_collected(step, *part)
 
     with pytest.raises(Killed):
         trainer_for(settings, make_model("hybrid"), tokenizer, tmp_path / "cut", collect).train_or_resume()
@@ -282,14 +321,14 @@ def test_resume_ends_with_the_same_weights(make_model, tokenizer, tmp_path):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_rewards_that_are_no_numbers_are_refused(make_model, tokenizer, tmp_path):
-    def collect(rows, step, first):
-        collected = random_collected(rows, step)
+def test_rewards_that_are_not_finite_are_refused(make_model, tokenizer, tmp_path):
+    def collect(*asked):
+        collected = random_collected(*asked)
         collected.rewards["length"][3] = float("nan")
         return collected
 
     trainer = trainer_for(stage(), make_model("llama"), tokenizer, tmp_path, collect)
-    with pytest.raises(ConfigError, match="'length' returned nan"):
+    with pytest.raises(ConfigError, match="'length' returned a value that is not finite"):
         trainer.train_or_resume()
 
 

@@ -1,0 +1,157 @@
+"""The completions of one GRPO step: fresh weights into the engine, answers out of it, proof, and rewards."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanoalign.common.stage import StageLog
+from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.reward import ComposedReward, Sample
+from nanoalign.reward.base import Tally
+from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.freshness import mismatch, require_fresh
+from nanoalign.rl.prompts import Prompt, row_schedule
+from nanoalign.rollouts.base import Completion, Request, RolloutEngine
+from nanoalign.rollouts.modes import sampling
+from nanoalign.rollouts.restarts import RestartingEngine
+from nanoalign.rollouts.samples import judged, never_empty
+from nanoalign.rollouts.sampling import seed_of
+
+PROBE = 8
+"""Completions a step on which engine and trainer are compared."""
+
+REASON = "reason/"
+"""Begins the names of metrics that count completions by what was wrong with them, or why a reward did not judge them on
+their merits."""
+
+SAMPLE_TABLES = 20
+"""Times in a stage at which rendered samples are kept for the report."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The completions of one optimizer step on this process; the completions of a group are neighbours."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    logprobs: list[list[float]]
+    """The engine's, at temperature 1."""
+    trained: list[list[int]]
+    """0 where the budget rule wrote the token: out of the loss and of importance ratios."""
+    rewards: dict[str, list[float]]
+    """By reward name, unweighted."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Figures of the step for the log, averaged over the processes."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Completions counted by reason, for the log, added up over the processes."""
+
+
+Collect = Callable[[int, int, int], Collected]
+"""(optimizer step, first completion, number of completions) to completions: this process's part of the step's."""
+
+
+@dataclass
+class StepRollouts:
+    """A :data:`rl.grpo_trainer.Collect`: what one optimizer step trains on."""
+
+    stage: GRPOStage
+    prompts: Sequence[Prompt]
+    engine: RolloutEngine
+    scorer: Any
+    """An :class:`rollouts.hf.HFEngine` on the trainer's own model."""
+    chat: ChatFormat
+    tokenizer: Any
+    seed: int
+    log: StageLog
+    rewards: ComposedReward
+    steps: int
+    """Optimizer steps of the stage."""
+
+    def __post_init__(self) -> None:
+        self.groups = self.stage.train.batch_size // self.stage.group_size
+        self.schedule = row_schedule(len(self.prompts), self.steps * self.groups, self.seed)
+
+    def __call__(self, step: int, first: int, count: int) -> Collected:
+        places = range(first, first + count)
+        rows = [self.schedule[step * self.groups + place // self.stage.group_size] for place in places]
+        sync_at = time.perf_counter()
+        if self.engine is not self.scorer:
+            self.engine.load_weights(self.scorer.model.state_dict().items())
+        sync_s = time.perf_counter() - sync_at
+        asked = [self.prompts[row] for row in rows]
+        requests = [
+            Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, seed_of(self.seed, step, first + place)))
+            for place, prompt in enumerate(asked)
+        ]
+        started = time.perf_counter()
+        stop_id = min(self.scorer.thinking.stop_ids)
+        completions = [never_empty(each, stop_id) for each in self.engine.generate(requests)]
+        seconds = time.perf_counter() - started
+        self.engine.sleep()
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        difference = self.probe(asked, completions, PROBE)
+        if not difference <= self.stage.max_mismatch:  # a few completions are a small sample
+            difference = self.probe(asked, completions, len(completions))
+        require_fresh(difference, self.stage.max_mismatch, step)
+        samples = [
+            judged(prompt.messages, prompt.mode, prompt.ids, completion, self.scorer.thinking, self.chat,
+                   self.tokenizer, prompt.task)
+            for prompt, completion in zip(asked, completions, strict=True)
+        ]  # fmt: skip
+        judged_at = time.perf_counter()
+        scores = self.rewards.components(samples)
+        total = self.rewards.combine(scores)
+        tally = Tally()
+        tally.add((sample.answer for sample in samples), total)
+        metrics = {
+            "mismatch": difference,
+            "rollout_tokens_per_s": tokens / seconds,
+            "rollout_s": seconds,
+            "sync_s": sync_s,
+            "reward_s": time.perf_counter() - judged_at,
+            "forced_share": sum(sum(completion.forced) for completion in completions) / tokens,
+            "closed_share": statistics.fmean(sample.closed for sample in samples),
+            "completions/clipped_ratio": statistics.fmean(each.finish == "length" for each in completions),
+        }
+        if isinstance(self.engine, RestartingEngine):
+            metrics["engines_lost"] = self.engine.lost
+        self.keep_samples(asked, samples, scores, total, step)
+        return Collected(
+            prompt_ids=[list(prompt.ids) for prompt in asked],
+            completion_ids=[list(completion.token_ids) for completion in completions],
+            logprobs=[list(completion.logprobs) for completion in completions],
+            trained=[[int(not forced) for forced in completion.forced] for completion in completions],
+            rewards=scores,
+            metrics=metrics,
+            counts=Counter({f"{REASON}{reason}": count for reason, count in tally.reasons.items()}),
+        )
+
+    def probe(self, asked: Sequence[Prompt], completions: Sequence[Completion], count: int) -> float:
+        """The mismatch of engine and trainer over about ``count`` completions, spread over the prompts."""
+        places = range(0, len(completions), max(1, len(completions) // count))
+        scores = self.scorer.score([[*asked[place].ids, *completions[place].token_ids] for place in places])
+        return mismatch(
+            [completions[place].logprobs for place in places],
+            [score[len(asked[place].ids) - 1 :] for place, score in zip(places, scores, strict=True)],
+            [completions[place].forced for place in places],
+        )
+
+    def keep_samples(
+        self, asked: Sequence[Prompt], samples: Sequence[Sample], scores: Mapping[str, list[float]],
+        total: Sequence[float], step: int,
+    ) -> None:  # fmt: skip
+        """The best and the worst answer to the step's first prompt, every so often."""
+        if step % max(1, self.steps // SAMPLE_TABLES):
+            return
+        group = range(self.stage.group_size)
+        for place in sorted({max(group, key=total.__getitem__), min(group, key=total.__getitem__)}):
+            sample = samples[place]
+            self.log.sample(
+                kind="grpo", step=step, domain=asked[place].domain, prompt=sample.messages[-1].content,
+                thinking=sample.answer.reasoning, answer=sample.answer.content, reward=total[place],
+                budget=sample.thinking_budget, faults=list(sample.answer.faults),
+                rewards={name: values[place] for name, values in scores.items()},
+            )  # fmt: skip
