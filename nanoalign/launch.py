@@ -23,7 +23,8 @@ def command(recipe: Recipe, name: str, job: Path) -> Command:
     launch = recipe.launch
     parallel = recipe.stages[name].kind in PARALLEL
     module = ["-m", "nanoalign.stage_process", str(job.resolve())]
-    environment = deepspeed_environment(launch.zero, job) if parallel else {}
+    # a package of the user's in the working folder, `datasets` say, is not to hide a library's
+    environment = {"PYTHONSAFEPATH": "1"} | (deepspeed_environment(launch.zero, job) if parallel else {})
     match launch:
         case LocalLaunch():
             argv = [*_python(launch.processes if parallel else 1), *module]

@@ -40,11 +40,12 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
     and never sees the logits of all positions at once (TRL's fused language-model head).
     """
 
-    held_out: Collator
-    """Documents that are not trained on."""
-    began: tuple[float, int] = (0.0, 0)
-    ended: tuple[float, int] = (0.0, 0)
-    """When this process began and ended to train (perf_counter), and the tokens seen by then."""
+    def __init__(self, *args: Any, held_out: Collator, **kwargs: Any) -> None:
+        """``held_out``: documents that are not trained on."""
+        self.held_out = held_out
+        self.began = self.ended = (0.0, 0)
+        """When this process began and ended to train (perf_counter), and the tokens seen by then."""
+        super().__init__(*args, callbacks=[_Bounds(self)], **kwargs)
 
     def check(self) -> None:
         """Before the first step: documents of a real batch must not see each other, and every adapter must learn.
@@ -140,7 +141,8 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
 class _Bounds(TrainerCallback):
     """Runs a trainer's checks when model and optimizer stand ready and no step has been made; keeps the time."""
 
-    trainer: DocumentTrainer
+    def __init__(self, trainer: DocumentTrainer) -> None:
+        self.trainer = trainer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -245,17 +247,13 @@ def make_trainer(
     """A trainer over all rows of ``collator``, in an order drawn from seed and epoch."""
     if is_deepspeed_zero3_enabled():
         gather_blocks(model)
-    bounds = _Bounds()
-    trainer = DocumentTrainer(
+    return DocumentTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
         train_dataset=Dataset.from_dict({"row": np.arange(len(collator.rows))}),
         processing_class=tokenizer,
-        callbacks=[bounds],
         train=train,
         log=log,
+        held_out=held_out,
     )
-    trainer.held_out = held_out
-    bounds.trainer = trainer
-    return trainer

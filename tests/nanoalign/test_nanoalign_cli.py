@@ -123,7 +123,7 @@ def test_launch_here(tmp_path: Path) -> None:
     assert two.environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"] == str(tmp_path / "deepspeed.json")
     assert '"stage": 2' in (tmp_path / "deepspeed.json").read_text()
     alone = launch_command(recipe("{kind: local, processes: 2, zero: 2}"), "verdict", job)
-    assert alone.argv == [sys.executable, *stage] and not alone.environment
+    assert alone.argv == [sys.executable, *stage] and alone.environment == {"PYTHONSAFEPATH": "1"}
 
 
 def test_launch_through_slurm_and_ray(tmp_path: Path) -> None:
