@@ -5,13 +5,18 @@ RowError for a row that is not of its layout; KeyError, TypeError, IndexError, A
 same (a key is missing or misshapen).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from nanoalign.data_recipes.adapters import chats, preferences, tasks, tool_use
-from nanoalign.data_recipes.adapters.openai_form import is_openai_form
 from nanoalign.data_recipes.adapters.parts import LEFT_OUT, Adapter, NotASample, Raw, decoded
 
 __all__ = ["ADAPTERS", "LEFT_OUT", "Adapter", "NotASample", "layout_of"]
+
+
+def normal(raw: Raw) -> list[dict[str, Any]]:
+    """Rows that are in the normal form already."""
+    return [dict(raw)]
 
 
 def recognised(raw: Raw) -> list[dict[str, Any]]:
@@ -33,10 +38,32 @@ def layout_of(raw: Raw) -> str:
     return "normal"
 
 
+def is_openai_form(raw: Raw) -> bool:
+    """Whether something in a row of ``messages`` can only be OpenAI's: parts, nested calls or tools, its names."""
+    tools = raw.get("tools")
+    tools = tools if isinstance(tools, list) else []
+    return (
+        any(raw.get(key) for key in ("functions", "system"))
+        or any(isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping) for tool in tools)
+        or any(_is_openais(message) for message in raw["messages"] or () if isinstance(message, Mapping))
+    )
+
+
+def _is_openais(message: Raw) -> bool:
+    calls = message.get("tool_calls")
+    calls = calls if isinstance(calls, list) else []
+    return (
+        isinstance(message.get("content"), list)
+        or message.get("role") in ("developer", "function")
+        or any(message.get(key) for key in ("reasoning", "thinking", "function_call", "refusal"))
+        or any(isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) for call in calls)
+    )
+
+
 ADAPTERS: dict[str, Adapter] = {
     each.__name__: each
     for each in (
-        chats.normal, chats.document, chats.openai, chats.nemotron, chats.sharegpt, chats.alpaca, chats.self_instruct,
+        normal, chats.document, chats.openai, chats.nemotron, chats.sharegpt, chats.alpaca, chats.self_instruct,
         chats.mt_bench, chats.mt_bench_reference, chats.oasst_tree, preferences.hh_rlhf, preferences.sharegpt_pair,
         preferences.alpaca_pair, preferences.ultrafeedback, preferences.helpsteer3, tasks.gsm8k, tasks.math_answer,
         tasks.distilled_math, tasks.ifeval, tasks.human_eval, tasks.mbpp, tool_use.bfcl, tool_use.bfcl_multi_turn,

@@ -14,7 +14,8 @@ import pytest
 
 from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.files import BadRow
-from nanoalign.data_recipes.sources import load, stream
+from nanoalign.data_recipes.mixture import load
+from nanoalign.data_recipes.sources import stream
 
 U = {"role": "user", "content": "2+2?"}
 A = {"role": "assistant", "content": "4"}

@@ -20,10 +20,10 @@ from nanoalign.data_recipes.calls import in_call_order
 from nanoalign.data_recipes.chat import FORMATS
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.files import BadRow, RowError
-from nanoalign.data_recipes.mixture import MixtureReport
-from nanoalign.data_recipes.rows import from_row, to_row
-from nanoalign.data_recipes.sources import load, stream
-from nanoalign.data_recipes.thinking import split_thinking
+from nanoalign.data_recipes.mixture import load
+from nanoalign.data_recipes.rows import from_row, split_thinking, to_row
+from nanoalign.data_recipes.selection import MixtureReport
+from nanoalign.data_recipes.sources import stream
 from nanoalign.data_recipes.tokenize import tokenize
 
 U = {"role": "user", "content": "2+2?"}
