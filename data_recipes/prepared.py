@@ -33,7 +33,7 @@ from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.files import BadRow
-from nanoalign.data_recipes.rows import as_text, digest
+from nanoalign.data_recipes.rows import name_of
 from nanoalign.data_recipes.selection import Selected, Tell, quiet, select
 from nanoalign.data_recipes.shards import EXAMPLES, FACTS, Shard, parts, read_table, write_index, write_shard
 from nanoalign.data_recipes.sources import LoadReport, files_of, read
@@ -226,7 +226,7 @@ def _jobs(
         places = iter(taken.places[part.places].tolist())
         for row in range(part.rows.start, part.rows.stop):
             item = next((each for position, each in numbered if position == taken.positions[row]), None)
-            if item is None or isinstance(item, BadRow) or (wanted and digest(as_text(item)) != taken.digests[row]):
+            if item is None or isinstance(item, BadRow) or (wanted and name_of(item)[0] != taken.digests[row]):
                 raise DataError(f"source {name} changed while it was read")
             seeds = [f"{seed}/{place}" for place in islice(places, int(taken.copies[row]))]
             samples += [(item, each) for each in seeds] if wanted else []

@@ -92,9 +92,10 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
     }
 
 
-def as_text(conversation: Conversation) -> bytes:
-    """What a sample says and what is known of it, as JSON."""
-    return json.dumps(to_row(conversation)).encode()
+def name_of(conversation: Conversation) -> tuple[int, int]:
+    """64 bits that name what a sample says and what is known of it, and how many bytes that is as JSON."""
+    text = json.dumps(to_row(conversation)).encode()
+    return digest(text), len(text)
 
 
 def digest(text: bytes) -> int:

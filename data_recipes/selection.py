@@ -26,7 +26,7 @@ from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.files import BadRow
 from nanoalign.data_recipes.filters import Filter, make_filters
 from nanoalign.data_recipes.generators import is_generated
-from nanoalign.data_recipes.rows import as_text, digest
+from nanoalign.data_recipes.rows import name_of
 from nanoalign.data_recipes.sources import LoadReport, faults, read
 
 Tell = Callable[[str, int, int | None], None]
@@ -238,11 +238,12 @@ def _pass(
         if reason := next((reason for check in filters if (reason := check(item))), None):
             report.left_out[reason] += 1
             continue
-        text, key, number = as_text(item), rng.random(), len(rows.keys)
+        name, size = name_of(item)
+        key, number = rng.random(), len(rows.keys)
         rows.positions.append(position)
         rows.keys.append(key)
-        rows.digests.append(digest(text))
-        rows.sizes.append(len(text))
+        rows.digests.append(name)
+        rows.sizes.append(size)
         rows.capped.append(numbers.get(item.domain, -1))
         if most and (len(greatest) < most or key < -greatest[0][0]):
             rows.held[number] = item

@@ -7,20 +7,20 @@ and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.data_recipes.adapters import ADAPTERS, LEFT_OUT, NotASample
+from nanoalign.data_recipes.adapters import ADAPTERS, NotASample, conversations_of
 from nanoalign.data_recipes.catalog import Source, Split, find_files, root_of, source
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import special_token_in
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.files import BadRow, Row, RowError, read_rows, without_nulls
 from nanoalign.data_recipes.generators import check_name, generate, in_test, is_generated
-from nanoalign.data_recipes.rows import from_row, to_row
+from nanoalign.data_recipes.rows import to_row
 
 LISTED = 25
 """Bad rows that an error message lists; the others are counted."""
@@ -168,13 +168,7 @@ def _adapted(origin: str, raw: Any, name: str, entry: Source, report: LoadReport
         return
     defaults = {"source": name, "licence": entry.licence, "domain": entry.domain, "language": entry.languages[0]}
     try:
-        if not isinstance(raw, Mapping):
-            raise RowError("wrong type", "the row is not an object")
-        for number, row in enumerate(ADAPTERS[entry.adapter](raw)):
-            report.parts.update(row.pop(LEFT_OUT, ()))
-            conversation = from_row(row, origin, **defaults)
-            place = origin.rpartition("/")[2] + (f".{number}" if number else "")
-            yield replace(conversation, source=name, id=conversation.id or place)
+        yield from conversations_of(raw, entry.adapter, origin, defaults, report.parts)
     except NotASample as reason:
         report.left_out[str(reason)] += 1
     except RowError as error:

@@ -1,17 +1,40 @@
-"""From the layouts of published data sets to rows of the normal form.
+"""From raw rows in the layouts of published data sets, through rows of the normal form, to conversations.
 
 An adapter takes one raw row and gives rows for :func:`data_recipes.rows.from_row`, which checks them. It raises
 RowError for a row that is not of its layout; KeyError, TypeError, IndexError, AttributeError and ValueError tell the
 same (a key is missing or misshapen).
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nanoalign.data_recipes.adapters import chats, preferences, tasks, tool_use
 from nanoalign.data_recipes.adapters.parts import LEFT_OUT, Adapter, NotASample, Raw, decoded
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.rows import from_row
 
-__all__ = ["ADAPTERS", "LEFT_OUT", "Adapter", "NotASample", "layout_of"]
+__all__ = ["ADAPTERS", "Adapter", "NotASample", "conversations_of", "layout_of"]
+
+
+def conversations_of(
+    raw: Any, layout: str, origin: str, defaults: Mapping[str, str], unread: Counter[str]
+) -> Iterator[Conversation]:
+    """The samples of a raw row; most layouts have one a row.
+
+    ``defaults`` are source, licence, domain and language, the latter three where the row does not tell them. What
+    stands in the row but is not read is counted in ``unread``. Raises NotASample, RowError, and what adapters raise
+    (see above).
+    """
+    if not isinstance(raw, Mapping):
+        raise RowError("wrong type", "the row is not an object")
+    for number, row in enumerate(ADAPTERS[layout](raw)):
+        unread.update(row.pop(LEFT_OUT, ()))
+        conversation = from_row(row, origin, **defaults)
+        place = origin.rpartition("/")[2] + (f".{number}" if number else "")
+        yield replace(conversation, source=defaults["source"], id=conversation.id or place)
 
 
 def normal(raw: Raw) -> list[dict[str, Any]]:
