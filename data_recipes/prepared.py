@@ -3,9 +3,8 @@
 A first pass over each source (:mod:`data_recipes.selection`) decides which samples are taken and where they stand; a
 second one transforms, renders and tokenizes those, in the source's order, in parts. A part's file is named by a digest
 of all that decides its bytes, so that a killed run goes on where it stopped and a changed mixture makes anew only the
-parts it changes. ``examples.arrow`` then lists all examples in training order, that of
-:func:`data_recipes.mixture.build`: where each lies and what is known of it. ``index.json`` is written last; it tells
-what the set was made from.
+parts it changes. ``examples.arrow`` then lists all examples in training order: where each lies and what is known of
+it. ``index.json`` is written last; it tells what the set was made from.
 
 Files are mapped into memory by :class:`Prepared`, and by ``datasets.Dataset.from_file``.
 """
@@ -66,7 +65,7 @@ def prepare(
     sample with a generator seeded by its place in the training order, as :func:`data_recipes.mixture.build` does.
 
     Raises:
-        ConfigError, DataError: as :func:`data_recipes.mixture.build` does.
+        ConfigError, DataError: as :func:`data_recipes.selection.select` does.
         ConfigError: another process prepares the set.
     """
     made_from = origin(mixture, chat, tokenizer, data_root, seed, teaching)

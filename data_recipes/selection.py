@@ -122,9 +122,9 @@ def select(
         for name, use in mixture.uses.items()
     ]  # fmt: skip
     report = MixtureReport([each.report for each in found])
-    for each in report.sources:
-        report.dropped.update(each.left_out)
-        report.dropped.update({f"bad row: {kind}": count for kind, count in each.bad.items()})
+    for account in report.sources:
+        report.dropped.update(account.left_out)
+        report.dropped.update({f"bad row: {kind}": count for kind, count in account.bad.items()})
     report.contamination = contamination.hits if contamination else []
     report.flagged = quality.counted if quality else Counter()
     del filters  # what tells duplicates takes more memory than what follows

@@ -60,66 +60,60 @@ class LoadReport:
 
 def read(
     name: str,
-    samples: int | None,
-    split: Split,
-    data_root: Path | None,
-    seed: int,
-    report: LoadReport,
-    chat: ChatFormat | None = None,
-) -> Iterator[Conversation | BadRow]:
-    """A source's samples in its own order: as many as are asked for of a generated one, all of another one (see
-    :func:`stream`). Raises ConfigError for a source that is unknown, or generated without end."""
-    if not is_generated(name):
-        return stream(name, split, data_root, report, chat)
-    if samples is None:
-        raise ConfigError(f"source {name} is generated without end; say how many samples")
-    made = generate(name, samples, split, seed)
-    report.rows = len(made)
-    return iter(made)
-
-
-def stream(
-    name: str,
-    split: Split,
+    samples: int | None = None,
+    split: Split = "train",
     data_root: Path | None = None,
+    seed: int = 0,
     report: LoadReport | None = None,
     chat: ChatFormat | None = None,
 ) -> Iterator[Conversation | BadRow]:
-    """All samples of a finite source's split in file order, one at a time, with bad rows in their place; one that says
-    a special token of ``chat`` is bad. What is left out is counted in ``report``."""
+    """A source's samples in its own order: as many as are asked for of a generated one, else all of the split, one at a
+    time, with bad rows in their place; one that says a special token of ``chat`` is bad.
+
+    What is read and left out is counted in ``report``. Raises ConfigError for a source that is unknown, or generated
+    without end, DataError for missing files.
+    """
     report = report or LoadReport(name, split)
+    if is_generated(name):
+        if samples is None:
+            raise ConfigError(f"source {name} is generated without end; say how many samples")
+        made = generate(name, samples, split, seed)
+        report.rows = len(made)
+        yield from made
+        return
+    entry, rows = _rows(name, split, data_root)
+    for origin, raw in rows:
+        report.rows += 1
+        for item in _adapted(origin, raw, name, entry, report):
+            if isinstance(item, Conversation):
+                if "all" in entry.files and in_test(item, entry.test_share) != (split == "test"):
+                    continue
+                if chat and (fault := special_token_in(item, chat)):
+                    item = BadRow(origin, "special token", fault)
+            yield item
+
+
+def _rows(name: str, split: Split, data_root: Path | None) -> tuple[Source, Iterable[Row]]:
+    """A source's entry (one made for a local file) and its raw rows."""
     if name.startswith("file:"):
         path, _, adapter = name.removeprefix("file:").partition("#")
         entry = _local_source(name, adapter)
         _checked_part(name, entry, split)
-        rows: Iterable[Row] = read_rows(_local_path(name, path, data_root))
+        return entry, read_rows(_local_path(name, path, data_root))
+    entry = source(name)
+    part = _checked_part(name, entry, split)
+    files = find_files(name, split, data_root)
+    if entry.replay:
+        rows: Iterable[Row] = _replayed_rows(split, data_root)
+    elif files:
+        rows = (row for file in files for row in read_rows(file))
     else:
-        entry = source(name)
-        part = _checked_part(name, entry, split)
-        files = find_files(name, split, data_root)
-        if entry.replay:
-            rows = _replayed_rows(split, data_root)
-        else:
-            rows = (
-                (row for file in files for row in read_rows(file)) if files else _hub_rows(name, entry, part, data_root)
-            )
-        if entry.join:
-            rows = _joined(rows, entry, data_root)
-        if entry.functions:
-            rows = _with_functions(rows, entry.functions, data_root)
-    for origin, raw in rows:
-        report.rows += 1
-        for item in _adapted(origin, raw, name, entry, report):
-            elsewhere = (
-                "all" in entry.files
-                and isinstance(item, Conversation)
-                and (in_test(item, entry.test_share) != (split == "test"))
-            )
-            if elsewhere:
-                continue
-            if chat and isinstance(item, Conversation) and (fault := special_token_in(item, chat)):
-                item = BadRow(origin, "special token", fault)
-            yield item
+        rows = _hub_rows(name, entry, part, data_root)
+    if entry.join:
+        rows = _joined(rows, entry, data_root)
+    if entry.functions:
+        rows = _with_functions(rows, entry.functions, data_root)
+    return entry, rows
 
 
 def describe(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:

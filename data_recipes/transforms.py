@@ -47,7 +47,8 @@ def transformed(
     conversation: Conversation, transforms: Sequence[Transform], seed: str
 ) -> tuple[Conversation | None, list[str], str | None]:
     """A sample after all transforms (None: dropped), the reasons of its changes, and that of its drop."""
-    rng, changes = Random(seed), []
+    rng = Random(seed)
+    changes: list[str] = []
     for transform in transforms:
         current, reason = transform(conversation, rng)
         if current is None:
