@@ -247,7 +247,7 @@ def measure(side: str, task: str, folder: Path, seconds: float, start: float) ->
 
 
 def summary(side: str, folder: Path) -> dict[str, Any]:
-    """What the files of a run say, also of one that was ended from outside."""
+    """What the files of a run record, even if it was stopped from outside."""
     rows = rows_of(folder)
     times = [row["time"] for row in rows]
     memory = folder / "memory.json"

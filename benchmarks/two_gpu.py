@@ -71,7 +71,7 @@ class Bench:
                 temporary.write_text(json.dumps(self.figures))
 
     def attempt(self, name: str, measurement: Callable[[], None]) -> None:
-        """Notes what goes wrong, and goes on."""
+        """Records what goes wrong, and continues."""
         start = time.perf_counter()
         try:
             measurement()

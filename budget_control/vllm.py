@@ -34,7 +34,7 @@ DEFAULT_GRACE = 500
 
 def request_budget(params: "SamplingParams") -> tuple[int, int] | None:
     """A request's (budget, grace), None where it is unlimited. Raises ConfigError (a ValueError, thus HTTP 400) where a
-    value is no count of tokens. Whole floats pass: JSON knows no integers."""
+    value is not a token count. Integral floats pass: JSON has no integers."""
     arguments = params.extra_args or {}
     limits: list[Any] = [arguments.get("thinking_budget"), arguments.get("grace", DEFAULT_GRACE)]
     budget, grace = (int(value) if isinstance(value, float) and value.is_integer() else value for value in limits)

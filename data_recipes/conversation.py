@@ -50,7 +50,7 @@ class Message:
 class Answer:
     """What a model wrote in one turn, as a chat format reads it (data_recipes/chat/answers.py).
 
-    It is no :class:`Message`: messages are a user's data, and refused where they are wrong; an answer is scored or
+    It is not a :class:`Message`: messages are a user's data, and refused where they are wrong; an answer is scored or
     shown, whatever it holds. It becomes a turn of a conversation through ``answers.as_message`` alone.
     """
 
@@ -64,7 +64,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A sample. ``task`` tells a verifier what a right answer is (see reward/); None where nothing can be checked."""
+    """A sample. ``task`` tells a verifier what the right answer is (see reward/); None where nothing can be checked."""
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()

@@ -20,7 +20,7 @@ EQUAL = np.array([(value < 16) + (value % 16 == 0) for value in range(256)], np.
 
 
 class _Table:
-    """Numbers other than 0 by slots, with linear probing: a number lies in the first free slot from where it starts."""
+    """Numbers other than 0 by slots, with linear probing: a number is in the first free slot from where it starts."""
 
     def __init__(self, slots: int, dtype: Any) -> None:
         self._values = np.zeros(slots, dtype)

@@ -75,7 +75,7 @@ def reasoning_gym_names() -> list[str]:
 
 
 def _reasoning_gym(dataset: str, samples: int, split: Split, seed: int) -> list[Conversation]:
-    """Tasks of reasoning-gym; the verifier finds the whole entry in the task. Raises DataError where the generator
+    """Tasks of reasoning-gym; the verifier finds the complete entry in the task. Raises DataError where the generator
     repeats itself before there are ``samples`` different tasks."""
     import reasoning_gym
 

@@ -1,7 +1,7 @@
 """Shards of a prepared set: Arrow streams of one record batch, so that tokens are flat arrays in a mapped file.
 
 Columns: ``input_ids`` and ``loss_mask``; ``sample``, the number of the example's sample in the shard; ``said``, 64 bits
-that name what the sample says; ``changed``, what transforms did to it; and ``FACTS``.
+that identify the sample's content; ``changed``, what transforms did to it; and ``FACTS``.
 """
 
 import json
@@ -41,7 +41,7 @@ class Shard:
 
 
 def write_shard(shard: Shard, encoder: ExampleEncoder, transforms: Sequence[Transform]) -> None:
-    """Transforms, renders and tokenizes a shard's samples, and writes the file, whole or not at all."""
+    """Transforms, renders and tokenizes a shard's samples, and writes the file atomically."""
     import pyarrow as pa
 
     fates: Counter[str] = Counter()
@@ -79,7 +79,7 @@ def write_shard(shard: Shard, encoder: ExampleEncoder, transforms: Sequence[Tran
 
 
 def write_table(path: Path, table: "pa.Table") -> None:
-    """Writes a table as one record batch, whole or not at all."""
+    """Writes a table as one record batch, atomically."""
     import pyarrow as pa
 
     with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), table.schema) as writer:

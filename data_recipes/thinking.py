@@ -1,11 +1,12 @@
 """Thinking tags in an assistant's text: one rule for every layout.
 
-- A text that begins with ``<think>...</think>`` is split: what stands between is the reasoning. The close is the first
+- A text that begins with ``<think>...</think>`` is split: the text in between is the reasoning. The close is the first
   ``</think>``, as it is to every parser of completions.
 - Tags in Markdown code of the answer (in backticks, in a fenced block) speak about tags, and stay.
-- Everything else is refused: a tag alone, a second block, a block beside a reasoning in its own field, and a text that
-  begins with another format's thinking mark. Trained as it stands, it would teach answers that think without being
-  asked to. A user's, a tool's or a system's text is never looked at.
+- Everything else is refused: a tag alone, a second block, a block in addition to reasoning in its own field, and a text
+that
+  begins with another format's thinking mark. Trained as it is, it would teach answers that think without being asked
+  to. User, tool and system texts are never examined.
 """
 
 import re
@@ -26,7 +27,7 @@ def split_thinking(content: str, reasoning: str | None, where: str) -> tuple[str
     none there). Raises RowError, which begins with ``where``, as the module's text says."""
     if content.lstrip().startswith(OPEN):
         if reasoning:
-            raise _fault(where, "its reasoning stands in a field of its own and in <think> tags too; keep one of them")
+            raise _fault(where, "its reasoning is in its own field and in <think> tags too; keep one of them")
         thought, close, answer = content.lstrip().removeprefix(OPEN).partition(CLOSE)
         if not close:
             raise _fault(where, "<think> is never closed; close it, or leave out an answer that was cut")
@@ -41,16 +42,16 @@ def split_thinking(content: str, reasoning: str | None, where: str) -> tuple[str
 
 
 def _outside_code(text: str) -> str | None:
-    """The first thinking tag of a text that does not stand in Markdown code."""
+    """The first thinking tag of a text outside Markdown code."""
     found = _BARE.search(text) and _BARE.search(_CODE.sub("", text))  # few texts hold any, and code is slow to find
     return found[0] if found else None
 
 
 def _advice(tag: str) -> str:
     if "/" in tag:
-        where = f"{tag} stands where no thinking is open; begin the text with <think> if what precedes it is reasoning"
+        where = f"{tag} appears where no thinking is open; begin the text with <think> if what precedes it is reasoning"
     else:
-        where = f"{tag} stands after the beginning; only one block, at the very beginning, is read as reasoning"
+        where = f"{tag} appears after the beginning; only one block, at the very beginning, is read as reasoning"
     return f"{where} (or write reasoning_content), and put a tag that the answer speaks of in backticks"
 
 

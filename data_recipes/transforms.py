@@ -21,12 +21,12 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Teaching:
-    """Transforms that a worker process can make anew, and what tells them from others."""
+    """Transforms that a worker process can recreate, and what identifies them."""
 
     make: Callable[[], Sequence[Transform]]
     """To be pickled: a function of a module, or a partial of one."""
     settings: Mapping[str, Any]
-    """Plain data; with the version of their code, if that lies outside of this room."""
+    """Plain data; with the version of their code, if that is outside this room."""
 
 
 def apply(
@@ -34,7 +34,7 @@ def apply(
 ) -> tuple[list[Conversation], Counter[str], Counter[str]]:
     """The samples after all transforms, the reasons of changes and the reasons of drops, counted.
 
-    Each sample has a random generator of its own, so that its fate does not hang on the samples before it.
+    Each sample has a random generator of its own, so that its result does not depend on the samples before it.
     """
     kept: list[Conversation] = []
     changed: Counter[str] = Counter()
@@ -55,7 +55,7 @@ def apply(
 
 
 def text_of(conversation: Conversation) -> str:
-    """All that is said in a conversation: contents and reasoning, one a line."""
+    """All text of a conversation: contents and reasoning, one per line."""
     return "\n".join(part for message in conversation.messages for part in (message.reasoning, message.content) if part)
 
 
@@ -82,15 +82,15 @@ def languages(keep_only: Iterable[str]) -> Filter:
 
 
 def at_most(characters: int) -> Filter:
-    """Keeps samples that say at most so many characters, reasoning included."""
+    """Keeps samples of at most this many characters, including reasoning."""
     return lambda conversation: (
         None if len(text_of(conversation)) <= characters else f"longer than {characters} characters"
     )
 
 
 class Contamination:
-    """Leaves out samples that hold ``n`` words in a row of a benchmark's prompt, or the whole of a shorter prompt (of
-    at least ``SHORTEST`` words). ``hits`` tells which sample met which benchmark."""
+    """Leaves out samples that contain ``n`` consecutive words of a benchmark's prompt, or a complete shorter prompt (of
+    at least ``SHORTEST`` words). ``hits`` records which sample met which benchmark."""
 
     SHORTEST = 5
 

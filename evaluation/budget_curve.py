@@ -88,7 +88,7 @@ def run_budget_curve(
     seed: int = 0,
 ) -> Curve:
     """``nanoalign budget-curve MODEL``: measures one model outside a recipe. Unlimited thinking and ``/no_think`` are
-    always measured beside ``budgets``; ``peers`` are ways to keep them that are measured beside the rule.
+    always measured as well as ``budgets``; ``peers`` are other enforcements to measure.
 
     Raises ConfigError for budgets that leave no room for an answer, and as :func:`evaluation.stage.run` does.
     """
@@ -137,7 +137,7 @@ def accuracy_series(curve: Curve) -> tuple[dict[str, list[tuple[float, float, fl
 
 
 def curve_table(curve: Curve) -> list[dict[str, str]]:
-    """The curve as rows of text for a terminal: budget, accuracy with its interval, and the figures beside it."""
+    """The curve as rows of text for a terminal: budget, accuracy with its interval, and further figures."""
     rows = []
     for point in (*curve.points, *(point for points in curve.peers.values() for point in points)):
         figures = point.figures()

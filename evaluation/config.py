@@ -40,7 +40,7 @@ class EvaluateStage(Section):
     suites: list[str] = Field(min_length=1)
     """Names under `suites:`."""
     budgets: list[int | None] = Field(default=[None])
-    """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured beside them."""
+    """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured as well."""
     budget_suite: str | None = None
     """The suite on which the budget curve is measured; None measures none."""
     budget_of: list[str] | None = None

@@ -27,7 +27,7 @@ Enforcement = Literal["rule", "hard", "none"]
 where a completion ends after as many tokens in all as under the rule."""
 
 JUDGED = {"preference", "judge"}
-"""Rewards that are no verifiers: their scores are averaged, there is no right and wrong."""
+"""Rewards that are not verifiers: their scores are averaged, there is no right or wrong."""
 CORRECT = 0.5
 """A verifier's score from which a sample counts as correct."""
 
@@ -53,7 +53,7 @@ class SuiteResult:
     suite: str
     mode: Mode
     score: Estimate
-    """The share of correct samples (successful episodes), or the mean score where the reward is no verifier."""
+    """The share of correct samples (successful episodes), or the mean score where the reward is not a verifier."""
     by_domain: dict[str, Estimate]
     scores: tuple[float, ...]
     readings: tuple[Reading, ...]
@@ -122,8 +122,8 @@ def evaluate(
     """Answers every task once in ``mode`` and scores the answers. ``enforcement: none`` takes every task's number of
     tokens from ``ruled``, the same suite under the same budget and the rule.
 
-    Without thinking the prompt says ``/no_think``: obedience is measured on what a user would write. The completion of
-    a task has the same seed in every mode and under every budget.
+    Without thinking the prompt contains ``/no_think``: obedience is measured on what a user would write. The completion
+    of a task has the same seed in every mode and under every budget.
 
     Raises:
         ConfigError: no enforcement asked for without ``ruled``, or on an environment, whose episodes have many turns.

@@ -1,4 +1,4 @@
-"""The model card of a merge: what went in, how it was mixed, what it scored, and under which licences it stands."""
+"""The model card of a merge: what went in, how it was mixed, what it scored, and its licences."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def write_card(
     """Writes ``README.md`` into a merge's folder and brings the other inputs' licence files along.
 
     ``inputs`` by what the card calls them (A, B, base); ``parameters`` as alpha or density; ``scores`` by suite. The
-    licence fields of the inputs' own cards are carried over; where they differ, the card says so and claims none.
+    licence fields of the inputs' own cards are carried over; where they differ, the card says so and declares none.
     """
     fields = {label: _licence_fields(source.folder) for label, source in inputs.items()}
     name = ", ".join(f"{key} {_figure(value)}" for key, value in parameters.items())

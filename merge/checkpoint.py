@@ -35,7 +35,7 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: bytes ``start`` to ``stop`` of ``file``; ``dtype`` as safetensors spells it."""
+    """Where one tensor is: bytes ``start`` to ``stop`` of ``file``; ``dtype`` as safetensors spells it."""
 
     name: str
     dtype: str
@@ -244,7 +244,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise CheckpointError(f"{index}: shard {shard!r} lies outside the folder")
+            raise CheckpointError(f"{index}: shard {shard!r} is outside the folder")
         for info in read_header(folder / shard):
             if info.name in tensors:
                 raise CheckpointError(f"{folder}: {info.name} is in both {tensors[info.name].file.name} and {shard}")

@@ -45,13 +45,13 @@ def interpolate(
 ) -> None:
     """Writes one merged checkpoint folder for each alpha (weight of B) in one pass over A and B.
 
-    A and B are checkpoint folders or peft adapters on ``base`` (default: the base that an adapter names).
-    The output has A's sharding, config, tokenizer and code. Each folder appears whole or not at all. ``threads``
-    defaults to the CPUs this process may use, at most 4.
+    A and B are checkpoint folders or peft adapters on ``base`` (default: the base that an adapter names). The output
+    has A's sharding, config, tokenizer and code. Each folder is written atomically. ``threads`` defaults to the CPUs
+    this process may use, at most 4.
 
     Raises:
         CheckpointError: a checkpoint is damaged, the two disagree, or a weight is not finite.
-        ConfigError: an alpha is outside [0, 1], an output lies in an input, or the disk is too small.
+        ConfigError: an alpha is outside [0, 1], an output is inside an input, or the disk is too small.
     """
     write_interpolations(make_pair(open_source(a, base), open_source(b, base)), outputs, threads, progress)
 

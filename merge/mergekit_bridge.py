@@ -90,7 +90,7 @@ def write_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def as_linear(config: Mapping[str, Any]) -> tuple[Path, Path, float] | None:
-    """A, B and alpha where a configuration is plain interpolation of two whole models, which is done natively."""
+    """A, B and alpha where a configuration is plain interpolation of two full models, which is done natively."""
     models = config.get("models") or []
     if config["merge_method"] != "linear" or len(models) != 2 or set(config) - {"merge_method", "models", "base_model"}:
         return None

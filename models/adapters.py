@@ -31,7 +31,8 @@ def matching_targets(model: nn.Module, lora: LoRA) -> list[str]:
     """The targets that name linear modules of ``model``.
 
     Raises:
-        ConfigError: a target matches no linear module and is no projection of a kind of block that this model lacks, or
+        ConfigError: a target matches no linear module and is not a projection of a kind of block that this model lacks,
+        or
             none matches at all.
     """
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}

@@ -1,7 +1,8 @@
-"""Where the chunks of the state-space scan begin: at every document anew. And the tiles of a pack, on chunks' bounds.
+"""Where the chunks of the state-space scan begin: they restart at every document. And the tiles of a pack, on chunk
+bounds.
 
-All of it follows from which documents a pack holds, and is the same in every layer: it is computed once for each tensor
-that says so. Shapes: B batch, T tokens, Z chunks.
+All of it follows from which documents a pack holds, and is the same in every layer: it is computed once for each such
+tensor. Shapes: B batch, T tokens, Z chunks.
 """
 
 from collections.abc import Callable
@@ -71,7 +72,7 @@ def document_positions(first_BT: Tensor) -> Tensor:
 class Documents:
     """Which document each token belongs to, and the chunks that follow from it, found once.
 
-    No tensor but an object, which a checkpoint hands on as it is: tensors come back from it as others.
+    Not a tensor but an object, which checkpointing passes through unchanged: tensors come back as different objects.
     """
 
     def __init__(self, runs_BT: Tensor) -> None:

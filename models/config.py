@@ -60,7 +60,7 @@ class Training(Section):
     tile: int = Field(16384, ge=16)
     """With gradient_checkpointing: tokens of a tile."""
     keep_blocks: int = Field(0, ge=0)
-    """With gradient_checkpointing: so many blocks, evenly spread, keep their wide products instead of recomputing
+    """With gradient_checkpointing: this many blocks, evenly spread, keep their wide products instead of recomputing
     them; each takes 4 to 7 times the memory of its input, on the GPU or, with offload_gb, on the host."""
     offload_gb: float = Field(0.0, ge=0)
     """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks and the
@@ -72,5 +72,5 @@ class Training(Section):
     """Low-rank adapters; None trains all weights."""
 
     def micro_batch(self, groups: int) -> int:
-        """Sequences in one forward pass, where so many devices, or groups that share sequences, train together."""
+        """Sequences in one forward pass, where this many devices, or groups that share sequences, train together."""
         return self.micro_batch_size or max(1, self.batch_size // groups)

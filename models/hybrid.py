@@ -29,7 +29,7 @@ from nanoalign.models.mamba2 import conv_step, split_channels, ssd_step
 
 
 class Mamba2Path:
-    """The forward that all four mixers share; the classes below say where they differ."""
+    """The forward that all four mixers share; the classes below define where they differ."""
 
     layer_idx: int
     num_heads: int

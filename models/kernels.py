@@ -129,7 +129,7 @@ def choose(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = 
     mixers of this ``size``: channels of a head, size of the state, heads of a group.
 
     Raises:
-        ConfigError: ``triton`` is asked for and cannot run here.
+        ConfigError: ``triton`` is requested and cannot run here.
         IsolationError: it differs from the torch functions, or leaks.
     """
     if kernels == "torch" or (kernels == "auto" and device.type != "cuda"):

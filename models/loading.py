@@ -48,7 +48,7 @@ def resolve(spec: str | Path) -> Path:
 
 
 def local_folder(spec: str | Path) -> Path | None:
-    """Where a spec lies on this machine, existing or not; None for a hub id.
+    """Where a spec is on this machine, existing or not; None for a hub id.
 
     Raises:
         CheckpointError: an unknown ``builtin:`` or ``pip:`` name, or something that is neither path nor hub id.
@@ -143,7 +143,7 @@ def load_tokenizer(spec: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Writes model and tokenizer in the Hugging Face layout, whole or not at all, in the model's dtype.
+    """Writes model and tokenizer in the Hugging Face layout, atomically, in the model's dtype.
 
     The folder loads in transformers and in vLLM as it is. Merge adapters first: a PEFT model would save only these.
     """

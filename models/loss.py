@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad_ND, grad_VD), ctx.grads = ctx.grads, None  # scaled in place, so there is no second time
+        (grad_ND, grad_VD), ctx.grads = ctx.grads, None  # scaled in place, so backward runs only once
         for grad in (grad_ND, grad_VD):
             if grad is not None:
                 grad.mul_(scale.to(grad.dtype))

@@ -1,8 +1,8 @@
 """The state-space scan of Mamba-2 in Triton, forward and backward, in chunks that never cross a document. CUDA only.
 
-The chunked form of structured state-space duality (Dao and Gu 2024, arXiv 2405.21060, section 6). Chunks begin anew at
+The chunked form of structured state-space duality (Dao and Gu 2024, arXiv 2405.21060, section 6). Chunks restart at
 every document (:mod:`models.chunks`), so that no term of one document enters a sum of another, and a document's values
-are the same bits wherever it lies in a pack. The state between chunks stays in registers in fp32 and is stored once for
+are the same bits wherever it is in a pack. The state between chunks stays in registers in fp32 and is stored once for
 each chunk, rounded to the inputs' dtype, as the products that read it would round it anyway.
 
 Shapes: B batch, T tokens, M = B T tokens of all rows, H heads, P channels of a head, G groups of heads, N state size,

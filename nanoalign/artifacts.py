@@ -5,8 +5,8 @@
 ``model/``          the stage's model (HF layout), where it makes one
 ``metrics.jsonl``   one row a step; ``samples.jsonl`` rendered samples; ``tensorboard/`` the same as events
 ``log.txt``         all that the stage's process printed
-``job.json``        what the process was told to do; ``result.json`` what it answered
-``checkpoints/``    where training goes on after a crash
+``job.json`` the process's instructions; ``result.json`` its result
+``checkpoints/`` where training resumes after a crash
 ==================  ====================================================================================
 """
 
@@ -28,7 +28,7 @@ class StageRecord:
     name: str
     kind: str
     status: str
-    """running, finished, failed or stopped; a record that says running without a living run was killed."""
+    """running, finished, failed or stopped; a record marked running without a live run was killed."""
     fingerprint: str
     parts: dict[str, str]
     """Fingerprints of config, inputs, code and data."""
@@ -37,7 +37,7 @@ class StageRecord:
     inputs: dict[str, str]
     """Role to stage name or `base`."""
     config: dict[str, Any]
-    """What the recipe said about what the stage makes; how it was run stands in ``job.json``."""
+    """The recipe's settings that determine the stage's result; how it was run is in ``job.json``."""
     seed: int
     versions: dict[str, str]
     """Python's and the libraries' versions, and the machine."""
@@ -63,7 +63,7 @@ def read_record(folder: Path) -> StageRecord | None:
 
 
 def write_record(folder: Path, record: StageRecord) -> None:
-    """Writes ``stage.json``, whole or not at all; figures that are not finite become null."""
+    """Writes ``stage.json`` atomically; figures that are not finite become null."""
     write_json(folder / "stage.json", finite(asdict(record)))
 
 

@@ -48,7 +48,7 @@ def options(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """One recipe runs the whole post-training of a reasoning model."""
+    """One recipe runs the complete post-training of a reasoning model."""
 
 
 @app.command()
@@ -59,7 +59,7 @@ def run(
     data_root: DataRootOption = None,
     device: DeviceOption = None,
     root: RootOption = Path("runs"),
-    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run anew, with all after it.")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Rerun, with everything after it.")] = None,
     until: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Stop once this stage is done.")] = None,
     ignore_code: Annotated[
         bool, typer.Option("--ignore-code", help="Keep what other versions of the code have made.")
@@ -156,7 +156,7 @@ def schema(
 def report(
     run_folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="runs/NAME")],
 ) -> None:
-    """Write a run's report.json and report.html anew, from what is there: of an unfinished run too."""
+    """Rewrite a run's report.json and report.html from what exists, even for an unfinished run."""
     from nanoalign.report import write
 
     write(run_folder)

@@ -34,7 +34,7 @@ def nemo_rl(
 ) -> None:
     """A stage as NeMo-RL v0.6 takes it: config, data, rewards and launch command.
 
-    Settings that NeMo-RL does not have are errors, or stand in the export's README.
+    Settings that NeMo-RL does not have are errors, or are listed in the export's README.
     """
     from nanoalign.nemo_rl.folder import write
 

@@ -42,7 +42,7 @@ def merge(
     t: Annotated[float | None, typer.Option(help="For slerp: the place between the two.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
     config: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A mergekit YAML, which says all that the others would.")
+        Path | None, typer.Option(dir_okay=False, help="A mergekit YAML, in place of the other options.")
     ] = None,
     evaluate: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Sweep: score every alpha as this recipe's merge stage does.")
@@ -228,7 +228,7 @@ def budget_curve(
     name = known("suite", suite or next(iter(loaded.suites), "suite"), loaded.suites)
     ways = {known("way to keep a budget", way, ENFORCED) for way in enforcement.split(",")}
     if "rule" not in ways:
-        raise ConfigError(f"--enforcement {enforcement}: the others are measured beside the rule, name it too")
+        raise ConfigError(f"--enforcement {enforcement}: the others are compared with the rule, name it too")
     try:
         limits = [int(part) for part in budgets.split(",")]
         rollouts = Rollouts.model_validate(

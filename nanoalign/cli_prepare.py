@@ -25,8 +25,8 @@ def prepare(
 ) -> None:
     """Render and tokenize what SFT stages train on.
 
-    A run does this by itself, with one process; what is there already it takes as it is. Run it again after a stop: it
-    goes on where it was.
+    A run does this itself, with one process, and uses what already exists. Run it again after an interruption: it
+    resumes where it was.
     """
     from rich.console import Console
 

@@ -19,7 +19,7 @@ class Command:
 
 
 def command(recipe: Recipe, name: str, job: Path) -> Command:
-    """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is asked for."""
+    """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is used."""
     launch = recipe.launch
     parallel = recipe.stages[name].kind in PARALLEL
     module = ["-m", "nanoalign.stage_process", str(job.resolve())]

@@ -71,7 +71,7 @@ class StagePlan:
 
 @dataclass
 class Plan:
-    """A whole plan."""
+    """A complete plan."""
 
     name: str
     folder: str
@@ -86,11 +86,11 @@ class Plan:
     stages: list[StagePlan]
     files: list[str]
     notes: list[str] = field(default_factory=list)
-    """What the recipe says to no effect."""
+    """Recipe settings without effect."""
 
 
 def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
-    """The plan of a recipe whose artifacts lie in ``folder``. Raises DataError where a source's files are missing."""
+    """The plan of a recipe whose artifacts are in ``folder``. Raises DataError where a source's files are missing."""
     model, unknown = find_model(recipe.model)
     tokenizer = find_tokenizer(model)
     mixtures = {name: plan_mixture(name, mixture, recipe.chat, tokenizer, data_root)
@@ -158,7 +158,7 @@ class _Sizes:
                 suites += [stage.reasoning_suite] * len(stage.budgets)
                 self._rollouts(plan, stage, alphas * sum(self._tasks(suite) for suite in suites), sign="~")
             case "evaluate":
-                each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think beside it
+                each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think as well
                 curve = len(stage.budgets) * self._tasks(stage.budget_suite) if stage.budget_suite else 0
                 curved = stage.of if stage.budget_of is None else stage.budget_of
                 self._rollouts(plan, stage, len(stage.of) * each + len(curved) * curve, sign="~")

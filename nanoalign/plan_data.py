@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SAMPLED = 32
 """Samples of a source whose lengths are measured."""
 SLOW = ("reasoning-gym:", "miniature:logic")
-"""Sources whose generator takes seconds to import; the mixture's mean stands for them."""
+"""Sources whose generator takes seconds to import; the mixture's mean is used for them."""
 CHARACTERS_PER_TOKEN = 4.0
 """Where the base model's tokenizer is not on this machine."""
 

@@ -51,7 +51,7 @@ class Options:
     root: Path = Path("runs")
     data_root: Path | None = None
     force: Sequence[str] = ()
-    """Stages to run anew, with all after them."""
+    """Stages to rerun, with everything after them."""
     until: Sequence[str] = ()
     """Stages to stop at; empty means all."""
     ignore_code: bool = False
@@ -95,7 +95,7 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
 
 
 def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown: Display) -> StageRecord:
-    """One stage, from where it stands, to its finished record."""
+    """One stage, from where it is to its finished record."""
     place = folder / node.name
     before = read_record(place)
     going_on = before is not None and before.status != "finished" and before.fingerprint == node.fingerprint

@@ -28,7 +28,7 @@ from nanoalign.stages import run_stage
 
 
 def main() -> int:
-    """Does what the job file says."""
+    """Runs the job file's stage."""
     job_file = Path(sys.argv[1])
     job = json.loads(job_file.read_text(encoding="utf-8"))
     end_with_runner(job["runner"])
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def context_of(job: Mapping[str, Any], folder: Path) -> StageContext:
-    """What the stage is handed; a base model named by its hub id is fetched here."""
+    """The stage's context; a base model named by its hub id is fetched here."""
     from nanoalign.models.loading import resolve
 
     return StageContext(

@@ -99,4 +99,4 @@ class Reward(Protocol):
 
 
 class RewardError(NanoalignError, RuntimeError):
-    """A component gave no usable score: NaN, a wrong count, a judge out of reach, a sandbox without walls."""
+    """A component gave no usable score: NaN, a wrong count, an unreachable judge, an unavailable sandbox."""

@@ -5,7 +5,7 @@ global names (reward/walled/remote.py says what can pass between the two);
 ``{"kind": "code", "cases": [{"input": "...", "output": "..."}]}`` runs the program once a case and compares what it
 prints, line by line, without trailing spaces.
 
-Either way nothing that the program can reach knows the right answers, or tells the verdict.
+Either way nothing that the program can reach knows the right answers or reports the verdict.
 """
 
 import os

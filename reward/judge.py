@@ -1,6 +1,7 @@
 """A generative judge behind an OpenAI-compatible endpoint: retries, a cache, and a deadline for each batch.
 
-Only the judge's own reply is read, and the last score in it counts: a score that the judged answer claims is no score.
+Only the judge's own reply is read, and the last score in it counts: a score claimed by the judged answer does not
+count.
 """
 
 import http.client
@@ -20,7 +21,7 @@ from nanoalign.reward.config import Judge
 _SCORE = re.compile(r"score\W{0,5}\s*(10|[1-9])\b", re.IGNORECASE)
 FIRST_PAUSE_S = 0.25
 LONGEST_REPLY = 2**22
-"""Bytes; what is longer is no judgement."""
+"""Bytes; anything longer is not a judgement."""
 
 
 class _NoScore(Exception):
@@ -105,7 +106,7 @@ class JudgeClient:
                 body += part
                 if len(body) > LONGEST_REPLY:
                     raise _NoScore(f"a reply of more than {LONGEST_REPLY:,} bytes")
-                if time.monotonic() - begun > seconds:  # its own timeout starts anew with every part
+                if time.monotonic() - begun > seconds:  # its own timeout restarts with every part
                     raise TimeoutError("the reply trickles in")
         reply = json.loads(body)["choices"][0]["message"]["content"]
         scores = _SCORE.findall(reply) if isinstance(reply, str) else []

@@ -1,4 +1,5 @@
-"""Untrusted programs in locked-down processes: see reward/walled for the walls, and for how tests reach a program."""
+"""Untrusted programs in locked-down processes: see reward/walled for the restrictions, and for how tests reach a
+program."""
 
 import os
 import select
@@ -43,8 +44,8 @@ class Outcome:
 
 def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | None = None) -> Outcome:
     """Runs ``code``; with ``tests``, those in a process of their own, to which the program's functions and classes are
-    there by name (reward/walled/remote.py says what passes between the two). Raises RewardError where the walls cannot
-    be put up: no program ever runs without them.
+    there by name (reward/walled/remote.py says what passes between the two). Raises RewardError where the sandbox
+    cannot be set up: no program ever runs without it.
     """
     limits = limits or Limits()
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as given, \
@@ -70,7 +71,7 @@ def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | No
         walls, verdict, *_ = [*_read(told, limits.output_kib * 1024).split("\n"), ""]
         output, error = (_read(file, limits.output_kib * 1024) for file in (printed, wrong))
     if not walls.startswith("walls up"):
-        raise RewardError(f"the sandbox cannot be built on this machine: {error[-500:].strip() or 'no word from it'}")
+        raise RewardError(f"the sandbox cannot be built on this machine: {error[-500:].strip() or 'no output from it'}")
     status = process.returncode
     if not in_time or (not verdict and status in (-signal.SIGXCPU, -signal.SIGKILL)):
         reason = TOO_LONG

@@ -47,7 +47,7 @@ class VerifierPool:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix=f"verify-{kind}")
 
     def ask(self, questions: Sequence[Any]) -> list[Score]:
-        """The verdict on each question, in order. Raises TypeError for a question that is no plain data, and
+        """The verdict on each question, in order. Raises TypeError for a question that is not plain data, and
         ConfigError where no worker starts."""
         return list(self._threads.map(self._ask, [json.dumps(pack(question)).encode() for question in questions]))
 
@@ -108,7 +108,7 @@ class Worker:
                 said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
                 raise ConfigError(f"reward {self._kind}: the verifier's process does not start: {said[-1]}")
             if missing := json.loads(ready):
-                _LOG.warning("reward %s: walls that this machine does not have: %s", self._kind, ", ".join(missing))
+                _LOG.warning("reward %s: sandbox layers missing on this machine: %s", self._kind, ", ".join(missing))
         return process
 
     def _stop(self) -> None:

@@ -14,7 +14,7 @@ Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class Documents:
-    """N documents: each an example, or a stretch of one."""
+    """N documents: each an example, or a part of one."""
 
     read: Callable[[int], Tokens]
     """An example's tokens, by its number."""

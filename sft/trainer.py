@@ -53,7 +53,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             IsolationError: packed (or padded) documents differ from themselves alone.
             ConfigError: an adapter gets no gradient.
         """
-        collator = replace(self.data_collator, rank=0, ranks=1)  # whole packs, alike on every rank
+        collator = replace(self.data_collator, rank=0, ranks=1)  # full packs, alike on every rank
         concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # plainly, as asked for
         batch = self._prepare_inputs(collator([{"row": row} for row in telling_rows(collator)]))
         self.model.train()
@@ -119,14 +119,14 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def whole_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
-        """The trained model, its weights whole; None on all processes but the first where ZeRO-3 has split them.
+        """The trained model with its full weights; None on all processes but the first where ZeRO-3 has split them.
 
-        ``build`` makes the model anew: it takes the gathered weights, in host memory.
+        ``build`` recreates the model: it takes the gathered weights, in host memory.
         """
         if not is_deepspeed_zero3_enabled():
             return self.model
         state = self.accelerator.get_state_dict(self.model_wrapped)
-        unset_hf_deepspeed_config()  # what is built from here on is whole
+        unset_hf_deepspeed_config()  # what is built from here on is not split
         if not self.is_world_process_zero():
             return None
         model = build()
@@ -138,7 +138,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
 
 
 class _Bounds(TrainerCallback):
-    """Runs a trainer's checks when model and optimizer stand ready and no step has been made; keeps the time."""
+    """Runs a trainer's checks when model and optimizer are ready and no step has been made; keeps the time."""
 
     trainer: DocumentTrainer
 

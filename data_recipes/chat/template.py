@@ -1,7 +1,8 @@
 """Any chat template of a Hugging Face tokenizer, as ``hf:FOLDER_OR_HUB_ID``, with masks by prefix rendering.
 
 The prompt is the template's with ``add_generation_prompt``; a completion is what the template adds to that prompt for
-the next assistant message. A template that rewrites the final message, so that this is no addition, is refused by name.
+the next assistant message. A template that rewrites the final message, so that nothing is simply appended, is refused
+by name.
 """
 
 from collections.abc import Mapping, Sequence

@@ -64,7 +64,7 @@ HEADLINES = (
 
 
 def page(run: RunData, figures: Figures) -> str:
-    """The whole page as HTML text."""
+    """The complete page as HTML text."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
@@ -100,7 +100,7 @@ def _shown(value: Any) -> Any:
 
 
 def _unfinished(run: RunData, name: str, stage: StageData) -> dict[str, Any]:
-    """What is told of a stage that was begun: how far it came, why it ended, and how to go on."""
+    """What is shown of an unfinished stage: how far it got, why it ended, and how to resume."""
     place = run.folder / name
     return {
         "name": name,
@@ -139,7 +139,7 @@ def _stage_row(name: str, stage: StageData) -> dict[str, Any]:
     record = stage.record
     try:
         did = _did(stage)
-    except (KeyError, TypeError) as missing:  # another version's figures, or one that is no number
+    except (KeyError, TypeError) as missing:  # another version's figures, or one that is not a number
         did = f"not to be read from its figures ({missing})"
     return {
         "name": name,

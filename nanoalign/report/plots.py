@@ -1,4 +1,4 @@
-"""The report's pictures, by matplotlib, as SVG text to stand inside a page (or as files for README.md)."""
+"""The report's pictures, by matplotlib, as SVG text for embedding in a page (or as files for README.md)."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -190,7 +190,7 @@ def _merges(run: RunData) -> Iterator[Section]:
 
 
 def _judged(scores: Sequence[Mapping[str, float]]) -> bool:
-    """Whether these are no shares of samples, but a judge's scores on a scale of their own."""
+    """Whether these are not shares of samples but a judge's scores on their own scale."""
     return not all(0 <= score["value"] <= 1 for score in scores)
 
 
@@ -255,6 +255,6 @@ def _answers(run: RunData) -> Iterator[Section]:
     if rows:
         note = (
             "Completions in which something was wrong, or that a reward did not judge on their merits, by reason. All "
-            "were scored: a special token earns nothing from any reward, the rest is judged as it stands."
+            "were scored: a special token earns nothing from any reward, the rest is judged as it is."
         )
         yield Section("Faulty answers", note, tables=[Table("By stage", ["stage", "what", "completions"], rows)])

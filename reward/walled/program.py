@@ -1,11 +1,11 @@
-"""Runs a program behind the walls. Started by reward/sandbox.py as
-``python -E -S program.py CODE_FD TESTS_FD TOLD_FD SECONDS MEMORY_BYTES OUTPUT_BYTES FOLDER...``: the folders of
-installed packages (-S, as looking for them, and what they would run at each start, takes as long as all the rest).
+"""Runs a program in the sandbox. Started by reward/sandbox.py as ``python -E -S program.py CODE_FD TESTS_FD TOLD_FD
+SECONDS MEMORY_BYTES OUTPUT_BYTES FOLDER...``: the folders of installed packages (-S, as looking for them, and what they
+would run at each start, takes as long as all the rest).
 
 Without tests (TESTS_FD is -1) the program runs alone, from standard input to standard output. With tests there are two
-processes: the program's has the code, two pipes and nothing to tell; the judge's has the tests, believes of the program
-what remote.py lets through, and tells the verdict through TOLD_FD. The verdict is on what the tests found: a program
-cannot reach the process that holds it.
+processes: the program's has the code, two pipes and nothing to report; the judge's has the tests, trusts only what
+remote.py lets through from the program, and reports the verdict through TOLD_FD. The verdict is on what the tests
+found: a program cannot reach the process that holds it.
 """
 
 import ast

@@ -214,7 +214,7 @@ def test_a_failed_stage_says_how_to_go_on_and_the_report_is_written(
     again = f"nanoalign run {folder}/recipe.yaml --root {tmp_path}/runs"
     for expected in (
         f"it reached: step 2 of 4; its log: {folder}/left/log.txt", "finished stages are kept: start",
-        f"go on from its beginning (it has no checkpoint yet):\n    {again}\n", f"{again} --set seeds.left=2\n",
+        f"resume from its beginning (it has no checkpoint yet):\n    {again}\n", f"{again} --set seeds.left=2\n",
         f"{again} --force left", f"{again} --until right",
     ):  # fmt: skip
         assert expected in str(caught.value), str(caught.value)
