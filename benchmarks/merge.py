@@ -39,7 +39,7 @@ SHAPE = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 
 
 
 def llama(layers: int) -> LlamaConfig:
-    """Untied, 28.3M parameters a layer and 98M around them."""
+    """Untied, 28.3M parameters per layer and 98M around them."""
     return LlamaConfig(vocab_size=32_000, num_hidden_layers=layers, tie_word_embeddings=False, **SHAPE)
 
 

@@ -16,7 +16,7 @@ UNLIMITED = np.iinfo(np.int64).max // 4
 
 
 ROWWISE = ("place", "used", "line_ended", "closing", "budget", "latest")
-"""The arrays of a :class:`BatchBudget` that have a value a row."""
+"""The arrays of a :class:`BatchBudget` that have a value per row."""
 
 
 class _Look(NamedTuple):
@@ -49,7 +49,7 @@ class BatchBudget:
     def start(
         cls, tokens: ThinkingTokens, prompts: Sequence[Sequence[int]], budgets: Sequence[int | None], grace: int
     ) -> "BatchBudget":
-        """One row a prompt. Padding in a prompt does no harm: it opens and closes nothing.
+        """One row per prompt. Padding in a prompt does no harm: it opens and closes nothing.
 
         Raises ConfigError for a negative budget or grace."""
         batch = cls(tokens, len(prompts))

@@ -1,6 +1,6 @@
 """The rule applied to logits before sampling.
 
-Shapes: B rows, V vocabulary, R rows under a budget, K stop tokens a row, N = K times the rows where a stop token's
+Shapes: B rows, V vocabulary, R rows under a budget, K stop tokens per row, N = K times the rows where a stop token's
 logit passes to the close, F rows where a token is forced. Places are indices into the flat logits [B * V].
 """
 

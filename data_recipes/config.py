@@ -9,7 +9,7 @@ from nanoalign.data_recipes.quality import Flag
 
 
 class SourceUse(Section):
-    """How much of a source a mixture takes."""
+    """How much a mixture takes of a source."""
 
     samples: int = Field(ge=1)
     """Samples drawn without replacement; more than the source holds means further epochs over it (see the plan)."""
@@ -33,10 +33,10 @@ class Mixture(Section):
     deduplicate: Literal["exact", "near"] | None = None
     """Leave out samples seen before: exact: apart from case and white space; near: sharing most word triples."""
     quality: dict[Flag, Literal["count", "drop"]] = Field(default={})
-    """Quality flags to look for, each to be counted and shown only, or to leave flagged samples out. What each flag
-    looks at is documented in data_recipes/quality.py."""
+    """Quality flags to look for, each either only counted and shown, or used to leave out flagged samples. What each
+    flag looks at is documented in data_recipes/quality.py."""
     domain_caps: dict[str, Annotated[int, Field(ge=1)]] = Field(default={})
-    """Domain to the most samples of it over all sources. What is drawn beyond is left out: repetitions first, then a
+    """Domain to its maximum number of samples over all sources. The excess is left out: repetitions first, then a
     random choice."""
     decontaminate: list[str] = Field(default=[])
     """Benchmarks: leave out samples that hold 13 words in a row of a prompt in these sources' test splits."""

@@ -1,4 +1,4 @@
-"""Filters that leave out samples seen before, in a few bytes a sample."""
+"""Filters that leave out samples seen before, in a few bytes per sample."""
 
 import os
 from hashlib import blake2b
@@ -89,8 +89,8 @@ class NearDuplicates:
 
     Of each signature the lowest four bits a permutation are kept (b-bit minwise hashing, Li and Koenig 2010), 64 bytes
     in a temporary file. Every 8 permutations are a band of 32 bits; samples with one of the 16 bands in common are
-    compared. A table a band tells which they are, by their numbers alone: 85 to 171 bytes of memory a sample, with the
-    free slots.
+    compared. One table per band finds them, by their numbers alone: 85 to 171 bytes of memory per sample, with the free
+    slots.
     """
 
     PERMUTATIONS = 128

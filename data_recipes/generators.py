@@ -17,7 +17,7 @@ TEST_SHARE = 0.1
 
 
 def is_generated(name: str) -> bool:
-    """Whether a source's name is that of a generator: it never ends, and begins no further epochs."""
+    """Whether a source's name is that of a generator: it is unlimited and has no epochs."""
     return ":" in name and not name.startswith("file:")
 
 

@@ -38,9 +38,9 @@ KNOWN = (
 how, not what is computed. Configs of initialisations count by ``init_lora_weights`` alone."""
 NO_PATTERN: tuple[str, Any] = ("alpha_pattern", {})
 BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put
-W - scale * B0 A0, or a quantized W, in its place: peft does so again from W when it loads the adapter, and an SVD of W
-on another machine is another one."""
+"""Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put W - scale * B0
+A0, or a quantized W, in its place: peft repeats this from W when it loads the adapter, and an SVD of W on another
+machine differs."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def open_source(folder: Path, base: Path | None = None) -> TensorSource:
 
     Raises:
         CheckpointError: as :func:`merge.checkpoint.open_checkpoint`; or the adapter is not plain LoRA, its base is not
-            at hand, or an update fits no tensor of the base.
+            available, or an update fits no tensor of the base.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():

@@ -20,7 +20,7 @@ def write_card(
     parameters: Mapping[str, Any],
     scores: Mapping[str, Estimate] | None = None,
 ) -> None:
-    """Writes ``README.md`` into a merge's folder and brings the other inputs' licence files along.
+    """Writes ``README.md`` into a merge's folder and copies the other inputs' licence files.
 
     ``inputs`` by what the card calls them (A, B, base); ``parameters`` as alpha or density; ``scores`` by suite. The
     licence fields of the inputs' own cards are carried over; where they differ, the card says so and declares none.
@@ -49,7 +49,7 @@ def write_card(
         ),
     ]
     if any(field != next(iter(fields.values())) for field in fields.values()):
-        lines += ["", "The inputs' licences differ: all of them bind whoever passes this model on."]
+        lines += ["", "The inputs' licences differ: all of them apply to anyone who redistributes this model."]
     if method == "linear":
         lines += ["", "Weights are (1 - alpha) * A + alpha * B, computed in fp32 or wider and rounded once."]
     if scores:

@@ -83,7 +83,8 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A validated folder of safetensors. Weights are mapped on first use; the page cache holds them, not we."""
+    """A validated folder of safetensors. Weights are mapped on first use; the page cache holds them, not this
+    process."""
 
     folder: Path
     tensors: dict[str, TensorInfo]
@@ -106,7 +107,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """16 hex digits over names, dtypes, shapes and 4 KiB from the middle of every tensor: a fine-tuned model
-        differs from its base, at no cost in time. It does not prove that all bytes are equal."""
+        differs from its base, at negligible cost. It does not prove that all bytes are equal."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             info = self.tensors[name]

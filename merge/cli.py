@@ -47,7 +47,7 @@ def parse_alphas(text: str) -> list[float]:
 
 
 def parse_weights(text: str) -> list[float]:
-    """One weight a model, ``0.5,0.3,0.2``.
+    """One weight per model, ``0.5,0.3,0.2``.
 
     Raises:
         ConfigError: not numbers.

@@ -101,7 +101,7 @@ def fill_folders(
         written = _stream(pair, targets, threads or default_threads(), progress)
     expected = pair.nbytes * len(folders)
     if written != expected:
-        raise CheckpointError(f"merge wrote {written} bytes of tensors, {expected} were due")
+        raise CheckpointError(f"merge wrote {written} bytes of tensors instead of {expected}")
     for folder in folders.values():
         if len(layout) > 1:
             weight_map = {info.name: info.file.name for infos in layout.values() for info in infos}
@@ -140,7 +140,7 @@ def _layout(pair: Pair) -> dict[Path, list[TensorInfo]]:
 
 @contextlib.contextmanager
 def _create(path: Path, header: bytes, infos: list[TensorInfo]) -> Iterator[int]:
-    """A file of its final size: its room on the disk is taken before a byte is computed, and writes are cheaper."""
+    """A file of its final size: disk space is reserved before a byte is computed, and writes are cheaper."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         os.posix_fallocate(descriptor, 0, len(header) + sum(info.nbytes for info in infos))

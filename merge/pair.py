@@ -122,7 +122,7 @@ def require_finite(pair: Pair) -> None:
 
 
 def drain(chunks: Iterator[Chunk], work: Callable[[Chunk], None], threads: int) -> None:
-    """Calls ``work`` on every chunk from ``threads`` threads. The first error stops all and is raised.
+    """Calls ``work`` on every chunk from ``threads`` threads. The first error stops all threads and is raised.
 
     torch's own threads wait by spinning, which is ruinous on busy cores; chunks are large enough to be shared out here.
     """

@@ -56,7 +56,7 @@ class Training(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass; Mamba-2 and MLP blocks then run tile by tile."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """Of Mamba-2 blocks on CUDA: auto takes Triton's where they can be had and, measured, agree with torch's."""
+    """Of Mamba-2 blocks on CUDA: auto takes Triton's where they are available and measured to agree with torch's."""
     tile: int = Field(16384, ge=16)
     """With gradient_checkpointing: tokens of a tile."""
     keep_blocks: int = Field(0, ge=0)
@@ -65,7 +65,7 @@ class Training(Section):
     offload_gb: float = Field(0.0, ge=0)
     """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks and the
     products that keep_blocks keeps, the first ones saved; the rest stays on the GPU. Near the GPU's limit set
-    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or memory falls to pieces."""
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or memory becomes fragmented."""
     checkpoint_every: Annotated[int, HOW_IT_RUNS] = Field(100, ge=1)
     """Optimizer steps between resumable checkpoints."""
     lora: LoRA | None = None

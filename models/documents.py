@@ -102,7 +102,7 @@ def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     if padded or cache is not None:
         raise IsolationError(
             f"a pack of several documents came with {'padding in attention_mask' if padded else 'a cache'}, where "
-            "attention cannot keep them apart; fill packs up with a document of padding tokens, and use no cache"
+            "attention cannot isolate them; pad packs with a document of padding tokens, and use no cache"
         )
     inputs = args[0] if args else kwargs.get("input_ids")
     batch = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[0]

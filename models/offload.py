@@ -34,7 +34,7 @@ AHEAD = 3 * 2**30
 
 @dataclass
 class _Parked:
-    """A stretch of a storage: on its way to the host, there, or back."""
+    """A segment of a storage: on its way to the host, there, or back."""
 
     place: int
     host: Tensor
@@ -58,7 +58,7 @@ class _View:
     offset: int
 
     def take(self) -> Tensor:
-        """The tensor on the GPU, after the copy. The stretch is dropped with its last use."""
+        """The tensor on the GPU, after the copy. The segment is dropped after its last use."""
         parked = self.parked
         assert parked.near is not None
         parked.copied.wait()
@@ -70,7 +70,7 @@ class _View:
 
 
 class HostOffload:
-    """Saved activations go to the host, the first of each forward pass, as many as ``host_bytes`` of memory hold.
+    """Moves saved activations to the host, the first of each forward pass, as many as ``host_bytes`` hold.
 
     Use: ``with offload.forward(): loss = ...``, then ``loss.backward()``, then the next forward pass, which takes the
     same host memory again.

@@ -1,4 +1,4 @@
-"""Packs whose tokens are spread over ranks, documents isolated all the same.
+"""Packs whose tokens are sharded over ranks, with documents still isolated.
 
 Embeddings, norms, projections, MLPs and the loss see a rank's own shard of the pack. What looks along the sequence gets
 all of it for a share of the heads, by one all-to-all in and one back: attention (DeepSpeed-Ulysses, Jacobs et al.
@@ -112,7 +112,7 @@ class SequenceParallelMamba2(Mamba2Path):
     ) -> Tensor:
         """(B, L, D) and (B, L, H) to (B, L, H P); ``seq_idx_BT`` is that of the whole pack."""
         if cache is not None:
-            raise IsolationError("sequence parallelism knows no cache")
+            raise IsolationError("sequence parallelism does not support a cache")
         ranks, rank = self.group.size(), self.group.rank()
         x_BTD = exchange(self._shares(x_BTD), 2, 1, self.group).squeeze(2)
         dt_BTH = exchange(dt_BTH, 2, 1, self.group)
@@ -128,7 +128,7 @@ class SequenceParallelMamba2(Mamba2Path):
 
     def _shares(self, channels: Tensor) -> Tensor:
         """The convolution's channels (..., D) by rank (..., R, D'): its x heads, then its groups of inputs and outputs.
-        A group whose heads lie on several ranks goes to all of them."""
+        A group whose heads are on several ranks goes to all of them."""
         ranks, state = self.group.size(), self.n_groups * self.ssm_state_size
         x, inputs, outputs = channels.split([self.intermediate_size, state, state], dim=-1)
         repeats = math.lcm(self.n_groups, ranks) // self.n_groups
@@ -169,7 +169,7 @@ class _Stretches:
         more = -length % self.group.size()
         seq_idx, positions = kwargs.get("seq_idx"), kwargs.get("position_ids")
         if kwargs.get("past_key_values") is not None:
-            raise IsolationError("sequence parallelism knows no cache")
+            raise IsolationError("sequence parallelism does not support a cache")
         if seq_idx is None:  # one document in each row, and its padding
             real = torch.ones(batch, length, device=inputs.device) if mask is None else mask
             seq_idx = 1 - real.long()
@@ -197,14 +197,14 @@ def sequence_group(ranks: int) -> dist.ProcessGroup:
 
 
 def spread(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
-    """Spreads every pack that ``model`` (loaded by :mod:`models.loading`) reads over the ranks of ``group``, in place.
+    """Shards every pack that ``model`` (loaded by :mod:`models.loading`) reads over the ranks of ``group``, in place.
 
     All ranks call it together. ``model(input_ids=...)`` with a full pack gives the same full result on every rank. With
     this rank's shard (B, T / R) and a ``seq_idx`` (B, T) of the full pack, the result is the shard's, and
     ``position_ids`` must be given.
 
     Raises:
-        ConfigError: heads do not divide by the ranks, or attention is of a kind that cannot be spread.
+        ConfigError: heads do not divide by the ranks, or attention is of a kind that cannot be parallelized.
     """
     ranks, config = group.size(), model.config
     if config._attn_implementation != ATTENTION:

@@ -252,5 +252,5 @@ class RecipeTrainer(Trainer):
         if missing or load_result.unexpected_keys:
             raise CheckpointError(
                 f"{self.args.output_dir}: the newest checkpoint does not fit the model: missing {missing[:5]}, "
-                f"unexpected {load_result.unexpected_keys[:5]}; delete it to start the stage again"
+                f"unexpected {load_result.unexpected_keys[:5]}; delete it to restart the stage"
             )

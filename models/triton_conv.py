@@ -179,7 +179,7 @@ def _backward_step(
     K: tl.constexpr, HAS_DOCUMENT: tl.constexpr, SILU: tl.constexpr, MASKED: tl.constexpr, WEIGHTS: tl.constexpr,
     HAS_PREVIOUS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """``COUNT`` tokens from ``t`` on: the slope of each one before SiLU enters the gradients of the ``K`` inputs it
+    """``COUNT`` tokens from ``t`` on: the gradient of each one before SiLU enters the gradients of the ``K`` inputs it
     saw, which completes the earliest's. ``pending``: what the last ``K - 1`` tokens' gradients are so far; ``sums``:
     the gradients of the factors, then the bias's."""
     APART: tl.constexpr = MASKED and HAS_DOCUMENT

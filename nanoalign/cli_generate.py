@@ -56,7 +56,7 @@ def generate(
 
 
 def read(path: Path) -> "Generate":
-    """The settings in a YAML file. Raises ConfigError with all that is wrong, each with its line and nearest key."""
+    """The settings in a YAML file. Raises ConfigError with all mistakes, each with its line and nearest key."""
     from pydantic import ValidationError
 
     from nanoalign.data_recipes.synthetic.config import Generate
@@ -74,7 +74,7 @@ def read(path: Path) -> "Generate":
 
 
 def makers(config: "Generate", data_root: Path | None) -> "Iterator[Maker]":
-    """One maker a task. Raises ConfigError and DataError for unknown sources, environments and tasks."""
+    """One maker per task. Raises ConfigError and DataError for unknown sources, environments and tasks."""
     made: Any = {
         "rejection": _rejection,
         "trajectories": _trajectories,

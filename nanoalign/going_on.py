@@ -41,7 +41,7 @@ def kept(place: Path) -> str:
 
 
 def ways(recipe: Recipe, name: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """What can be done about the unfinished stage ``name`` of the run in ``folder``, each with its command."""
+    """The options for the unfinished stage ``name`` of the run in ``folder``, each with its command."""
     again = _command(folder, name)
     yield f"resume from {kept(folder / name)}", again
     seed = (seed_of(recipe, name) + 1) % 2**31

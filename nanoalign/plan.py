@@ -26,7 +26,7 @@ CURVE_POINTS = 32
 
 @dataclass(frozen=True)
 class Amount:
-    """A number, and how it is meant: "" exact, "~" an estimate, "<=" a bound."""
+    """A number and its precision: "" exact, "~" an estimate, "<=" a bound."""
 
     value: float
     sign: str = ""
@@ -53,7 +53,7 @@ class StagePlan:
     steps: Amount | None = None
     batch_size: int | None = None
     devices: int = 1
-    """Processes that train, one a GPU."""
+    """Processes that train, one per GPU."""
     sequence_parallel: int = 1
     """Processes that share each pack."""
     zero: int = 0
@@ -65,7 +65,7 @@ class StagePlan:
     memory_gb: Amount | None = None
     seconds: Amount | None = None
     took_s: float | None = None
-    """Seconds that it took when it last ran."""
+    """Seconds that it took last time."""
     files: list[str] = field(default_factory=list)
 
 
@@ -109,7 +109,7 @@ def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: b
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
-    """Settings of `launch` that no stage of the recipe uses."""
+    """`launch` settings that no stage of the recipe uses."""
     launch = recipe.launch
     if any(stage.kind in PARALLEL for stage in recipe.stages.values()):
         return
@@ -117,7 +117,7 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     unused += [f"zero: {launch.zero}"] if launch.zero else []
     if unused:
         kinds = " and ".join(PARALLEL)
-        yield f"launch asks for {', '.join(unused)}, to no effect here: only {kinds} stages train on several processes"
+        yield f"launch sets {', '.join(unused)} without effect: only {kinds} stages train on several processes"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

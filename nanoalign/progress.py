@@ -1,4 +1,4 @@
-"""How a run shows itself: live bars on a terminal, plain lines elsewhere; TensorBoard events with both."""
+"""How a run shows its progress: live bars on a terminal, plain lines elsewhere; TensorBoard events with both."""
 
 import time
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Display(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """A permanent line."""
         ...
 
     def close(self) -> None: ...

@@ -1,7 +1,7 @@
 """The process of one stage: ``python -m nanoalign.stage_process JOB.json``.
 
-Exit status 0 with ``result.json`` written: done. 2: an error that the user can act upon, its message in
-``result.json``. Anything else: a crash, its traceback in the log.
+Exit status 0 with ``result.json`` written: done. 2: an error that the user can fix, its message in ``result.json``.
+Anything else: a crash, its traceback in the log.
 """
 
 import json
@@ -67,8 +67,8 @@ def context_of(job: Mapping[str, Any], folder: Path) -> StageContext:
 
 
 def end_with_runner(runner: int | None) -> None:
-    """Ends this process when the runner is gone, so that a killed runner leaves no second writer behind. ``runner`` is
-    its process id, or None where it runs on another machine."""
+    """Ends this process when the runner is gone, so that a killed runner leaves no orphan writing. ``runner`` is its
+    process id, or None where it runs on another machine."""
     if runner is None:
         return
 

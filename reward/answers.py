@@ -1,7 +1,7 @@
 """Finds the final answer in an answer's text: one rule for every verifier.
 
 1. the content of the last ``\\boxed{...}`` (an unclosed one is not an answer);
-2. else what follows the last ``answer is``, ``answer:`` or ``####`` on its line, or stands in the last
+2. else what follows the last ``answer is``, ``answer:`` or ``####`` on its line, or is in the last
    ``<answer>...</answer>``, whichever comes later;
 3. else, for mathematics only, the last number.
 

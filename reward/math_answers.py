@@ -1,6 +1,6 @@
-"""When two final answers of mathematics are the same: numbers, lists, words and units here, exactly; algebra by others.
+"""When two final math answers are the same: numbers, lists, words and units exactly, here; algebra elsewhere.
 
-The conventions are on docs/verifiers.md, whose table is this module's test.
+The conventions are in docs/verifiers.md, whose table is this module's test.
 """
 
 import re
@@ -90,8 +90,7 @@ def _relations_in(text: str) -> list[str]:
 
 
 def _without_variable(gold: Text, answer: Text) -> tuple[Text, Text]:
-    """``x = 5`` answers ``5``, and ``5`` answers ``x = 5``; nothing is removed where both name a variable, unless it is
-    the same."""
+    """``x = 5`` matches ``5`` and vice versa; nothing is removed where both name a variable, unless it is the same."""
     ours, theirs = (_VARIABLE.match(each.text) for each in (gold, answer))
     lone = [bool(m) and len(_relations_in(each.text)) == 1 for m, each in ((ours, gold), (theirs, answer))]
     if all(lone) and ours and theirs and ours[1] != theirs[1]:
@@ -147,7 +146,7 @@ def _chains(gold: Text, answer: Text, ask: Ask) -> Verdict:
 
 
 def _relations(gold: Text, answer: Text, ask: Ask) -> Verdict:
-    """No relation is dropped: a chain such as ``41 = 42`` would else pass by one of its links."""
+    """No relation is dropped: a chain such as ``41 = 42`` would otherwise pass by one of its links."""
     return OPEN if bool(_relations_in(gold.text)) == bool(_relations_in(answer.text)) else False
 
 

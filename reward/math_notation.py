@@ -68,7 +68,7 @@ _VALUES = frozenset((
     "fifty", "sixty", "seventy", "eighty", "ninety", "equal", "infinity", "binary", "octal", "hexadecimal", "decimal",
     "i", "sinh", "cosh", "tanh", "sqrt", "arcsin", "arccos", "arctan",
 ))  # fmt: skip
-"""Words that change a number, or take it back: no units."""
+"""Words that change or negate a number, so not units."""
 OPEN, CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 
 

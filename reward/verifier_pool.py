@@ -34,7 +34,7 @@ _PASSED = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIB
 
 
 class VerifierPool:
-    """Up to ``workers`` processes (default: one a processor, at most 8) of the verifier ``kind`` (worker.VERIFIERS),
+    """Up to ``workers`` processes (default: one per processor, at most 8) of the verifier ``kind`` (worker.VERIFIERS),
     started when first needed. Verdicts do not depend on how many. Safe to share between threads."""
 
     def __init__(self, kind: str, workers: int | None = None, timeout_s: float = 60.0) -> None:
@@ -87,7 +87,7 @@ class Worker:
         return Score(0.0, reason)
 
     def _renew(self) -> subprocess.Popen[bytes]:
-        """Raises ConfigError where a new process ends before it is ready: no answer is wrong for that."""
+        """Raises ConfigError where a new process ends before it is ready: that is no answer's fault."""
         self._stop()
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
@@ -100,7 +100,7 @@ class Worker:
             )
             assert process.stdin and process.stdout
             os.set_blocking(process.stdin.fileno(), False)
-            ready = process.stdout.readline()  # its imports take seconds that are nobody's question
+            ready = process.stdout.readline()  # its imports take seconds that count for no question
             self._process, self._end, self._asked = process, weakref.finalize(self, _end, process), 0
             if not ready:
                 self._stop()

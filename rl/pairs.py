@@ -56,7 +56,7 @@ def parted(success: EpisodeRecord, failure: EpisodeRecord) -> Pair:
 
 
 def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, seed: int) -> list[Pair]:
-    """At most ``per_task`` pairs a task; records of one task are adjacent.
+    """At most ``per_task`` pairs per task; records of one task are adjacent.
 
     Episodes that are in fewer pairs so far come first. Among these ``random`` draws, ``closest_length`` takes the
     smallest difference in tokens, ``same_prefix`` the pair that parts latest (then the smallest difference). Pairs of

@@ -1,4 +1,4 @@
-"""Tokenized documents: a few bytes of each in memory, their tokens wherever they lie."""
+"""Tokenized documents: a few bytes of each in memory, their tokens wherever they are."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Documents:
 
 
 def gather(examples: Iterable[Example]) -> Documents:
-    """One document an example, all in memory."""
+    """One document per example, all in memory."""
     held: list[Tokens] = []
     for example in examples:
         trained = np.asarray(example.loss_mask, dtype=bool)

@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer on documents that are tokenized, masked and packed already. The one module of the room with trl."""
+"""TRL's SFTTrainer on documents that are tokenized, masked and packed already. The only module of the room that imports
+trl."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -44,17 +45,17 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
     """Documents that are not trained on."""
     began: tuple[float, int] = (0.0, 0)
     ended: tuple[float, int] = (0.0, 0)
-    """When this process began and ended to train (perf_counter), and the tokens seen by then."""
+    """When this process started and stopped training (perf_counter), and the tokens seen by then."""
 
     def check(self) -> None:
         """Before the first step: documents of a real batch must not see each other, and every adapter must learn.
 
         Raises:
-            IsolationError: packed (or padded) documents differ from themselves alone.
+            IsolationError: packed (or padded) documents differ from unpacked ones.
             ConfigError: an adapter gets no gradient.
         """
         collator = replace(self.data_collator, rank=0, ranks=1)  # full packs, alike on every rank
-        concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # plainly, as asked for
+        concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # without isolation, as requested
         batch = self._prepare_inputs(collator([{"row": row} for row in telling_rows(collator)]))
         self.model.train()
         if not concatenated and not self.is_deepspeed_enabled:
@@ -73,7 +74,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             self.log({HELD_OUT: self.loss_on(self.held_out, at_once)})
 
     def loss_on(self, collator: Collator, at_once: int) -> float:
-        """Mean negative log-likelihood (nats) a trained token, over all rows of ``collator``."""
+        """Mean negative log-likelihood (nats) per trained token, over all rows of ``collator``."""
         training = self.model.training
         self.model.eval()
         total = tokens = 0.0

@@ -134,5 +134,5 @@ def register(algorithm: str) -> None:
         ACTOR_ENVIRONMENT_REGISTRY[f"{NAME}.Rewards"] = PY_EXECUTABLES.SYSTEM
     else:
         if not hasattr(data_utils, "preference_preprocessor"):
-            raise RuntimeError("this NeMo-RL builds preference data in another way than v0.6 does")
+            raise RuntimeError("this NeMo-RL builds preference data differently from v0.6")
         data_utils.preference_preprocessor = preference_datum  # it offers no registry for these

@@ -6,7 +6,7 @@ models, and of the example config where these are silent; a key is required wher
 validate (57 keys of SFT, 62 of DPO, 98 of GRPO in v0.6.0, sections included; 48, 48 and 87 in v0.7.0). A line: ``key
 types v0.6.0 v0.7.0 main``, with R for required, o for optional, - for absent.
 
-NeMo-RL itself takes unknown keys in silence (``sft.max_num_stepz``), and in v0.6.0 looks at no type; this does not.
+NeMo-RL itself silently accepts unknown keys (``sft.max_num_stepz``), and in v0.6.0 checks no types; this does.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from nanoalign.common.errors import ConfigError
 EXAMPLES = {"sft": "sft.yaml", "dpo": "dpo.yaml", "grpo": "grpo_math_1B.yaml"}
 """The example config, under examples/configs, that an export builds on."""
 USED_UNCHECKED = {"grpo": ("policy.generation", "policy.draft", "policy.draft.enabled")}
-"""What its start script reads although the config validates without."""
+"""Keys that its start script reads although the config validates without them."""
 
 
 @dataclass(frozen=True)

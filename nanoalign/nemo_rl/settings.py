@@ -36,7 +36,7 @@ class Target:
         return self.nodes * self.gpus_per_node
 
     def refuse(self, key: str, reason: str) -> ConfigError:
-        """The error for a setting that has no like in NeMo-RL."""
+        """The error for a setting without a counterpart in NeMo-RL."""
         return ConfigError(f"stages.{self.stage}.{key}: {reason}")
 
 
@@ -186,7 +186,7 @@ def common_notes(target: Target, train: Training) -> list[tuple[str, str]]:
          "smaller batch of an epoch"),
         ("train.batch_size, micro_batch_size", "`policy.train_global_batch_size`, `train_micro_batch_size`"),
         ("train.checkpoint_every", "`checkpointing.save_period`; the newest two are kept, as here"),
-        ("launch", f"`cluster`: {target.nodes} x {target.gpus_per_node} GPUs; `zero` has no like: NeMo-RL always "
+        ("launch", f"`cluster`: {target.nodes} x {target.gpus_per_node} GPUs; `zero` has no equal: NeMo-RL always "
          "shards (FSDP2)"),
         ("held-out loss", "not measured there: `nanoalign` evaluates the checkpoint"),
     ]  # fmt: skip

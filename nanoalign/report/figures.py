@@ -37,7 +37,7 @@ def figures_of(run: RunData) -> Figures:
 
 
 def method_figures(run: RunData) -> dict[str, Any]:
-    """What the recipe's method is to show, as far as its stages measured it.
+    """The figures that the recipe's method is judged by, as far as its stages measured them.
 
     ``reasoning.thinking_gain_points`` and ``no_think.obedience`` are the last evaluated checkpoint's. The budget
     figures compare the stage that truncates reasoning with the one before it, over its tight budgets: those under which

@@ -123,7 +123,7 @@ def intervals(
 
 
 def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: str) -> "Figure":
-    """Two scores against each other, one dot a point (name, first score, second score), the chosen one ringed."""
+    """Two scores against each other, one dot per point (name, first score, second score), the chosen one ringed."""
     figure, axes = _figure(5.0, 3.6)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     for name, (_, first, low, high), (_, second, down, up) in points:

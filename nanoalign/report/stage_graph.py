@@ -1,7 +1,7 @@
 """The stage graph as a picture: boxes in columns, left to right, and arrows that go around the boxes of other stages.
 
 An arrow over several columns gets a lane in each column between, as if it were a narrow box there. Within a column it
-runs straight along its lane, between columns, where there are no boxes, it bends: so it meets none. Arrows from one
+runs straight along its lane, and bends between columns, where there are no boxes: so it crosses none. Arrows from one
 stage share their lanes.
 """
 
@@ -111,7 +111,7 @@ def _width(name: str, kinds: Mapping[str, str]) -> float:
 
 
 def curve(plan: Layout, route: Sequence[Place]) -> list[tuple[str, list[tuple[float, float]]]]:
-    """An arrow's way as ("move" | "line" | "bend", points): straight along lanes, bent between columns."""
+    """An arrow's path as ("move" | "line" | "bend", points): straight along lanes, bent between columns."""
     x, y = plan.centres[route[0]]
     steps: list[tuple[str, list[tuple[float, float]]]] = [("move", [(x + plan.widths[route[0][1]] / 2, y)])]
     for before, place in pairwise(route):

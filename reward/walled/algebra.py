@@ -31,7 +31,7 @@ class Unreadable(Exception):
 
 
 class Unknown(Exception):
-    """Notation that this module does not know."""
+    """Notation unknown to this module."""
 
 
 class NoValue(Exception):
@@ -73,7 +73,7 @@ _CALLED = re.compile(r"(?<![a-zA-Z\\])([fghFGH]) ?(\((?:[^()]|\([^()]*\))*\))")
 
 
 def same(gold: str, answer: str) -> bool | None:
-    """None where the notation is not known here. What cannot be read, or has no value, is equal to nothing."""
+    """None where the notation is not known here. What cannot be parsed, or has no value, equals nothing."""
     if not set(_COMMAND.findall(f"{gold} {answer}")) <= COMMANDS:
         return None
     try:
@@ -181,7 +181,7 @@ def _parsed(text: str) -> _Parsed:
         return f"f_{{{number}}}"
 
     text = _NAMES.sub(lambda m: f"\\{m[0]} ", text)
-    text = _CALLED.sub(called, text)  # f(3) is a value of its own, no product
+    text = _CALLED.sub(called, text)  # f(3) is a separate value, not a product
     parser = _Parser(_tokens(text))
     node = parser.sum()
     if parser.place < len(parser.tokens) or ("infty" in parser.letters and len(parser.tokens) > 2):
@@ -195,7 +195,7 @@ def _parsed(text: str) -> _Parsed:
 
 
 def _tokens(text: str) -> list[str]:
-    """Raises Unknown for a command, Unreadable for a sign that is none of algebra's."""
+    """Raises Unknown for a command, Unreadable for a sign that is not algebra's."""
     tokens, place = [], 0
     text = text.replace("{}", " ").rstrip()
     while place < len(text):
@@ -388,7 +388,7 @@ class _Parser:
         return _raised(node, power) if power else node
 
     def operand(self) -> Node:
-        """What a function is of: a bracket, or the factors up to the next function."""
+        """A function's argument: a bracket, or the factors up to the next function."""
         if self.next() in ("(", "{", "|"):
             return self.factor() if self.next() != "(" else self.base()
         node = self.signed()

@@ -93,8 +93,8 @@ def judge(tests: str, program: remote.Judge, process: int) -> str:
 
 def names(tests: str, program: remote.Judge) -> dict[str, Any]:
     """What the tests' names mean: built-in names and modules of the standard library what they always do, whatever the
-    program made of them, and all others what the program says. Only where the tests name nothing else of the program's
-    (a task may ask for a function ``sum``), such names are the program's as well."""
+    program did to them, and all others what the program defines. Only where the tests name nothing else of the
+    program's (a task may ask for a function ``sum``), such names are the program's as well."""
     used, bound = set[str](), set[str]()
     for node in ast.walk(ast.parse(tests)):
         if isinstance(node, ast.Name):

@@ -59,11 +59,11 @@ QUESTIONS = frozenset((
 
 
 class Unsupported(BaseException):
-    """The tests do what cannot be done from another process. No Exception: tests may catch those."""
+    """The tests do something impossible from another process. Not an Exception: tests may catch those."""
 
 
 class Ended(BaseException):
-    """The program's process is gone, or talks nonsense. No Exception either."""
+    """The program's process is gone, or sends nonsense. Not an Exception either."""
 
 
 class Peer:
@@ -199,7 +199,7 @@ class Judge(Peer):
         self._functions: dict[int, Callable[..., Any]] = {}
         self._exceptions: dict[str, type[BaseException]] = {}
         self.doubt = ""
-        """What the tests did that may be why they failed, though the program is right."""
+        """What the tests did that may have made them fail although the program is right."""
         self.refused = ""
         """What :class:`Unsupported` said, should the tests have swallowed it."""
         self.failed = self.ended = False

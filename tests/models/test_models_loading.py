@@ -61,7 +61,7 @@ def test_a_tokenizer_gets_its_padding(saved: Path, tmp_path: Path):
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no end token"):
         load_tokenizer(tmp_path)
-    with pytest.raises(CheckpointError, match="holds no tokenizer"):
+    with pytest.raises(CheckpointError, match="contains no tokenizer"):
         empty = tmp_path / "empty"
         empty.mkdir()
         load_tokenizer(empty)

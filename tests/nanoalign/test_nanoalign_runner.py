@@ -247,7 +247,7 @@ def test_an_error_of_the_user_is_passed_on(run: Run) -> None:
 
 
 def test_a_stage_without_a_model_is_not_finished(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="ended without its artifacts"):
+    with pytest.raises(StageError, match="ended without writing its artifacts"):
         run(told={"start": "forget"})
     assert record(tmp_path, "start").status == "failed"
 
