@@ -265,7 +265,7 @@ def test_one_run_at_a_time(run: Run, tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     with (
         FileLock(tmp_path / "runs" / "tiny" / ".lock"),
-        pytest.raises(ConfigError, match="another nanoalign is at work"),
+        pytest.raises(ConfigError, match="another nanoalign is working"),
     ):
         run()
 
