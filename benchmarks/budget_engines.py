@@ -1,5 +1,6 @@
-"""One vLLM engine of benchmarks/budget_overhead.py, in a process of its own: it starts, says so, and measures a round
-whenever it is told to. Messages are JSON lines on what was standard output; all else goes to standard error."""
+"""One vLLM engine of benchmarks/budget_overhead.py, in its own process: it starts, reports that it is ready, and
+measures a round on request. Messages are JSON lines on the original standard output; everything else goes to standard
+error."""
 
 import json
 import os

@@ -6,7 +6,7 @@ All in one run. Every variant's engine starts in a process of its own, all at on
 the GPU, a round each, in an order that changes from round to round, and nothing else runs meanwhile. Every request
 thinks from its prompt on and writes ``--tokens`` tokens; budgets are spread evenly over their length, so that closes
 are forced all along. Overhead is 1 - throughput / plain throughput of the same round; its figure is the mean over
-rounds with a 95% interval. A variant that fails is recorded with its reason, and the others go on; ``--json`` is
+rounds with a 95% interval. A variant that fails is recorded with its reason, and the others continue; ``--json`` is
 written after every round.
 
 ``--shape 8b`` puts random weights in the shape of an 8B Llama behind the model's tokenizer. ``--in-process`` runs
@@ -41,7 +41,7 @@ VARIANTS = ("plain", "ours", "native", "python_loop", "plain_v2")
 
 
 class Engine:
-    """A variant's process. Its log stands beside the other variants' in ``folder``."""
+    """A variant's process. Its log is in ``folder``."""
 
     def __init__(self, variant: str, options: argparse.Namespace, model: str, gpu: str, folder: Path) -> None:
         self.variant, self.failure, self.log = variant, "", folder / f"{variant}.log"
@@ -77,7 +77,7 @@ class Engine:
         try:
             line = self._lines.get(timeout=timeout_s)
         except queue.Empty:
-            return self._fail(f"no word within {timeout_s:.0f} s")
+            return self._fail(f"no message within {timeout_s:.0f} s")
         return json.loads(line) if line else self._fail("the engine ended")
 
     def measure(self, timeout_s: float) -> dict[str, float]:

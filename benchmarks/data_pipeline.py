@@ -36,8 +36,8 @@ from nanoalign.data_recipes.tokenize import ExampleEncoder
 CHAT = "nemotron-nano-v2"
 BATCH = 1000
 WORDS = 10
-"""Of reasoning in a sample of the runs at size, beside a question of 20 words and an answer of 10: what a sample costs
-apart from its tokens shows best where it is short."""
+"""Of reasoning in a sample of the runs at size, with a question of 20 words and an answer of 10: short samples show
+best what a sample costs apart from its tokens."""
 SEED = 5
 
 
@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def write_record(path: Path, figures: dict[str, float]) -> None:
-    """The figures and what they hang on."""
+    """The figures and what they depend on."""
     record = {
         "figures": figures,
         "command": " ".join(sys.argv),

@@ -4,7 +4,7 @@ Run on one GPU: ``python benchmarks/grpo_vllm.py --json OUT.json`` (about 8 minu
 for IFEval's prompts). Every run is a process of its own, ends after its steps or its seconds, and is in the JSON as
 soon as it has ended. Both sides' clocks start with the end of the first step: engines are up and graphs captured then.
 
-``figures`` holds ``rollout_ratio_vs_trl`` (tokens generated a second), ``step_ratio_vs_trl`` (steps a second),
+``figures`` holds ``rollout_ratio_vs_trl`` (tokens generated a second), ``step_ratio_vs_trl`` (steps per second),
 ``reward_first``, ``reward_last`` (first and last tenth of our steps) and ``mismatch_max`` of the first task, and all of
 it once more under each task's name.
 """
@@ -247,7 +247,7 @@ def measure(side: str, task: str, folder: Path, seconds: float, start: float) ->
 
 
 def summary(side: str, folder: Path) -> dict[str, Any]:
-    """What the files of a run say, also of one that was ended from outside."""
+    """What the files of a run record, even if it was stopped from outside."""
     rows = rows_of(folder)
     times = [row["time"] for row in rows]
     memory = folder / "memory.json"
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=100.0, help="of our runs, from the first step on")
     parser.add_argument("--trl-seconds", type=float, default=60.0)
     parser.add_argument("--start", type=float, default=150.0, help="seconds that a run may take to its first step")
-    parser.add_argument("--batch", type=int, default=128, help="completions a step")
+    parser.add_argument("--batch", type=int, default=128, help="completions per step")
     parser.add_argument("--micro", type=int, default=64, help="completions in one forward pass")
     parser.add_argument("--tokens", type=int, help="longest completion, for all tasks")
     parser.add_argument("--learning-rate", type=float, default=2e-5)

@@ -209,7 +209,7 @@ def compare_gradients(model: PreTrainedModel, random: Random, longest: int) -> d
 
 
 def measure(name: str, options: argparse.Namespace, deadline: float) -> dict[str, float]:
-    """One architecture's figures, of as many packs as are asked for or fit before ``deadline``, but one."""
+    """One architecture's figures, of as many packs as requested or as fit before ``deadline``, but at least one."""
     device, random = torch.device(options.device), Random(options.seed)
     start = time.perf_counter()
     model = build(name, options.hidden, getattr(torch, options.dtype), device, options.gain)

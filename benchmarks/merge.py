@@ -39,7 +39,7 @@ SHAPE = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 
 
 
 def llama(layers: int) -> LlamaConfig:
-    """Untied, 28.3M parameters a layer and 98M around them."""
+    """Untied, 28.3M parameters per layer and 98M around them."""
     return LlamaConfig(vocab_size=32_000, num_hidden_layers=layers, tie_word_embeddings=False, **SHAPE)
 
 
@@ -266,7 +266,7 @@ def nemotron(bench: Bench) -> dict[str, float]:
 def large(bench: Bench, gigabytes: float) -> dict[str, float]:
     """One merge of a pair of ``gigabytes`` in all and, before it, one of a quarter of that, each with fsync. Seconds
     are per gigabyte of output: those of CPU time are equal where the merge scales linearly, those of wall time also
-    tell which pair the page cache could hold."""
+    show which pair fitted into the page cache."""
     figures: dict[str, float] = {}
     for label, size in (("quarter", gigabytes / 4), ("large", gigabytes)):
         a, b = bench.folder / "large-a", bench.folder / "large-b"

@@ -3,7 +3,7 @@
     python benchmarks/packing.py [--samples 11500000] [--peer-samples 20000] [--json FILE]
 
 TRL packs rows of tokens, map batch by map batch of 1,000, and moves the tokens while it does; ours gives indices over
-the whole data set. Times are therefore of different work; what compares is how full the packs are.
+the whole data set. Times are therefore for different work; only how full the packs are can be compared.
 """
 
 import argparse

@@ -8,8 +8,8 @@
 ``rl`` runs the four reinforcement stages on one SFT checkpoint; ``hot`` does so in few steps at a temperature that
 makes most completions nonsense, each seed on one of the kernels in turn; ``all`` runs the recipe whole. Another seed
 samples other completions, and so does another kernel, which rounds otherwise: what one machine never samples another
-one does. A run that ended is not run again, one that was stopped goes on, so that the soak can be stopped at any
-moment. ``table`` reads what is there.
+one does. A finished run is not run again, a stopped one resumes, so that the soak can be stopped at any moment.
+``table`` reads what is there.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def hot(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(folder: Path, recipe: Path, settings: list[str], kernel: str) -> dict[str, Any]:
-    """One run to its end; the end of what it said where it failed."""
+    """One complete run; the end of its output if it failed."""
     outcome, begun = folder / "outcome.json", time.monotonic()
     if not outcome.exists():
         start = [sys.executable, "-c", "from nanoalign.cli import main; main()", "run", str(recipe)]

@@ -1,8 +1,8 @@
-"""Two GPUs against one: equal losses and gradients, and tokens a second of each GPU.
+"""Two GPUs against one: equal losses and gradients, and tokens per second of each GPU.
 
     python benchmarks/two_gpu.py [--lengths 65536 131072] [--limit 170] [--json FILE]
 
-Starts one process a GPU. Exactness is that of a small hybrid in fp32, one GPU against two that share a pack (sequence
+Starts one process per GPU. Exactness is that of a small hybrid in fp32, one GPU against two that share a pack (sequence
 parallelism) or train on a pack each under DeepSpeed's ZeRO-3. Speed is that of the 8-block slice of
 Nemotron-Nano-12B-v2 of sft_long_context.py: forward and backward passes, bf16, gradient checkpointing, documents of
 6,500 tokens on average. `scaling` is tokens/s of each of two GPUs over tokens/s of one, at the same length of pack.
@@ -71,7 +71,7 @@ class Bench:
                 temporary.write_text(json.dumps(self.figures))
 
     def attempt(self, name: str, measurement: Callable[[], None]) -> None:
-        """Notes what goes wrong, and goes on."""
+        """Records what goes wrong, and continues."""
         start = time.perf_counter()
         try:
             measurement()
@@ -216,7 +216,7 @@ def speed(bench: Bench, total: int, way: str) -> None:
             engine.optimizer.zero_grad()
         else:
             value.backward()
-            if way == "sequence":  # as data parallelism does, once a step
+            if way == "sequence":  # as data parallelism does, once per step
                 for weight in loss.parameters():
                     dist.all_reduce(weight.grad)
             if step < bench.arguments.steps:
@@ -245,7 +245,7 @@ def speed(bench: Bench, total: int, way: str) -> None:
 
 
 def worker(arguments: argparse.Namespace) -> None:
-    """All measurements, in one process a GPU."""
+    """All measurements, in one process per GPU."""
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -1,5 +1,5 @@
 """Verifier throughput and leaks: IFEval checks a second on one core, math-verify answers a second and memory over time,
-reasoning-gym verdicts a second behind the walls and in process, programs a second.
+reasoning-gym verdicts a second in the sandbox and in process, programs per second.
 
 Run: ``python benchmarks/verifiers.py [--parts golds ...] [--math-calls 100000] [--json FILE]``; parts that are not run
 keep the figures that the file has. Needs the mirrored data (``--data-root`` or NANOALIGN_DATA).
@@ -78,7 +78,7 @@ def math_speed(calls: int, workers: int) -> dict[str, float]:
     """Answers a second through math-verify, all needing algebra, in groups of ``GROUP`` to a question as GRPO asks (so
     that a worker's cache of parsed texts serves most of them), and what is held early and late: memory of this process
     and of its workers, open files, workers, and zombies. A worker is renewed every few thousand answers, so that its
-    memory is a saw-tooth: the highest of the first fifth stands against the highest of the last."""
+    memory is a saw-tooth: the highest of the first fifth is compared with the highest of the last."""
     verifier, rng, me = MathVerifier(workers), random.Random(0), psutil.Process()
     held: list[dict[str, float]] = []
     started, wrong = time.perf_counter(), 0

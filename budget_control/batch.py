@@ -12,11 +12,11 @@ from nanoalign.budget_control.rule import BudgetRule, State
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 
 UNLIMITED = np.iinfo(np.int64).max // 4
-"""Stands for a budget of None: never reached."""
+"""In place of a budget of None: never reached."""
 
 
 ROWWISE = ("place", "used", "line_ended", "closing", "budget", "latest")
-"""The arrays of a :class:`BatchBudget` that have a value a row."""
+"""The arrays of a :class:`BatchBudget` that have a value per row."""
 
 
 class _Look(NamedTuple):
@@ -49,7 +49,7 @@ class BatchBudget:
     def start(
         cls, tokens: ThinkingTokens, prompts: Sequence[Sequence[int]], budgets: Sequence[int | None], grace: int
     ) -> "BatchBudget":
-        """One row a prompt. Padding in a prompt does no harm: it opens and closes nothing.
+        """One row per prompt. Padding in a prompt does no harm: it opens and closes nothing.
 
         Raises ConfigError for a negative budget or grace."""
         batch = cls(tokens, len(prompts))
@@ -66,7 +66,7 @@ class BatchBudget:
         self._looked = None
 
     def state(self, row: int) -> State:
-        """Where the completion in ``row`` stands."""
+        """The state of the completion in ``row``."""
         return State(
             int(self.place[row]), int(self.used[row]), bool(self.line_ended[row]), int(self.closing[row])
         )  # fmt: skip
@@ -96,7 +96,7 @@ class BatchBudget:
         return self._look().forced
 
     def guarded(self) -> np.ndarray:
-        """bool [B]: thinking under a budget, where a stop token is answered with the close."""
+        """bool [B]: thinking under a budget, where a stop token is replaced by the close."""
         return self._look().thinking & (self.budget != UNLIMITED)
 
     def force(self, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

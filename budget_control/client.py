@@ -1,7 +1,7 @@
 """The budget rule from outside: over any OpenAI-compatible completions server, without a plugin.
 
-The client streams, watches every token, breaks off at the one after which the close is due, and goes on from the
-prompt, what was written and the close. Each forced close costs one further request, which prefix caching makes cheap.
+The client streams, watches every token, breaks off when the close is due, and continues from the prompt, what was
+written and the close. Each forced close costs one further request, which prefix caching makes cheap.
 
 With a prompt of token ids the server must return ids (vLLM: ``return_token_ids``): nothing is tokenized twice. With a
 prompt of text it must return the tokens' texts (``logprobs``, as llama.cpp, SGLang and most others do).
@@ -87,7 +87,7 @@ def enforce(source: Source, rule: BudgetRule, state: State, max_tokens: int) -> 
                 if rule.forced(state) is not None or len(written) == max_tokens:
                     break
             else:
-                raise ServerError("the completions server ended its stream without saying why")
+                raise ServerError("the completions server ended its stream without a finish_reason")
     yield Token("", None, finish="length")
 
 
@@ -185,7 +185,7 @@ class Server:
                 raise ServerError(f"{self.url}: the connection failed: {error!r}") from error
             except (ValueError, RecursionError) as error:
                 raise ServerError(
-                    f"{self.url}: an event is no JSON object, the stream was cut: {data[:200]!r}"
+                    f"{self.url}: an event is not a JSON object, the stream was cut: {data[:200]!r}"
                 ) from error
         raise ServerError(f"{self.url}: the server dropped the connection before the completion ended")
 
@@ -203,7 +203,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ServerError(f"the server's choices are no list of objects: {str(value)[:200]}")
+        raise ServerError(f"the server's choices are not a list of objects: {str(value)[:200]}")
     return value
 
 
@@ -213,12 +213,12 @@ def _choice_tokens(choice: Mapping[str, Any], texts: Sequence[str], with_ids: bo
         if ids is None and choice.get("text"):
             raise ServerError("the server returns no token ids: give the prompt as text instead")
         if not _is_list_of(int, ids) or any(id < 0 for id in ids or ()):
-            raise ServerError(f"the server's token ids are no list of ids: {str(ids)[:200]}")
+            raise ServerError(f"the server's token ids are not a list of ids: {str(ids)[:200]}")
         return [Token(texts[i] if i < len(texts) else "", i) for i in ids or ()]
     logprobs = choice.get("logprobs") or {}
     tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else logprobs
     if not _is_list_of(str, tokens):
-        raise ServerError(f"the server's logprobs hold no list of tokens: {str(logprobs)[:200]}")
+        raise ServerError(f"the server's logprobs hold no token list: {str(logprobs)[:200]}")
     if not tokens and choice.get("text"):
         raise ServerError("the server returns no logprobs: without them its tokens cannot be counted")
     return [Token(text, None) for text in tokens or ()]

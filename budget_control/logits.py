@@ -1,7 +1,7 @@
 """The rule applied to logits before sampling.
 
-Shapes: B rows, V vocabulary, R rows under a budget, K stop tokens a row, N = K times the rows where a stop token is
-handed over, F rows where a token is forced. Places are indices into the flat logits [B * V].
+Shapes: B rows, V vocabulary, R rows under a budget, K stop tokens per row, N = K times the rows where a stop token's
+logit passes to the close, F rows where a token is forced. Places are indices into the flat logits [B * V].
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +30,8 @@ def plan_edits(
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """All places of :class:`Edits` in one array, so that one copy brings them to a device, and their numbers.
 
-    ``forced_R`` and ``heirs_R`` hold a token, or -1: where none is forced, and where no stop token is handed over.
+    ``forced_R`` and ``heirs_R`` hold a token, or -1: where none is forced, and where no stop token's logit passes to
+    the close.
     """
     guarded, bound = np.flatnonzero(heirs_R >= 0), np.flatnonzero(forced_R >= 0)
     base = rows_R[guarded] * vocabulary

@@ -6,9 +6,9 @@
   the budget and, in a second run without any, was closed by the model itself: tokens of the answers under the budget
   over tokens of the answers without, both summed (1 is none). The same prompts on both sides, so that a budget which
   cuts the hard ones does not look like compensation. The interval is that of a ratio of means (delta method).
-- *Leakage*: over the same pairs, the share of the answer's word triples that stand in the reasoning of the unlimited
-  run, but neither in its answer nor in the prompt: reasoning that goes on after the close (0 is none).
-- *Obedience*: completions asked for with ``/no_think`` that think no token and write no tag.
+- *Leakage*: over the same pairs, the share of the answer's word triples that occur in the reasoning of the unlimited
+  run, but neither in its answer nor in the prompt: reasoning that continues after the close (0 is none).
+- *Obedience*: completions under ``/no_think`` without a thinking token or a tag.
 """
 
 import math
@@ -29,7 +29,7 @@ class Reading:
     """One completion, read."""
 
     thinking: bool
-    """It was asked for with thinking on."""
+    """It was requested with thinking on."""
     budget: int | None
     prompt: str
     reasoning: str
@@ -60,7 +60,7 @@ class Reading:
 
     @property
     def tokens(self) -> int:
-        """How long the completion is, the stop token included; what stands before an opened thinking is left out."""
+        """How long the completion is, including the stop token; text before thinking opens is left out."""
         return self.thinking_tokens + self.answer_tokens + self.finished
 
     @property
@@ -83,8 +83,8 @@ def read(
     budget: int | None,
     finished: bool,
 ) -> Reading:
-    """Reads a completion. ``token_ids`` includes the stop token where ``finished``; ``forced`` tells which tokens the
-    rule wrote."""
+    """Reads a completion. ``token_ids`` includes the stop token where ``finished``; ``forced`` marks the tokens that
+    the rule wrote."""
     written = token_ids[: len(token_ids) - finished]
     rule = BudgetRule(tokens, None)
     state = rule.start(prompt_ids)

@@ -21,7 +21,7 @@ from nanoalign.common.errors import ConfigError
 
 
 class State(NamedTuple):
-    """Where a completion stands. Immutable; equal states behave alike."""
+    """The state of a completion. Immutable; equal states behave alike."""
 
     place: int
     """State of the tag automaton (see :class:`ThinkingTokens`)."""
@@ -85,8 +85,8 @@ class BudgetRule:
     ) -> list[bool]:
         """Which tokens of a completion were written by this rule, not drawn: for engines that return tokens alone.
 
-        ``stopped`` tells where a stop token was drawn, or, where logits are edited (budget_control/logits.py), was
-        likelier than the close that stands in its place: nothing in the tokens shows it. None marks no such close.
+        ``stopped`` marks where a stop token was drawn, or, where logits are edited (budget_control/logits.py), was
+        likelier than the close that replaced it: the tokens themselves do not show it. None marks no such close.
         """
         if self.budget is None:
             return [False] * len(token_ids)
@@ -115,11 +115,11 @@ class BudgetRule:
 
     @property
     def longest_thinking(self) -> float:
-        """The most thinking tokens that one stretch of thinking can take, the close included."""
+        """The most thinking tokens that one span of thinking can take, including the close."""
         return float("inf") if self.budget is None else self.budget + self.grace + len(self.tokens.close_ids)
 
     def _close_for_stop(self, state: State) -> int | None:
-        """The close token that takes a stop token's place, or None where the stop token stands."""
+        """The close token that replaces a stop token, or None where the stop token is kept."""
         if self.budget is None or not self.thinking(state):
             return None
         return self.tokens.close_ids[self._close_position(state)]

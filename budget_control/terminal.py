@@ -2,7 +2,7 @@
 
 The thinking is folded into one line that shows the tokens thought against the budget. Commands, each on a line of its
 own: ``/think`` and ``/no_think`` switch the mode, ``/budget 64`` and ``/budget off`` the budget, ``/show`` unfolds the
-thinking, ``/new`` begins anew, ``/quit`` ends. Ctrl-C stops an answer.
+thinking, ``/new`` starts over, ``/quit`` ends. Ctrl-C stops an answer.
 """
 
 import re
@@ -25,14 +25,14 @@ from nanoalign.data_recipes.chat.render import special_token_in
 from nanoalign.data_recipes.conversation import Conversation, Message
 
 Writer = Callable[[Sequence[int], BudgetRule, int, Callable[[Token], None]], None]
-"""Writes a completion to a prompt's ids under a rule, of at most so many tokens, telling every token as it comes."""
+"""Writes a completion to a prompt's ids under a rule, up to a number of tokens, passing on every token as it comes."""
 
 _BEGUN = re.compile(
     r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x00-\x08\x0a-\x1f\x7f-\x9f]*\x1b?\Z"  # titles, links, clipboard
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*\Z"  # colours, cursor, screen
     r"|\x1b[ -/]*\Z"
 )
-"""The beginning of a terminal's control sequence at the end of a text (common/text.py takes out whole ones)."""
+"""The beginning of a terminal's control sequence at the end of a text (common/text.py removes complete ones)."""
 HELP = "/think  /no_think  /budget N|off  /show  /new  /quit"
 
 
@@ -48,7 +48,7 @@ class Session:
     messages: list[Message] = field(default_factory=list)
 
     def command(self, line: str) -> str | None:
-        """Carries out a command; what to tell the user, or None where ``line`` is none but a message.
+        """Carries out a command; returns its reply, or None where ``line`` is a message.
 
         Raises ConfigError for a command that does not exist or a budget that is none.
         """
@@ -69,13 +69,13 @@ class Session:
                 self.messages.clear()
                 return "a new conversation"
             case [word, *_] if word.startswith("/") and word not in ("/think", "/no_think"):
-                raise ConfigError(f"{line.strip()!r} is no command; {HELP}")
+                raise ConfigError(f"{line.strip()!r} is not a command; {HELP}")
         return None
 
 
 def settled(text: str) -> int:
-    """How much of a text that goes on can be shown: all but a control sequence that may only have begun. What is safe
-    to show of it stays so whatever follows."""
+    """How much of an unfinished text can be shown: all but a control sequence that may only have begun. What is safe to
+    show of it stays so whatever follows."""
     begun = _BEGUN.search(text)
     return begun.start() if begun else len(text)
 

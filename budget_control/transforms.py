@@ -38,7 +38,7 @@ def truncate_reasoning(section: TruncateReasoning, tokenizer: Any, stripped: flo
     2,000 tokens). The cut is recorded with ``Message.reasoning_cut``.
 
     Every assistant turn is cut at a place of its own, counted in tokens of ``tokenizer``. A trace no longer than the
-    range's lower end, or (at: sentence) without a sentence's end before its place, is left whole. A cut at 0 leaves a
+    range's lower end, or (at: sentence) without a sentence end before its place, is left uncut. A cut at 0 leaves a
     thinking that is opened and closed at once, as a budget of 0 does; without thinking (``/no_think``) is another mode.
     ``stripped`` is the share of samples that :func:`strip_reasoning` took before: the section's share is one of all
     samples.
@@ -72,7 +72,7 @@ def teaching(stripped: float, truncated: TruncateReasoning | None, tokenizer: An
 
 def balance_modes(off: float = 0.5) -> Transform:
     """Ties thinking to the signals in the text, so that obedience to them is learned: a share ``off`` of the samples
-    that think get ``/no_think`` and lose their reasoning, the others get ``/think``. The signal stands in the system
+    that think get ``/no_think`` and lose their reasoning, the others get ``/think``. The signal goes into the system
     message or at the end of the first user message. Samples that never think get ``/no_think``. A sample that carries a
     signal already is left alone.
 
@@ -123,7 +123,7 @@ def _cut(message: Message, section: TruncateReasoning, tokenizer: Any, rng: Rand
 
 def _closed_by_rule(ends: Sequence[int], reasoning: str, budget: int, grace: int) -> int:
     """How many characters of a trace :class:`budget_control.rule.BudgetRule` lets through, all where the trace is over
-    before the rule closes it; ``ends`` tells where each token ends."""
+    before the rule closes it; ``ends`` holds where each token ends."""
     last = min(budget + grace, len(ends))
     starts = (0, *ends)
     return next(

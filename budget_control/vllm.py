@@ -34,7 +34,7 @@ DEFAULT_GRACE = 500
 
 def request_budget(params: "SamplingParams") -> tuple[int, int] | None:
     """A request's (budget, grace), None where it is unlimited. Raises ConfigError (a ValueError, thus HTTP 400) where a
-    value is no count of tokens. Whole floats pass: JSON knows no integers."""
+    value is not a token count. Integral floats pass: JSON has no integers."""
     arguments = params.extra_args or {}
     limits: list[Any] = [arguments.get("thinking_budget"), arguments.get("grace", DEFAULT_GRACE)]
     budget, grace = (int(value) if isinstance(value, float) and value.is_integer() else value for value in limits)
@@ -47,7 +47,7 @@ LAST = itemgetter(-1)
 
 class ThinkingBudget(LogitsProcessor):
     """Keeps a :class:`BatchBudget` of the requests under a budget in step with vLLM's persistent batch, and edits their
-    logits. R is their number, K that of stop tokens a request.
+    logits. R is their number, K that of stop tokens per request.
 
     At 256 concurrent requests of a small model a step of vLLM takes a few milliseconds of Python. So a step here is a
     fixed number of numpy operations over all requests, at most one copy to the device, and no wait for it.
@@ -59,7 +59,7 @@ class ThinkingBudget(LogitsProcessor):
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
         if vllm_config.speculative_config is not None:
-            raise ConfigError("thinking budgets do not work with speculative decoding: several tokens a step are drawn")
+            raise ConfigError("thinking budgets do not work with speculative decoding: a step draws several tokens")
         self.device, self.pin = device, is_pin_memory and torch.device(device).type == "cuda"
         self.batch = BatchBudget(_thinking_tokens(vllm_config), 0)
         self._rules: list[BudgetRule] = []
@@ -139,8 +139,8 @@ class ThinkingBudget(LogitsProcessor):
         return logits
 
     def _catch_up(self) -> None:
-        """Takes in the tokens written since the last look: one a request, none for one whose prompt is not through yet,
-        many for one that came back from preemption."""
+        """Takes in the tokens written since the last look: one per request, none for one whose prompt is not through
+        yet, many for one that came back from preemption."""
         lengths = np.fromiter(map(len, self._outputs), np.int64, len(self._outputs))
         lag = lengths - self.seen
         if (lag == 1).all():

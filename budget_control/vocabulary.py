@@ -138,7 +138,7 @@ class ThinkingTokens:
 
 def token_texts(tokenizer: Any, anchor: int) -> list[str]:
     """What every token adds to a text. Each is decoded behind ``anchor``, a token that writes something: alone, a
-    SentencePiece token loses its blank. Bytes that are no whole character read as U+FFFD."""
+    SentencePiece token loses its blank. Bytes that are not a complete character read as U+FFFD."""
     pairs = [[anchor, token] for token in range(len(tokenizer))]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

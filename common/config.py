@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict
 class HowItRuns:
     """Marks a field that says how a stage runs and not what it makes: ``deadline_s: Annotated[float, HOW_IT_RUNS]``.
 
-    A finished stage stays current when such a field changes, an unfinished one goes on from where it stands. What is
-    computed in another way (kernels, batch splits, precision, tensors split over GPUs) is not so marked, nor whom a
-    judge's scores come from. How much an engine batches at once, which follows its memory, differs between two runs of
-    one recipe as well.
+    A finished stage stays current when such a field changes, an unfinished one resumes from where it is. What changes
+    the computation (kernels, batch splits, precision, tensors split over GPUs) is not marked, nor is the model behind a
+    judge's scores. How much an engine batches at once, which depends on its memory, differs between two runs of one
+    recipe anyway.
     """
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and fingerprints of what is in them."""
+"""Files that are either complete or absent, and hashes of their content."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ SURROGATES = "backslashreplace"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside ``path``; renames it to ``path`` if the block ends well, removes it otherwise."""
+    """Yields a temporary name beside ``path``; renames it to ``path`` if the block succeeds, removes it otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -57,7 +57,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, whole or not at all."""
+    """Writes ``value`` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=SURROGATES)
@@ -77,9 +77,9 @@ def sha256_file(path: Path) -> str:
 
 @contextmanager
 def alone(folder: Path, busy: str) -> Iterator[None]:
-    """Makes the folder and holds it while this lasts.
+    """Creates the folder and holds its lock for the block.
 
-    Raises ConfigError where another process holds it; ``busy`` says what that one does.
+    Raises ConfigError where another process holds it; ``busy`` says what that process does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:

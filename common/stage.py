@@ -1,4 +1,4 @@
-"""What the runner hands to a stage, and how a stage tells the runner how it goes."""
+"""What the runner passes to a stage, and how a stage reports its progress."""
 
 import json
 import time
@@ -36,7 +36,7 @@ class StageContext:
 
     A stage writes ``folder/model`` (through ``common.files.whole_folder``) and returns a flat dict of figures; the
     runner then writes ``stage.json``. ``folder`` survives a crash: a stage that finds its own checkpoints under
-    ``folder/checkpoints`` resumes from the newest whole one, to the same weights.
+    ``folder/checkpoints`` resumes from the newest complete one and ends with the same weights.
     """
 
     name: str
@@ -50,7 +50,7 @@ class StageContext:
     """The chat format's name, for :func:`data_recipes.chat.chat_format`."""
     seed: int
     data_root: Path | None
-    """Where mirrored data sets lie, or None."""
+    """Where mirrored data sets are, or None."""
     device: str = "auto"
     """auto, cpu or cuda."""
     log: StageLog = field(kw_only=True)

@@ -2,9 +2,9 @@
 
 import re
 
-# An escape sequence goes whole, so that its parameters do not stay behind as text. A string that a terminal swallows
-# (title, link, clipboard) goes with its body only where it is closed: an unclosed one must not hide what follows it.
-# Bodies hold no control character, so each scan ends at the next one and the whole stays linear.
+# An escape sequence is removed completely, so that its parameters do not remain as text. A string that a terminal
+# swallows (title, link, clipboard) is removed with its body only where it is closed: an unclosed one must not hide what
+# follows it. Bodies hold no control character, so each scan ends at the next one and the total stays linear.
 _SEQUENCE = re.compile(
     r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x00-\x08\x0a-\x1f\x7f-\x9f]*(?:\x07|\x9c|\x1b\\)"  # OSC, DCS, SOS, PM, APC
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # CSI: colours, cursor, screen, reports
@@ -16,9 +16,10 @@ _REPLACED = re.compile("[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would obey; linear in the text's length, never raises, idempotent.
+    """`text` without control sequences; linear in the text's length, never raises, idempotent.
 
-    Escape sequences and control characters go (newline and tab stay); lone surrogates and bidi controls become U+FFFD.
-    Text that comes in pieces loses its control characters too, but of a sequence cut in two the body stays as text.
+    Escape sequences and control characters are removed (newline and tab stay); lone surrogates and bidi controls become
+    U+FFFD. Text that comes in pieces loses its control characters too, but of a sequence cut in two the body stays as
+    text.
     """
     return _REPLACED.sub("\ufffd", _SEQUENCE.sub("", text))

@@ -30,8 +30,8 @@ def in_call_order(messages: Sequence[Message], raw: Sequence[Raw]) -> tuple[Mess
     results' ``tool_call_id`` or ``name``.
 
     With ids every call of a turn has one result. Without, results are matched by the names of their tools where all
-    have one, else they stand in the order of their calls, or one result answers all. Raises RowError for a result
-    that belongs to no call, and for a call without a result that the conversation goes on after.
+    have one, otherwise they are taken in the order of their calls, or one result answers all. Raises RowError for a
+    result that belongs to no call, and for a call without a result that is not the end of the conversation.
     """
     ordered = list(messages)
     for place, message in enumerate(messages):
@@ -91,7 +91,7 @@ def _fault(reason: str) -> RowError:
 
 
 def without_union_nulls(tool: Raw) -> Raw:
-    """A tool without the nulls that a union of keys leaves in JSON lines: a null is no keyword and no property.
+    """A tool without the nulls that a union of keys leaves in JSON lines: a null is neither a keyword nor a property.
     ``default: null`` and what else is data stays."""
     return _schema(tool) if "None" in repr(tool) else tool  # most have none, and repr is quick
 

@@ -9,8 +9,8 @@ from nanoalign.data_recipes.catalog import catalog
 
 
 def card(index: Mapping[str, Any]) -> str:
-    """Markdown that tells what a prepared set holds, where it comes from, under which licences, and what was left out.
-    ``index`` is the set's index.json."""
+    """Markdown on what a prepared set holds, where it comes from, its licences, and what was left out. ``index`` is the
+    set's index.json."""
     report, made_from = index["report"], index["made_from"]
     teaching = json.dumps(made_from["teaching"]) if made_from["teaching"] else "none"
     lines = [

@@ -1,4 +1,4 @@
-"""The one normal form of data: a conversation, its tools, and what is known of it.
+"""The single normal form of data: a conversation, its tools, and its metadata.
 
 As a JSON row::
 
@@ -28,8 +28,8 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. ``reasoning`` is what was thought before ``content``: None where nothing is known of it (a user's
-    message, data without reasoning), "" where the model is known to have answered without thinking."""
+    """One turn. ``reasoning`` is the thinking before ``content``: None where it is unknown (a user's message, data
+    without reasoning), "" where the model is known to have answered without thinking."""
 
     role: Role
     content: str
@@ -37,10 +37,10 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     reasoning_cut: bool = False
     """The reasoning was truncated: it is rendered up to its last character, and closed right there. Truncated to
-    nothing, it is opened and closed at once, as under a thinking budget of 0."""
+    nothing, it is opened and closed immediately, as under a thinking budget of 0."""
     trained: bool = field(default=True, repr=False)
-    """The model is to learn to write this turn; False (``weight: 0`` in rows) shows it as context alone. Not a part of
-    what is said, so not of the repr that names a sample in prepared sets."""
+    """The model is to learn to write this turn; False (``weight: 0`` in rows) shows it as context alone. Not part of
+    the content, so not of the repr that identifies a sample in prepared sets."""
 
     @property
     def thinks(self) -> bool:
@@ -52,7 +52,7 @@ class Message:
 class Answer:
     """What a model wrote in one turn, as a chat format reads it (data_recipes/chat/answers.py).
 
-    It is no :class:`Message`: messages are a user's data, and refused where they are wrong; an answer is scored or
+    It is not a :class:`Message`: messages are a user's data, and refused where they are wrong; an answer is scored or
     shown, whatever it holds. It becomes a turn of a conversation through ``answers.as_message`` alone.
     """
 
@@ -61,12 +61,12 @@ class Answer:
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     faults: tuple[str, ...] = ()
-    """What is wrong with it, in words out of ``answers.FAULTS``."""
+    """What is wrong with it, from ``answers.FAULTS``."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A sample. ``task`` tells a verifier what a right answer is (see reward/); None where nothing can be checked."""
+    """A sample. ``task`` tells a verifier what the right answer is (see reward/); None where nothing can be checked."""
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()

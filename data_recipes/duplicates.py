@@ -1,4 +1,4 @@
-"""Filters that leave out samples seen before, in a few bytes a sample."""
+"""Filters that leave out samples seen before, in a few bytes per sample."""
 
 import os
 from tempfile import TemporaryFile
@@ -19,7 +19,7 @@ EQUAL = np.array([(value < 16) + (value % 16 == 0) for value in range(256)], np.
 
 
 class _Table:
-    """Numbers other than 0 by slots, with linear probing: a number lies in the first free slot from where it starts."""
+    """Numbers other than 0 by slots, with linear probing: a number is in the first free slot from where it starts."""
 
     def __init__(self, slots: int, dtype: Any) -> None:
         self._values = np.zeros(slots, dtype)
@@ -88,8 +88,8 @@ class NearDuplicates:
 
     Of each signature the lowest four bits a permutation are kept (b-bit minwise hashing, Li and Koenig 2010), 64 bytes
     in a temporary file. Every 8 permutations are a band of 32 bits; samples with one of the 16 bands in common are
-    compared. A table a band tells which they are, by their numbers alone: 85 to 171 bytes of memory a sample, with the
-    free slots.
+    compared. One table per band finds them, by their numbers alone: 85 to 171 bytes of memory per sample, with the free
+    slots.
     """
 
     PERMUTATIONS = 128

@@ -17,7 +17,7 @@ TEST_SHARE = 0.1
 
 
 def is_generated(name: str) -> bool:
-    """Whether a source's name is that of a generator: it never ends, and begins no further epochs."""
+    """Whether a source's name is that of a generator: it is unlimited and has no epochs."""
     return ":" in name and not name.startswith("file:")
 
 
@@ -75,7 +75,7 @@ def reasoning_gym_names() -> list[str]:
 
 
 def _reasoning_gym(dataset: str, samples: int, split: Split, seed: int) -> list[Conversation]:
-    """Tasks of reasoning-gym; the verifier finds the whole entry in the task. Raises DataError where the generator
+    """Tasks of reasoning-gym; the verifier finds the complete entry in the task. Raises DataError where the generator
     repeats itself before there are ``samples`` different tasks."""
     import reasoning_gym
 

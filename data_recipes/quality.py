@@ -1,15 +1,13 @@
-"""Quality flags: cheap signs that a sample is not worth training on. Each is a heuristic, told here.
+"""Quality flags: cheap signs that a sample is not worth training on. Each is a heuristic, described here.
 
 ``repetition``: of a reasoning's or an answer's 5-word runs (where there are at least 50 words), fewer than 60% differ
-(the repetition rules of Gopher, Rae et al. 2021, in one number).
-``truncated``: the last answer, of 20 words or more, ends in a comma, an opening bracket, an open code block, or in a
-line of prose (8 words, no list, table or heading) without a closing mark.
-``refusal``: an answer begins by refusing ("I'm sorry, but", "I cannot help with", "As an AI language model").
-``empty``: an answer without a letter or a digit, or one that only says none, null, nan, n/a or todo; calls count as an
-answer.
-``language``: the answers' prose is in another language than the row says (English, German, Spanish, French, Italian
-and Portuguese by their most usual words, others by script; 20 words or 30 letters of a script at least).
-``unclosed thinking``: a thinking tag stands in an answer or a reasoning, where the chat format does not write it.
+(the repetition rules of Gopher, Rae et al. 2021, in one number). ``truncated``: the last answer, of 20 words or more,
+ends in a comma, an opening bracket, an open code block, or in a line of prose (8 words, no list, table or heading)
+without a closing mark. ``refusal``: an answer begins by refusing ("I'm sorry, but", "I cannot help with", "As an AI
+language model"). ``empty``: an answer without a letter or a digit, or only the word none, null, nan, n/a or todo; calls
+count as an answer. ``language``: the answers' prose is in another language than the row says (English, German, Spanish,
+French, Italian and Portuguese by their most usual words, others by script; 20 words or 30 letters of a script at
+least). ``unclosed thinking``: a thinking tag is in an answer or a reasoning, where the chat format does not write it.
 ``unprintable``: more than one character in 500 is a control, a private or a replacement character.
 """
 
@@ -63,7 +61,8 @@ _USUAL_WORDS = {language: frozenset(words.split()) for language, words in _USUAL
 
 
 def language_of(text: str) -> str | None:
-    """The language that a text's prose is in, or None where too little tells: by script, else by usual words."""
+    """The language that a text's prose is in, or None where there is too little evidence: by script, else by common
+    words."""
     prose = _CODE.sub(" ", text)
     counts = Counter({} if prose.isascii() else {name: len(each.findall(prose)) for name, each in _SCRIPTS.items()})
     counts["latin"] = len(prose) if prose.isascii() else len(_LATIN.findall(prose))

@@ -66,7 +66,7 @@ class Shard:
 
 
 def write_shard(shard: Shard, encoder: ExampleEncoder, transforms: Sequence[Transform]) -> None:
-    """Transforms, renders and tokenizes a shard's samples, and writes the file, whole or not at all."""
+    """Transforms, renders and tokenizes a shard's samples, and writes the file atomically."""
     import pyarrow as pa
 
     fates: Counter[str] = Counter()
@@ -104,7 +104,7 @@ def write_shard(shard: Shard, encoder: ExampleEncoder, transforms: Sequence[Tran
 
 
 def write_table(path: Path, table: "pa.Table") -> None:
-    """Writes a table as one record batch, whole or not at all."""
+    """Writes a table as one record batch, atomically."""
     import pyarrow as pa
 
     with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), table.schema) as writer:

@@ -26,8 +26,8 @@ def show(
 ) -> None:
     """Prints each example of each conversation with its loss mask in colour.
 
-    ``packs`` groups the examples, numbered through all conversations, as packing puts them into rows; each pack then
-    stands under a rule that tells its tokens.
+    ``packs`` groups the examples, numbered through all conversations, as packing puts them into rows; each pack then is
+    under a rule with its token count.
     """
     from rich.text import Text
 

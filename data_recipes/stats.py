@@ -63,7 +63,7 @@ class Stats:
         return {f"{share:.0%}": self.lengths[round(share * last)] for share in QUANTILES} if self.lengths else {}
 
     def histogram(self) -> dict[int, int]:
-        """How many examples have at most so many tokens, but more than half as many (powers of two)."""
+        """How many examples have at most this many tokens, but more than half as many (powers of two)."""
         counts: dict[int, int] = defaultdict(int)
         for length in self.lengths:
             counts[1 << (max(1, length) - 1).bit_length()] += 1
@@ -180,7 +180,7 @@ def _counts(title: str, counts: Mapping[str, int]) -> "RenderableType":
 
 
 def _cell(text: str) -> "Text":
-    """A data row's own words, which are no markup."""
+    """A data row's own words, which are not markup."""
     from rich.text import Text
 
     return Text(printable(text))

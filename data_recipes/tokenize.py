@@ -1,9 +1,9 @@
 """From conversations to token ids with a loss mask.
 
-Each render is tokenized whole, once, and the mask comes from the renderer's spans. There is one exception, so that
-training sees the tokens that inference sees: where a token would reach across a place at which generation starts or a
-close is forced (``>`` and ``(`` of ``<think></think>(a) ...`` as one token), the text is tokenized in two parts there,
-as a prompt and its completion are.
+Each render is tokenized in one piece, once, and the mask comes from the renderer's spans. There is one exception, so
+that training sees the tokens that inference sees: where a token would reach across a place at which generation starts
+or a close is forced (``>`` and ``(`` of ``<think></think>(a) ...`` as one token), the text is tokenized in two parts
+there, as a prompt and its completion are.
 """
 
 import json
@@ -51,7 +51,7 @@ class ExampleEncoder:
         return [[self._example(spans, next(encodings)) for spans in examples] for examples in renders]
 
     def encode_spans(self, spans: Sequence[Span]) -> Example:
-        """One example from spans of text, for prompts and completions that are not whole conversations."""
+        """One example from spans of text, for prompts and completions that are not complete conversations."""
         text = "".join(span.text for span in spans)
         return self._example(spans, self._tokenizer.encode(text, add_special_tokens=False))
 
@@ -74,7 +74,7 @@ class ExampleEncoder:
         return Example(ids, mask)
 
     def _splits(self, span: Span, encoding: "Encoding", ids: list[int], boundary: int, token: int) -> bool:
-        """Whether the whole text's tokens split at ``boundary``, the end of ``span``, as those of two texts would."""
+        """Whether the full text's tokens split at ``boundary``, the end of ``span``, as those of two texts would."""
         chars = encoding.token_to_chars(token) if token < len(ids) else None
         if chars and chars[0] < boundary:
             return False

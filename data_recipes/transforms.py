@@ -17,12 +17,12 @@ Transform = Callable[[Conversation, Random], tuple[Conversation | None, str | No
 
 @dataclass(frozen=True)
 class Teaching:
-    """Transforms that a worker process can make anew, and what tells them from others."""
+    """Transforms that a worker process can recreate, and what identifies them."""
 
     make: Callable[[], Sequence[Transform]]
     """To be pickled: a function of a module, or a partial of one."""
     settings: Mapping[str, Any]
-    """Plain data; with the version of their code, if that lies outside of this room."""
+    """Plain data; with the version of their code, if that is outside this room."""
 
 
 def apply(
@@ -30,7 +30,7 @@ def apply(
 ) -> tuple[list[Conversation], Counter[str], Counter[str]]:
     """The samples after all transforms, the reasons of changes and the reasons of drops, counted.
 
-    Each sample has a random generator of its own, so that its fate does not hang on the samples before it.
+    Each sample has a random generator of its own, so that its result does not depend on the samples before it.
     """
     kept: list[Conversation] = []
     changed: Counter[str] = Counter()

@@ -40,7 +40,7 @@ class Curve:
     points: tuple[Point, ...]
     off: SuiteResult
     peers: Mapping[Enforcement, tuple[Point, ...]] = field(default_factory=dict)
-    """Other ways to keep the same budgets."""
+    """Other enforcements of the same budgets."""
 
     def figures(self) -> dict[str, Estimate]:
         """``budget_<n>.<figure>``, n tokens or ``unlimited``, ``budget_<n>_<enforcement>.<figure>`` for the peers, and
@@ -58,7 +58,7 @@ class Curve:
 
 
 def budget_curve(limited: Sequence[SuiteResult], unlimited: SuiteResult, off: SuiteResult) -> Curve:
-    """The curve from runs of one suite: under budgets, kept by the rule and in other ways, with unlimited thinking, and
+    """The curve from runs of one suite: under budgets, enforced by the rule and otherwise, with unlimited thinking, and
     without thinking."""
     ways: dict[Enforcement, list[Point]] = {"rule": []}
     for result in sorted(limited, key=lambda result: result.mode.budget or 0):
@@ -88,7 +88,7 @@ def run_budget_curve(
     seed: int = 0,
 ) -> Curve:
     """``nanoalign budget-curve MODEL``: measures one model outside a recipe. Unlimited thinking and ``/no_think`` are
-    always measured beside ``budgets``; ``peers`` are ways to keep them that are measured beside the rule.
+    always measured as well as ``budgets``; ``peers`` are other enforcements to measure.
 
     Raises ConfigError for budgets that leave no room for an answer, and as :func:`evaluation.stage.run` does.
     """
@@ -127,7 +127,7 @@ def run_budget_curve(
 
 
 def accuracy_series(curve: Curve) -> tuple[dict[str, list[tuple[float, float, float, float]]], list[str]]:
-    """For a plot: by way of keeping a budget, (place, accuracy, low, high) in percent; and the places' budgets."""
+    """For a plot: by enforcement, (place, accuracy, low, high) in percent; and the places' budgets."""
     budgets = [point.result.mode.budget for point in curve.points]
     series: dict[str, list[tuple[float, float, float, float]]] = {}
     for how, points in {"rule": curve.points, **curve.peers}.items():
@@ -137,7 +137,7 @@ def accuracy_series(curve: Curve) -> tuple[dict[str, list[tuple[float, float, fl
 
 
 def curve_table(curve: Curve) -> list[dict[str, str]]:
-    """The curve as rows of text for a terminal: budget, accuracy with its interval, and the figures beside it."""
+    """The curve as rows of text for a terminal: budget, accuracy with its interval, and further figures."""
     rows = []
     for point in (*curve.points, *(point for points in curve.peers.values() for point in points)):
         figures = point.figures()
@@ -155,7 +155,7 @@ def _as_dict(point: Point) -> dict[str, Any]:
 
 
 def _against(result: SuiteResult, unlimited: SuiteResult) -> dict[str, Estimate]:
-    # Episodes of an environment part ways after their first turn: their completions make no pairs.
+    # Episodes of an environment diverge after their first turn: their completions cannot be paired.
     same = [reading.prompt for reading in result.readings] == [reading.prompt for reading in unlimited.readings]
     return compensation(result.readings, unlimited.readings) if same else {}
 

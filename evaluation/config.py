@@ -14,7 +14,7 @@ class Suite(Section):
     data: str | None = None
     """Mixture (its sources with split: test)."""
     environment: str | None = None
-    """Environment whose test tasks are played."""
+    """Environment whose test tasks are run."""
     samples: int | None = Field(default=None, ge=1)
     """Tasks taken; None takes all."""
     reward: dict[str, float] = Field(default={"task": 1.0}, min_length=1)
@@ -40,11 +40,11 @@ class EvaluateStage(Section):
     suites: list[str] = Field(min_length=1)
     """Names under `suites:`."""
     budgets: list[int | None] = Field(default=[None])
-    """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured beside them."""
+    """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured as well."""
     budget_suite: str | None = None
     """The suite on which the budget curve is measured; None measures none."""
     budget_of: list[str] | None = None
-    """Those of the checkpoints whose budget curve is measured; None means all."""
+    """The checkpoints whose budget curve is measured; None means all."""
     rollouts: Rollouts
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Suites: sets of held-out tasks, and how a model fares on one of them in one thinking mode."""
+"""Suites: sets of held-out tasks, and how a model does on one of them in one thinking mode."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from nanoalign.rollouts.environments.base import Environment, Task
 
 Enforcement = Literal["rule", "hard", "none"]
-"""How a thinking budget is kept: by the rule; by a close forced at the budget, mid-sentence or not; or not at all,
-where a completion ends after as many tokens in all as under the rule."""
+"""How a thinking budget is enforced: by the rule; by a close forced at the budget, mid-sentence or not; or not at all,
+where a completion ends after as many tokens in total as under the rule."""
 
 JUDGED = {"preference", "judge"}
-"""Rewards that are no verifiers: their scores are averaged, there is no right and wrong."""
+"""Rewards that are not verifiers: their scores are averaged, there is no right or wrong."""
 CORRECT = 0.5
 """A verifier's score from which a sample counts as correct."""
 
@@ -53,11 +53,11 @@ class SuiteResult:
     suite: str
     mode: Mode
     score: Estimate
-    """The share of correct samples (successful episodes), or the mean score where the reward is no verifier."""
+    """The share of correct samples (successful episodes), or the mean score where the reward is not a verifier."""
     by_domain: dict[str, Estimate]
     scores: tuple[float, ...]
     readings: tuple[Reading, ...]
-    """One a completion; an episode has one a turn."""
+    """One per completion; an episode has one per turn."""
     budget: dict[str, Estimate] = field(default_factory=dict)
     """Figures of :func:`budget_control.measure.summary`."""
     enforcement: Enforcement = "rule"
@@ -122,14 +122,14 @@ def evaluate(
     """Answers every task once in ``mode`` and scores the answers. ``enforcement: none`` takes every task's number of
     tokens from ``ruled``, the same suite under the same budget and the rule.
 
-    Without thinking the prompt says ``/no_think``: obedience is measured on what a user would write. The completion of
-    a task has the same seed in every mode and under every budget.
+    Without thinking the prompt contains ``/no_think``: obedience is measured on what a user would write. The completion
+    of a task has the same seed in every mode and under every budget.
 
     Raises:
-        ConfigError: no enforcement asked for without ``ruled``, or on an environment, whose episodes have many turns.
+        ConfigError: enforcement ``none`` without ``ruled``, or on an environment, whose episodes have many turns.
     """
     if enforcement == "none" and (ruled is None or tasks.environment is not None):
-        raise ConfigError(f"suite {tasks.name}: without enforcement only single answers compare, after those ruled")
+        raise ConfigError(f"suite {tasks.name}: enforcement none needs single answers, and the rule's results first")
     lengths = [reading.tokens for reading in ruled.readings] if ruled else []
 
     def settings(seed: int, number: int) -> "Sampling":
@@ -173,7 +173,7 @@ def make_scorer(
     seed: int = 0,
     tally: Tally | None = None,
 ) -> "Callable[[str, RolloutEngine, Mode], Estimate]":
-    """``score(suite name, engine, mode)``: the suite's score alone, as merge sweeps ask for it; what was wrong with the
+    """``score(suite name, engine, mode)``: the suite's score alone, as merge sweeps need it; what was wrong with the
     completions is added to ``tally``."""
 
     def score(name: str, engine: "RolloutEngine", mode: Mode) -> Estimate:

@@ -1,7 +1,7 @@
 """A LoRA adapter on its base, as a source of merged weights that are never materialised (Hu et al., arXiv 2106.09685).
 
-A chunk of W + scale * B A is computed when it is asked for, from the mapped base and the adapter's two thin matrices.
-An interpolation of two adapters on one base thus reads the base's pages and writes the merge, and holds nothing else.
+A chunk of W + scale * B A is computed on demand, from the mapped base and the adapter's two thin matrices. An
+interpolation of two adapters on one base thus reads the base's pages and writes the merge, and holds nothing else.
 """
 
 import hashlib
@@ -34,18 +34,18 @@ KNOWN = (
     "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version",
     "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
 )  # fmt: skip
-"""peft's settings (0.21) under which the merged weight is W + scale * B A: those that say what was trained and how, not
-what is computed. Configs of initialisations count by ``init_lora_weights`` alone."""
+"""peft's settings (0.21) under which the merged weight is W + scale * B A: those that describe what was trained and
+how, not what is computed. Configs of initialisations count by ``init_lora_weights`` alone."""
 NO_PATTERN: tuple[str, Any] = ("alpha_pattern", {})
 BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put
-W - scale * B0 A0, or a quantized W, in its place: peft does so again from W when it loads the adapter, and an SVD of W
-on another machine is another one."""
+"""Initialisations that leave the base as it was. The others (pissa, olora, corda, loftq, lora_ga) put W - scale * B0
+A0, or a quantized W, in its place: peft repeats this from W when it loads the adapter, and an SVD of W on another
+machine differs."""
 
 
 @dataclass(frozen=True)
 class AdaptedCheckpoint:
-    """A base with an adapter on it; ``updates`` are LoRA's pairs and ``replaced`` whole tensors (modules_to_save), by
+    """A base with an adapter on it; ``updates`` are LoRA's pairs and ``replaced`` full tensors (modules_to_save), by
     the base's tensor names."""
 
     folder: Path
@@ -96,8 +96,8 @@ def open_source(folder: Path, base: Path | None = None) -> TensorSource:
     """A checkpoint folder, or a peft adapter folder on ``base`` (default: the folder that the adapter names).
 
     Raises:
-        CheckpointError: as :func:`merge.checkpoint.open_checkpoint`; or the adapter is no plain LoRA, its base is not
-            at hand, or an update fits no tensor of the base.
+        CheckpointError: as :func:`merge.checkpoint.open_checkpoint`; or the adapter is not plain LoRA, its base is not
+            available, or an update fits no tensor of the base.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).exists() or not (folder / CONFIG).exists():
@@ -147,7 +147,7 @@ def _adapted(folder: Path, config: dict[str, Any], base: Checkpoint) -> AdaptedC
 
 
 def _check_settings(where: Path, config: dict[str, Any]) -> None:
-    # peft makes a whole configuration of {}, so for most options that is no default
+    # peft makes a full configuration of {}, so for most options that is not the default
     off = {key for key, value in config.items() if value is None or value is False or (key, value) == NO_PATTERN}
     used = sorted(config.keys() - {*KNOWN} - off)
     if used:

@@ -1,4 +1,4 @@
-"""Do two checkpoints fit together? Everything that differs and matters is named; nothing is skipped in silence."""
+"""Do two checkpoints fit together? Everything that differs and matters is named; nothing is skipped silently."""
 
 import json
 from collections.abc import Iterator

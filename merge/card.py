@@ -1,4 +1,4 @@
-"""The model card of a merge: what went in, how it was mixed, what it scored, and under which licences it stands."""
+"""The model card of a merge: what went in, how it was mixed, what it scored, and its licences."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ def write_card(
     parameters: Mapping[str, Any],
     scores: Mapping[str, Estimate] | None = None,
 ) -> None:
-    """Writes ``README.md`` into a merge's folder and brings the other inputs' licence files along.
+    """Writes ``README.md`` into a merge's folder and copies the other inputs' licence files.
 
     ``inputs`` by what the card calls them (A, B, base); ``parameters`` as alpha or density; ``scores`` by suite. The
-    licence fields of the inputs' own cards are carried over; where they differ, the card says so and claims none.
+    licence fields of the inputs' own cards are carried over; where they differ, the card says so and declares none.
     """
     fields = {label: _licence_fields(source.folder) for label, source in inputs.items()}
     name = ", ".join(f"{key} {_figure(value)}" for key, value in parameters.items())
@@ -49,7 +49,7 @@ def write_card(
         ),
     ]
     if any(field != next(iter(fields.values())) for field in fields.values()):
-        lines += ["", "The inputs' licences differ: all of them bind whoever passes this model on."]
+        lines += ["", "The inputs' licences differ: all of them apply to anyone who redistributes this model."]
     if method == "linear":
         lines += ["", "Weights are (1 - alpha) * A + alpha * B, computed in fp32 or wider and rounded once."]
     if scores:

@@ -35,7 +35,7 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: bytes ``start`` to ``stop`` of ``file``; ``dtype`` as safetensors spells it."""
+    """Where one tensor is: bytes ``start`` to ``stop`` of ``file``; ``dtype`` as safetensors spells it."""
 
     name: str
     dtype: str
@@ -83,7 +83,8 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A validated folder of safetensors. Weights are mapped on first use; the page cache holds them, not we."""
+    """A validated folder of safetensors. Weights are mapped on first use; the page cache holds them, not this
+    process."""
 
     folder: Path
     tensors: dict[str, TensorInfo]
@@ -106,7 +107,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """16 hex digits over names, dtypes, shapes and 4 KiB from the middle of every tensor: a fine-tuned model
-        differs from its base, at no cost in time. It does not prove that all bytes are equal."""
+        differs from its base, at negligible cost. It does not prove that all bytes are equal."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             info = self.tensors[name]
@@ -244,7 +245,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
-            raise CheckpointError(f"{index}: shard {shard!r} lies outside the folder")
+            raise CheckpointError(f"{index}: shard {shard!r} is outside the folder")
         for info in read_header(folder / shard):
             if info.name in tensors:
                 raise CheckpointError(f"{folder}: {info.name} is in both {tensors[info.name].file.name} and {shard}")

@@ -47,7 +47,7 @@ def parse_alphas(text: str) -> list[float]:
 
 
 def parse_weights(text: str) -> list[float]:
-    """One weight a model, ``0.5,0.3,0.2``.
+    """One weight per model, ``0.5,0.3,0.2``.
 
     Raises:
         ConfigError: not numbers.
@@ -83,8 +83,8 @@ def merge_command(
 ) -> list[Path]:
     """``nanoalign merge A B``: writes (1 - alpha) * A + alpha * B for every alpha in one pass, with cards.
 
-    A and B are checkpoint folders or LoRA adapters on ``base``. Beside a merge of checkpoints stands the mergekit YAML
-    that asks for the same. Returns the folders written.
+    A and B are checkpoint folders or LoRA adapters on ``base``. A merge of checkpoints is written with the mergekit
+    YAML that asks for the same. Returns the folders written.
 
     Raises:
         CheckpointError: an input is damaged or the two do not fit together.

@@ -17,7 +17,7 @@ class MergeStage(Section):
     chat: str
     """Stage whose model has alpha 1."""
     alphas: list[float] = Field(default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1)
-    """Weights of the chat model, each in [0, 1]; both ends are measured besides."""
+    """Weights of the chat model, each in [0, 1]; both ends are measured too."""
     reasoning_suite: str
     """Suite that measures reasoning."""
     chat_suite: str
@@ -32,9 +32,9 @@ class MergeStage(Section):
     refine: int = Field(0, ge=0)
     """Further alphas around the best one, by golden section."""
     more_suites: list[str] = Field(default=[])
-    """Suites measured at every alpha for the report alone."""
+    """Suites measured at every alpha, only for the report."""
     budgets: list[Annotated[int, Field(ge=0)]] = Field(default=[])
-    """Thinking budgets in tokens under which the reasoning suite is measured besides, for the report alone."""
+    """Thinking budgets in tokens under which the reasoning suite is also measured, only for the report."""
     rollouts: Rollouts
 
     @model_validator(mode="after")

@@ -45,13 +45,13 @@ def interpolate(
 ) -> None:
     """Writes one merged checkpoint folder for each alpha (weight of B) in one pass over A and B.
 
-    A and B are checkpoint folders or peft adapters on ``base`` (default: the base that an adapter names).
-    The output has A's sharding, config, tokenizer and code. Each folder appears whole or not at all. ``threads``
-    defaults to the CPUs this process may use, at most 4.
+    A and B are checkpoint folders or peft adapters on ``base`` (default: the base that an adapter names). The output
+    has A's sharding, config, tokenizer and code. Each folder is written atomically. ``threads`` defaults to the CPUs
+    this process may use, at most 4.
 
     Raises:
         CheckpointError: a checkpoint is damaged, the two disagree, or a weight is not finite.
-        ConfigError: an alpha is outside [0, 1], an output lies in an input, or the disk is too small.
+        ConfigError: an alpha is outside [0, 1], an output is inside an input, or the disk is too small.
     """
     write_interpolations(make_pair(open_source(a, base), open_source(b, base)), outputs, threads, progress)
 
@@ -101,7 +101,7 @@ def fill_folders(
         written = _stream(pair, targets, threads or default_threads(), progress)
     expected = pair.nbytes * len(folders)
     if written != expected:
-        raise CheckpointError(f"merge wrote {written} bytes of tensors, {expected} were due")
+        raise CheckpointError(f"merge wrote {written} bytes of tensors instead of {expected}")
     for folder in folders.values():
         if len(layout) > 1:
             weight_map = {info.name: info.file.name for infos in layout.values() for info in infos}
@@ -140,7 +140,7 @@ def _layout(pair: Pair) -> dict[Path, list[TensorInfo]]:
 
 @contextlib.contextmanager
 def _create(path: Path, header: bytes, infos: list[TensorInfo]) -> Iterator[int]:
-    """A file of its final size: its room on the disk is taken before a byte is computed, and writes are cheaper."""
+    """A file of its final size: disk space is reserved before a byte is computed, and writes are cheaper."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         os.posix_fallocate(descriptor, 0, len(header) + sum(info.nbytes for info in infos))

@@ -1,7 +1,7 @@
 """More than two models, and more than linear: slerp, task arithmetic, TIES, DARE and soups through mergekit.
 
-mergekit 0.1.5 ends well on architectures of which it writes a part only (15 of 67 tensors of a nemotron_h). Here its
-output is held against the inputs before it gets its name. This is the one module that imports mergekit.
+mergekit 0.1.5 succeeds on architectures that it writes only in part (15 of 67 tensors of a nemotron_h). Here its output
+is compared with the inputs before it gets its name. This is the one module that imports mergekit.
 """
 
 import logging
@@ -39,7 +39,7 @@ def mergekit_config(
     Args:
         method: one of ``METHODS``; ``linear`` with more than two models is a soup.
         base: the common ancestor; for slerp the first of the two models.
-        weights: one a model, equal by default (not for slerp).
+        weights: one per model, equal by default (not for slerp).
         density: share of each difference kept by TIES and DARE.
         t: slerp's position between ``base`` (0) and the other model (1).
 
@@ -90,7 +90,7 @@ def write_config(config: Mapping[str, Any], path: Path) -> None:
 
 
 def as_linear(config: Mapping[str, Any]) -> tuple[Path, Path, float] | None:
-    """A, B and alpha where a configuration is plain interpolation of two whole models, which is done natively."""
+    """A, B and alpha where a configuration is plain interpolation of two full models, which is done natively."""
     models = config.get("models") or []
     if config["merge_method"] != "linear" or len(models) != 2 or set(config) - {"merge_method", "models", "base_model"}:
         return None
@@ -108,7 +108,7 @@ def merge_with_mergekit(config: Mapping[str, Any], output: Path, seed: int = 0) 
     ``seed`` fixes what DARE drops.
 
     Raises:
-        ConfigError: no mergekit configuration.
+        ConfigError: not a mergekit configuration.
         CheckpointError: inputs are damaged or disagree, mergekit fails, or its output lacks a tensor (then
             ``method: linear`` does it natively).
     """
@@ -166,12 +166,12 @@ def _input_names(parsed: Any) -> list[str]:
 
 
 def _check_against_input(merged: Checkpoint, source: Checkpoint, keep_dtypes: bool) -> None:
-    """The output has the input's tensors, no more and no less."""
+    """The output must have exactly the input's tensors."""
     missing = [name for name in source.tensors if name not in merged.tensors]
     if missing:
         raise CheckpointError(
             f"mergekit wrote {len(source.tensors) - len(missing)} of {len(source.tensors)} tensors; {missing[0]} is "
-            "missing: it does not know this architecture; `method: linear` is done natively"
+            "missing: it does not know this architecture; `method: linear` runs natively"
         )
     for name, found in merged.tensors.items():
         due = source.tensors.get(name)

@@ -122,7 +122,7 @@ def require_finite(pair: Pair) -> None:
 
 
 def drain(chunks: Iterator[Chunk], work: Callable[[Chunk], None], threads: int) -> None:
-    """Calls ``work`` on every chunk from ``threads`` threads. The first error stops all and is raised.
+    """Calls ``work`` on every chunk from ``threads`` threads. The first error stops all threads and is raised.
 
     torch's own threads wait by spinning, which is ruinous on busy cores; chunks are large enough to be shared out here.
     """
@@ -156,7 +156,7 @@ def drain(chunks: Iterator[Chunk], work: Callable[[Chunk], None], threads: int) 
 
 
 def check_finite(out: "torch.Tensor", x: "torch.Tensor", y: "torch.Tensor", name: str, pair: Pair) -> None:
-    """Raises CheckpointError if a chunk has NaN or infinity; ``x`` and ``y`` tell whose it is."""
+    """Raises CheckpointError if a chunk has NaN or infinity; ``x`` and ``y`` identify whose it is."""
     import torch
 
     # NaN and infinity survive a sum, which is twice as fast as aminmax; fp16's may overflow by itself: hence both.

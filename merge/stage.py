@@ -37,7 +37,7 @@ def run(
     """Scores alpha 0, the configured alphas and alpha 1, chooses, and writes ``model/`` with a card and ``sweep.json``.
 
     Alpha 0 is ``context.inputs["reasoning"]``, alpha 1 ``context.inputs["chat"]``. ``sweep.json`` is written after
-    every alpha: a stage that was stopped goes on where it was. Weights are written once, at the end.
+    every alpha: a stopped stage resumes where it was. Weights are written once, at the end.
 
     Returns:
         ``merge.alpha``; ``merge.on_pareto`` (1 where the chosen point is a true merge, no end, that no other point
@@ -98,7 +98,7 @@ def run_sweep(
     config: MergeStage, score: Score, context: StageContext, settings: object = None, progress: Progress | None = None
 ) -> dict[str, float | dict[str, float]]:
     """:func:`run` with any ``score``. Points recorded under other ``settings`` (what the scores depend on besides the
-    stage's own section, the inputs and the seed) are measured anew. ``progress`` follows the bytes of the final write.
+    stage's own section, the inputs and the seed) are measured again. ``progress`` follows the bytes of the final write.
     """
     pair = make_pair(open_source(context.inputs["reasoning"]), open_source(context.inputs["chat"]))
     choice = Choice(config.reasoning_suite, config.chat_suite, config.choose, config.weights, config.max_reasoning_loss)
@@ -145,7 +145,7 @@ def run_sweep(
 
 
 def write_winner(pair: Pair, chosen: Point, folder: Path, progress: Progress | None = None) -> None:
-    """The chosen merge with its card, whole or not at all."""
+    """The chosen merge with its card, written atomically."""
 
     def annotate(alpha: float, written: Path) -> None:
         write_card(written, {"A": pair.a, "B": pair.b}, "linear", {"alpha": alpha}, chosen.scores)

@@ -40,8 +40,8 @@ def sweep(
 ) -> tuple[Point, list[Point]]:
     """Scores the ends and every alpha, then ``refine`` more around the best by golden section.
 
-    ``score`` measures what ``engine`` now holds, which is the merge at the alpha it is told. ``live`` is the state dict
-    of the engine's model where it has one in this process: tensors are then computed in place. ``known`` points are not
+    ``score`` measures what ``engine`` now holds, which is the merge at the given alpha. ``live`` is the state dict of
+    the engine's model where it has one in this process: tensors are then computed in place. ``known`` points are not
     scored again; ``on_point`` sees each new one at once. Returns the best point and all points by alpha.
 
     Raises:
@@ -71,8 +71,8 @@ def sweep(
 
 
 def state_dict_names(source: TensorSource) -> dict[str, str]:
-    """The name that each stored tensor has in the live Hugging Face model (files of nemotron_h say ``backbone.`` where
-    the model says ``model.``). Architectures that transformers does not know keep their names.
+    """The name that each stored tensor has in the live Hugging Face model (files of nemotron_h have ``backbone.`` where
+    the model has ``model.``). Architectures that transformers does not know keep their names.
 
     Raises:
         CheckpointError: a stored tensor has no counterpart of its shape in the model, or the model has one, no tied
@@ -90,7 +90,7 @@ def state_dict_names(source: TensorSource) -> dict[str, str]:
         found = [name] if name in shapes else by_tail.get(name.partition(".")[2], [])
         if len(found) != 1 or shapes[found[0]] != info.shape:
             raise CheckpointError(
-                f"{source.folder}: {name} {list(info.shape)} is no tensor of the model in {config.name}"
+                f"{source.folder}: {name} {list(info.shape)} is not a tensor of the model in {config.name}"
             )
         names[name] = found[0]
     tied = bool(read_json_object(config).get("tie_word_embeddings"))

@@ -31,8 +31,8 @@ def matching_targets(model: nn.Module, lora: LoRA) -> list[str]:
     """The targets that name linear modules of ``model``.
 
     Raises:
-        ConfigError: a target matches no linear module and is no projection of a kind of block that this model lacks, or
-            none matches at all.
+        ConfigError: a target matches no linear module and is not a projection of a kind of block that this model
+            lacks, or none match at all.
     """
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for target in lora.targets:
@@ -68,7 +68,7 @@ def attach(model: PreTrainedModel, lora: LoRA, seed: int) -> PeftModel:
 
 
 def merge(model: PeftModel) -> PreTrainedModel:
-    """The model with the adapters added to its weights; ``model`` is used up."""
+    """The model with the adapters merged into its weights; ``model`` is consumed."""
     return model.merge_and_unload(safe_merge=True)
 
 

@@ -37,13 +37,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a model folder.
 
     Raises:
-        CheckpointError: the folder or the file is missing, or it is no JSON object with a ``model_type``.
+        CheckpointError: the folder or the file is missing, or it is not a JSON object with a ``model_type``.
     """
     path = folder / "config.json"
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing; a model folder holds config.json, *.safetensors and tokenizer files")
+        raise CheckpointError(f"{path}: missing; a model folder has config.json, *.safetensors and tokenizer files")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -94,7 +94,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise CheckpointError(f"{folder}: holds no *.safetensors")
+            raise CheckpointError(f"{folder}: contains no *.safetensors")
         return {name: info for file in files for name, info in read_header(file).items()}
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -103,5 +103,5 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     found = {name: info for file in sorted(set(places.values())) for name, info in read_header(folder / file).items()}
     for name, file in places.items():
         if name not in found or found[name].file.name != file:
-            raise CheckpointError(f"{index}: says that {name} is in {file}, which does not hold it")
+            raise CheckpointError(f"{index}: lists {name} in {file}, which does not contain it")
     return found

@@ -1,7 +1,7 @@
-"""Where the chunks of the state-space scan begin: at every document anew. And the tiles of a pack, on chunks' bounds.
+"""Chunks of the state-space scan, which restart at every document, and tiles of a pack, on chunk bounds.
 
-All of it follows from which documents a pack holds, and is the same in every layer: it is computed once for each tensor
-that says so. Shapes: B batch, T tokens, Z chunks.
+All of it follows from which documents a pack holds, and is the same in every layer: it is computed once for each such
+tensor. Shapes: B batch, T tokens, Z chunks.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def once_for_each(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Keeps ``function``'s results for its first argument, a tensor, as long as that lives and is not written to."""
+    """Caches ``function``'s results for its first argument, a tensor, as long as that lives and is not modified."""
     known: Any = WeakIdKeyDictionary()
 
     @wraps(function)
@@ -71,7 +71,7 @@ def document_positions(first_BT: Tensor) -> Tensor:
 class Documents:
     """Which document each token belongs to, and the chunks that follow from it, found once.
 
-    No tensor but an object, which a checkpoint hands on as it is: tensors come back from it as others.
+    Not a tensor but an object, which checkpointing passes through unchanged: tensors come back as different objects.
     """
 
     def __init__(self, runs_BT: Tensor) -> None:
@@ -101,7 +101,7 @@ def plain_chunks(length: int, batch: int, tokens: int, device: torch.device) -> 
 def _chunks(runs_BT: Tensor, length: int) -> Chunks:
     batch, tokens = runs_BT.shape
     first_BT = first_tokens(runs_BT)
-    begin = (document_positions(first_BT) % length == 0).flatten().nonzero().flatten()  # the one wait for the GPU
+    begin = (document_positions(first_BT) % length == 0).flatten().nonzero().flatten()  # the only wait for the GPU
     rows = torch.searchsorted(begin, torch.arange(batch + 1, device=begin.device) * tokens)
     fresh = first_BT.flatten()[begin] & (begin % tokens > 0)
     return Chunks(F.pad(begin, (0, 1), value=batch * tokens).int(), fresh.byte(), rows.int())

@@ -56,21 +56,21 @@ class Training(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass; Mamba-2 and MLP blocks then run tile by tile."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """Of Mamba-2 blocks on CUDA: auto takes Triton's where they can be had and, measured, agree with torch's."""
+    """Of Mamba-2 blocks on CUDA: auto takes Triton's where they are available and measured to agree with torch's."""
     tile: int = Field(16384, ge=16)
     """With gradient_checkpointing: tokens of a tile."""
     keep_blocks: int = Field(0, ge=0)
-    """With gradient_checkpointing: so many blocks, evenly spread, keep their wide products instead of recomputing
+    """With gradient_checkpointing: this many blocks, evenly spread, keep their wide products instead of recomputing
     them; each takes 4 to 7 times the memory of its input, on the GPU or, with offload_gb, on the host."""
     offload_gb: float = Field(0.0, ge=0)
     """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks and the
     products that keep_blocks keeps, the first ones saved; the rest stays on the GPU. Near the GPU's limit set
-    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or memory falls to pieces."""
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or memory becomes fragmented."""
     checkpoint_every: Annotated[int, HOW_IT_RUNS] = Field(100, ge=1)
     """Optimizer steps between resumable checkpoints."""
     lora: LoRA | None = None
     """Low-rank adapters; None trains all weights."""
 
     def micro_batch(self, groups: int) -> int:
-        """Sequences in one forward pass, where so many devices, or groups that share sequences, train together."""
+        """Sequences in one forward pass, where this many devices, or groups that share sequences, train together."""
         return self.micro_batch_size or max(1, self.batch_size // groups)

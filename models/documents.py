@@ -1,9 +1,9 @@
-"""Documents in a pack: how a model is told of them, and attention that keeps them apart.
+"""Documents in a pack: how a model learns their bounds, and attention that isolates them.
 
 transformers isolates packed attention by ``position_ids`` alone, and only where there is neither an attention mask nor
-a cache (``use_cache`` is on by default, and then documents leak without a word); its mixers go by ``seq_idx`` alone.
-The hook of :func:`isolate` gives both one view. Attention then runs document by document (CPU) or through torch's
-varlen kernel (CUDA): no T x T mask exists, and the cost is that of the documents.
+a cache (``use_cache`` is on by default, and then documents leak silently); its mixers use ``seq_idx`` alone. The hook
+of :func:`isolate` gives both one view. Attention then runs document by document (CPU) or through torch's varlen kernel
+(CUDA): no T x T mask exists, and the cost is that of the documents.
 
 Shapes: B batch, T tokens, H query heads, D head channels, S documents.
 """
@@ -34,7 +34,7 @@ and a row's log-sum-exp is below -88 (pytorch#196678), as it is for a query that
 
 
 def packed_inputs(lengths: Sequence[int], isolate: bool = True, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a model takes beside ``input_ids`` (1, T) for documents of these lengths laid end to end.
+    """What a model takes besides ``input_ids`` (1, T) for documents of these lengths laid end to end.
 
     With ``isolate`` they are invisible to each other: position_ids and seq_idx (1, T), cu_seq_lens_q and _k (S + 1,),
     max_length_q and _k. Without, they are one text (the paper's plain concatenation).
@@ -79,10 +79,10 @@ def unisolate(model: PreTrainedModel) -> None:
 
 
 def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    """Forward pre-hook of a decoder: tells attention and mixers of the documents in a pack.
+    """Forward pre-hook of a decoder: passes the bounds of a pack's documents to attention and mixers.
 
     They are read from ``seq_idx``, else from ``cu_seq_lens_q``, else from restarts in ``position_ids``. A batch whose
-    attention mask has zeros is padded, not packed, and goes on as it is.
+    attention mask has zeros is padded, not packed, and is left unchanged.
 
     Raises:
         IsolationError: several documents come with padding in the attention mask, or with a cache.
@@ -102,7 +102,7 @@ def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     if padded or cache is not None:
         raise IsolationError(
             f"a pack of several documents came with {'padding in attention_mask' if padded else 'a cache'}, where "
-            "attention cannot keep them apart; fill packs up with a document of padding tokens, and use no cache"
+            "attention cannot isolate them; pad packs with a document of padding tokens, and use no cache"
         )
     inputs = args[0] if args else kwargs.get("input_ids")
     batch = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[0]
@@ -116,8 +116,8 @@ def read_documents(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
 
 
 def bounds_mask(first_BT: Tensor) -> Tensor:
-    """The bounds of the documents over all rows (1, 1, 1, S + 1), for :func:`document_attention`: transformers hands a
-    4-D mask on as it is. ``first_BT`` marks the first token of each document."""
+    """The bounds of the documents over all rows (1, 1, 1, S + 1), for :func:`document_attention`: transformers passes a
+    4-D mask on unchanged. ``first_BT`` marks the first token of each document."""
     end = torch.tensor([first_BT.numel()], device=first_BT.device)
     return torch.cat([first_BT.flatten().nonzero().flatten(), end]).int().view(1, 1, 1, -1)
 
@@ -125,8 +125,8 @@ def bounds_mask(first_BT: Tensor) -> Tensor:
 def padding_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' SDPA mask, but a query that sees nothing (left padding) sees everything.
 
-    What padding computes is never read, while fused kernels may make NaN of a row that is masked as a whole, and its
-    gradient spoils every key.
+    What padding computes is never read, while fused kernels may produce NaN for a fully masked row, and its gradient
+    corrupts every key.
     """
     mask: Tensor | None = sdpa_mask(*args, **kwargs)
     if mask is None or mask.dtype != torch.bool:

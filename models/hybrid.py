@@ -29,7 +29,7 @@ from nanoalign.models.mamba2 import conv_step, split_channels, ssd_step
 
 
 class Mamba2Path:
-    """The forward that all four mixers share; the classes below say where they differ."""
+    """The forward that all four mixers share; the classes below define where they differ."""
 
     layer_idx: int
     num_heads: int
@@ -86,10 +86,10 @@ class Mamba2Path:
         state_BHPN: Tensor | None,
         documents: Documents | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Convolution and scan of a stretch of a longer sequence, from :meth:`parts`.
+        """Convolution and scan of a segment of a longer sequence, from :meth:`parts`.
 
-        The convolution's inputs before the stretch and the state that enters it belong to document 0;
-        None for both at the start. Returns y (B, T, heads x channels), and the two for the next stretch.
+        The convolution's inputs before the segment and the state that enters it belong to document 0; None for both at
+        the start. Returns y (B, T, heads x channels), and the two for the next segment.
         """
         last_BKD = x_BTD[:, -(self.conv_kernel_size - 1) :].clone()
         x_BTD = self._convolve(x_BTD, previous_BKD, documents)
@@ -195,7 +195,7 @@ class FalconH1Path(Mamba2Path, FalconH1Mixer):
 
 
 PATHS: dict[type[nn.Module], type[nn.Module]] = {path.__bases__[1]: path for path in Mamba2Path.__subclasses__()}
-"""transformers' mixers and the classes that take their place."""
+"""transformers' mixers and the classes that replace them."""
 
 
 def install(model: PreTrainedModel, kernels: Kernels = "torch") -> int:
@@ -206,7 +206,7 @@ def install(model: PreTrainedModel, kernels: Kernels = "torch") -> int:
     the number of mixers on this path: 0 for a model of attention alone, which still learns to read packs.
 
     Raises:
-        ConfigError: Triton kernels are asked for and cannot run here.
+        ConfigError: Triton kernels are requested and cannot run here.
         IsolationError: they differ from the torch functions, or leak.
     """
     for module in model.modules():
@@ -220,7 +220,7 @@ def use_kernels(model: nn.Module, kernels: Kernels, device: torch.device) -> int
     """Sets the kernels of every mixer on this path, for training and prefill on ``device``. Returns their number.
 
     Raises:
-        ConfigError: Triton kernels are asked for and cannot run here.
+        ConfigError: Triton kernels are requested and cannot run here.
         IsolationError: they differ from the torch functions, or leak.
     """
     mixers = [module for module in model.modules() if isinstance(module, Mamba2Path)]

@@ -1,7 +1,7 @@
-"""Measures whether documents that share a batch influence each other, and refuses to go on where they do.
+"""Measures whether documents that share a batch influence each other, and stops training where they do.
 
-No list of versions and kernels says which combination leaks: documents are run in their batch and alone, and their
-tokens' log-probabilities (and gradients, if asked) are compared. A leak shows as tenths of a nat right after a
+No list of versions and kernels tells which combination leaks: documents are run in their batch and alone, and their
+tokens' log-probabilities (and gradients, on request) are compared. A leak shows as tenths of a nat right after a
 document's start; rounding stays far below in fp32, and is measured on the same documents in bf16.
 """
 
@@ -32,7 +32,7 @@ START, LOGITS = 8, 2**28
 
 @dataclass(frozen=True)
 class Document:
-    """Where one document lies in a batch: ``input_ids[row, start:end]``."""
+    """Where one document is in a batch: ``input_ids[row, start:end]``."""
 
     row: int
     start: int

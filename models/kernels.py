@@ -125,11 +125,11 @@ TRITON = KernelSet(triton_scan, triton_conv, triton_gated_norm, triton_squared_r
 
 
 def choose(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = (80, 128, 16)) -> KernelSet:
-    """The kernels for a device. ``auto`` takes Triton's on CUDA where they can be had and agree with torch's, for
+    """The kernels for a device. ``auto`` takes Triton's on CUDA where they are available and agree with torch's, for
     mixers of this ``size``: channels of a head, size of the state, heads of a group.
 
     Raises:
-        ConfigError: ``triton`` is asked for and cannot run here.
+        ConfigError: ``triton`` is requested and cannot run here.
         IsolationError: it differs from the torch functions, or leaks.
     """
     if kernels == "torch" or (kernels == "auto" and device.type != "cuda"):
@@ -148,8 +148,8 @@ def choose(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = 
 def verify(
     device: torch.device, size: tuple[int, int, int] = (80, 128, 16), tolerance: float = 0.02
 ) -> dict[str, float]:
-    """Compares the kernels with the torch functions on a small pack in bf16: outputs, gradients, and a document in the
-    pack with itself alone, which must be the same to the last bit. ``size`` is :func:`choose`'s.
+    """Compares the kernels with the torch functions on a small pack in bf16: outputs, gradients, and a packed document
+    against itself unpacked, which must agree to the last bit. ``size`` is :func:`choose`'s.
 
     Returns the relative differences.
 
@@ -166,7 +166,7 @@ def verify(
     try:
         trials = list(_trials(device, *size))
     except Exception as error:  # no C compiler, too little shared memory: Triton's errors have no base in common
-        raise ConfigError(f"kernels=triton: they do not run here: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"kernels=triton: cannot run here: {type(error).__name__}: {error}") from error
     found = {}
     for name, outputs, inputs, leak in trials:
         for part, (a, b) in {"output": outputs, "gradient": inputs}.items():
@@ -184,7 +184,7 @@ def _trials(device: torch.device, head_dim: int, size: int, share: int) -> Itera
     """For every kernel: its name, outputs and gradients of all inputs (torch's, Triton's), and how far the second
     document, behind a loud one, is from itself alone.
 
-    The scan and the convolution continue an earlier stretch, as tiles do (see :mod:`models.tiling`). Lengths divide by
+    The scan and the convolution continue an earlier segment, as tiles do (see :mod:`models.tiling`). Lengths divide by
     16, as tiles' do, so that nothing is compiled for this check alone.
     """
     length, start, heads, groups, dtype = 2048, 928, 2 * share, 2, torch.bfloat16

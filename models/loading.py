@@ -42,13 +42,13 @@ def resolve(spec: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{spec}: not a folder here, and the Hugging Face hub did not give it: {reason} "
+            f"{spec}: not a folder here, and could not be fetched from the Hugging Face hub: {reason} "
             "Without a network, copy the model and name its folder, or fill the hub's cache (HF_HOME) beforehand."
         ) from error
 
 
 def local_folder(spec: str | Path) -> Path | None:
-    """Where a spec lies on this machine, existing or not; None for a hub id.
+    """Where a spec is on this machine, existing or not; None for a hub id.
 
     Raises:
         CheckpointError: an unknown ``builtin:`` or ``pip:`` name, or something that is neither path nor hub id.
@@ -85,7 +85,7 @@ def load_model(
 
     Raises:
         CheckpointError: a folder, file or tensor is missing, damaged, unexpected or of another shape. Nothing is ever
-            initialised in its stead.
+            initialised in its place.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -134,7 +134,7 @@ def load_tokenizer(spec: str | Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: holds no tokenizer that transformers can load: {error}") from error
+        raise CheckpointError(f"{folder}: contains no tokenizer that transformers can load: {error}") from error
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no end token (eos_token)")
     if tokenizer.pad_token_id is None:
@@ -143,7 +143,7 @@ def load_tokenizer(spec: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Writes model and tokenizer in the Hugging Face layout, whole or not at all, in the model's dtype.
+    """Writes model and tokenizer in the Hugging Face layout, atomically, in the model's dtype.
 
     The folder loads in transformers and in vLLM as it is. Merge adapters first: a PEFT model would save only these.
     """
@@ -162,7 +162,7 @@ def describe(spec: str | Path) -> dict[str, Any]:
 
     Returns ``spec``, ``folder`` (None where it is known by name only), ``architecture``, ``parameters``, ``blocks``
     (counts by mamba, attention, mlp, moe), ``hidden_size``, ``vocab_size``, ``max_length``, ``weight_bytes`` (as
-    stored; 2 a parameter where not here), ``kv_bytes_per_token`` (bf16), ``state_bytes_per_sequence`` (fp32).
+    stored; 2 per parameter where not here), ``kv_bytes_per_token`` (bf16), ``state_bytes_per_sequence`` (fp32).
 
     Raises:
         CheckpointError: the model is neither here nor known by name, or its folder is damaged.

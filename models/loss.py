@@ -25,7 +25,7 @@ SCALED = ("logits_scaling", "lm_head_multiplier", "final_logit_softcapping", "lo
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, tile: int) -> Tensor:
-        # Autocast is followed by hand: it would keep a cast copy of an fp32 head for every tile's product.
+        # Autocast is applied by hand: it would keep a cast copy of an fp32 head for every tile's product.
         kind = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        (grad_ND, grad_VD), ctx.grads = ctx.grads, None  # scaled in place, so there is no second time
+        (grad_ND, grad_VD), ctx.grads = ctx.grads, None  # scaled in place, so backward runs only once
         for grad in (grad_ND, grad_VD):
             if grad is not None:
                 grad.mul_(scale.to(grad.dtype))
@@ -60,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _losses_and_slopes(logits_LV: Tensor, labels_L: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
     """Each token's cross entropy in fp32, 0 where it does not count, and, where ``slopes`` are wanted, its gradient, in
-    the logits' dtype; else something of the logits' shape."""
+    the logits' dtype; else a tensor of the logits' shape."""
     if logits_LV.is_cuda and logits_LV.dtype in (torch.bfloat16, torch.float16):
         from nanoalign.models.triton_loss import losses_and_slopes
 

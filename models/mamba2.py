@@ -158,7 +158,7 @@ def _recurrence(
     """The states that enter each chunk (B, Z, H, P, N) and the state after the last (B, H, P, N).
 
     ``total_BZH`` is the log-decay across each chunk, ``ends_BZ`` the document at its end; a state passes a chunk only
-    if the document that it belongs to goes on to the chunk's end.
+    if the document that it belongs to extends to the chunk's end.
     """
     entering, state, owner_B = [], initial_BHPN, first_B
     for start in range(0, added_BZHPN.shape[1], BLOCK):

@@ -2,8 +2,8 @@
 
 What checkpoints save outside of their recomputation goes to the host: the inputs of blocks, and of blocks that keep
 their wide products (:mod:`models.tiling`) those too. The first ones saved are needed last, so they go, as many as the
-host holds, and come back a few gigabytes ahead of the backward pass; the rest stays. Memory is moved as it lies: a
-contiguous tensor alone, views of one storage with the whole of it, once for all that saved it.
+host holds, and come back a few gigabytes ahead of the backward pass; the rest stays. Memory is moved as it is laid
+out: a contiguous tensor alone, views of one storage with all of it, once for everything that saved it.
 
 Copies run on a stream of their own; memory is taken and given back on the stream that computes, which waits where it
 would overtake a copy. So what the GPU holds does not depend on how far the CPU runs ahead.
@@ -29,12 +29,12 @@ SLAB = 2**30
 LAG = 4 * 2**30
 """Bytes of tensors on their way out that still take memory on the GPU; past it, computing waits for copying."""
 AHEAD = 3 * 2**30
-"""Bytes fetched before they are asked for."""
+"""Bytes fetched before they are needed."""
 
 
 @dataclass
 class _Parked:
-    """A stretch of a storage: on its way to the host, there, or back."""
+    """A segment of a storage: on its way to the host, there, or back."""
 
     place: int
     host: Tensor
@@ -49,7 +49,7 @@ class _Parked:
 
 @dataclass(frozen=True)
 class _View:
-    """A saved tensor: where it lies in a parked stretch."""
+    """A saved tensor: where it is in a parked segment."""
 
     parked: _Parked
     dtype: torch.dtype
@@ -58,7 +58,7 @@ class _View:
     offset: int
 
     def take(self) -> Tensor:
-        """The tensor on the GPU, after the copy. The stretch is dropped with its last use."""
+        """The tensor on the GPU, after the copy. The segment is dropped after its last use."""
         parked = self.parked
         assert parked.near is not None
         parked.copied.wait()
@@ -70,7 +70,7 @@ class _View:
 
 
 class HostOffload:
-    """Saved activations go to the host, the first of each forward pass, as many as ``host_bytes`` of memory hold.
+    """Moves saved activations to the host, the first of each forward pass, as many as ``host_bytes`` hold.
 
     Use: ``with offload.forward(): loss = ...``, then ``loss.backward()``, then the next forward pass, which takes the
     same host memory again.

@@ -18,7 +18,7 @@ def optimizer_steps(train: Training, samples: int) -> int:
     if train.steps is not None and train.epochs is not None:
         raise ConfigError("train: give `steps` or `epochs`, not both")
     if samples < 1:
-        raise ConfigError("train: there is no sample to train on")
+        raise ConfigError("train: no samples to train on")
     if train.steps is not None:
         return train.steps
     return math.ceil(math.ceil(samples / train.batch_size) * (train.epochs or 1.0))
@@ -27,8 +27,8 @@ def optimizer_steps(train: Training, samples: int) -> int:
 def schedule_factor(train: Training, step: int, steps: int) -> float:
     """The learning rate of optimizer step ``step`` (0 .. steps - 1) over the peak one.
 
-    Warm-up is linear from 0, exclusive, so that the first step trains too; every schedule stands at 1 on the step after
-    it. ``cosine`` and ``wsd`` reach ``min_lr_ratio`` at the last step. WSD: Hu et al. 2024 (arXiv 2404.06395), with the
+    Warm-up is linear from 0, exclusive, so that the first step trains too; every schedule is at 1 on the step after it.
+    ``cosine`` and ``wsd`` reach ``min_lr_ratio`` at the last step. WSD: Hu et al. 2024 (arXiv 2404.06395), with the
     linear decay of Haegele et al. 2024 (arXiv 2405.18392).
     """
     warmup = round(train.warmup_ratio * steps)

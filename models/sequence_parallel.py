@@ -1,8 +1,8 @@
-"""Packs whose tokens are spread over ranks, documents isolated all the same.
+"""Packs whose tokens are sharded over ranks, with documents still isolated.
 
-Embeddings, norms, projections, MLPs and the loss see a rank's own stretch of the pack. What looks along the sequence
-gets all of it for a share of the heads, by one all-to-all in and one back: attention (DeepSpeed-Ulysses, Jacobs et al.
-2023, arXiv 2309.14509) and Mamba-2's convolution and scan, whose gate and norm stay with the stretch.
+Embeddings, norms, projections, MLPs and the loss see a rank's own shard of the pack. What looks along the sequence gets
+all of it for a share of the heads, by one all-to-all in and one back: attention (DeepSpeed-Ulysses, Jacobs et al.
+2023, arXiv 2309.14509) and Mamba-2's convolution and scan, whose gate and norm stay with the shard.
 
 Every rank's gradients are those of its part of the work: their sum over the group is the gradient of the pack. Trainers
 that average over all ranks scale the loss by their number, as for data parallelism.
@@ -59,7 +59,7 @@ def exchange(x: Tensor, scatter: int, gather: int, group: dist.ProcessGroup) -> 
 
 
 class _GatherSequence(torch.autograd.Function):
-    """(B, L, ...) of every rank to (B, T, ...) on all. All ranks go on alike, so each takes its own part back."""
+    """(B, L, ...) of every rank to (B, T, ...) on all. All ranks continue alike, so each takes its own part back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -97,7 +97,7 @@ def ulysses_attention(
 
 
 class SequenceParallelMamba2(Mamba2Path):
-    """A mixer's convolution and scan, over the whole pack for this rank's heads; the rest stays with its stretch."""
+    """A mixer's convolution and scan, over the whole pack for this rank's heads; the rest stays with its shard."""
 
     group: dist.ProcessGroup
 
@@ -112,7 +112,7 @@ class SequenceParallelMamba2(Mamba2Path):
     ) -> Tensor:
         """(B, L, D) and (B, L, H) to (B, L, H P); ``seq_idx_BT`` is that of the whole pack."""
         if cache is not None:
-            raise IsolationError("sequence parallelism knows no cache")
+            raise IsolationError("sequence parallelism does not support a cache")
         ranks, rank = self.group.size(), self.group.rank()
         x_BTD = exchange(self._shares(x_BTD), 2, 1, self.group).squeeze(2)
         dt_BTH = exchange(dt_BTH, 2, 1, self.group)
@@ -128,7 +128,7 @@ class SequenceParallelMamba2(Mamba2Path):
 
     def _shares(self, channels: Tensor) -> Tensor:
         """The convolution's channels (..., D) by rank (..., R, D'): its x heads, then its groups of inputs and outputs.
-        A group whose heads lie on several ranks goes to all of them."""
+        A group whose heads are on several ranks goes to all of them."""
         ranks, state = self.group.size(), self.n_groups * self.ssm_state_size
         x, inputs, outputs = channels.split([self.intermediate_size, state, state], dim=-1)
         repeats = math.lcm(self.n_groups, ranks) // self.n_groups
@@ -140,13 +140,13 @@ class SequenceParallelMamba2(Mamba2Path):
 
 
 class _Stretches:
-    """The hooks around a decoder. A whole pack goes in and comes out whole (every rank hands in the same); where
-    ``seq_idx`` is longer than the inputs, these are this rank's stretch already, and so is the output."""
+    """The hooks around a decoder. A full pack goes in and comes out in full (every rank passes the same one); where
+    ``seq_idx`` is longer than the inputs, these are already this rank's shard, and so is the output."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
         self.whole: int | None = None
-        """Tokens to give back, or None for a stretch."""
+        """Tokens to give back, or None for a shard."""
 
     def enter(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if args:
@@ -162,14 +162,14 @@ class _Stretches:
         return args, kwargs | {"seq_idx": seq_idx, "attention_mask": mask, "use_cache": False}
 
     def _cut(self, decoder: nn.Module, name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """This rank's stretch of a whole pack, filled up with one more document to a multiple of the ranks."""
+        """This rank's shard of a full pack, filled up with one more document to a multiple of the ranks."""
         _, kwargs = read_documents(decoder, (), kwargs) or ((), kwargs)
         inputs, mask = kwargs[name], kwargs.get("attention_mask")
         batch, length = inputs.shape[:2]
         more = -length % self.group.size()
         seq_idx, positions = kwargs.get("seq_idx"), kwargs.get("position_ids")
         if kwargs.get("past_key_values") is not None:
-            raise IsolationError("sequence parallelism knows no cache")
+            raise IsolationError("sequence parallelism does not support a cache")
         if seq_idx is None:  # one document in each row, and its padding
             real = torch.ones(batch, length, device=inputs.device) if mask is None else mask
             seq_idx = 1 - real.long()
@@ -197,14 +197,14 @@ def sequence_group(ranks: int) -> dist.ProcessGroup:
 
 
 def spread(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
-    """Spreads every pack that ``model`` (loaded by :mod:`models.loading`) reads over the ranks of ``group``, in place.
+    """Shards every pack that ``model`` (loaded by :mod:`models.loading`) reads over the ranks of ``group``, in place.
 
-    All ranks call it together. ``model(input_ids=...)`` with a whole pack gives the same whole result on every rank.
-    With this rank's stretch (B, T / R) and a ``seq_idx`` (B, T) of the whole pack, the result is the stretch's, and
+    All ranks call it together. ``model(input_ids=...)`` with a full pack gives the same full result on every rank. With
+    this rank's shard (B, T / R) and a ``seq_idx`` (B, T) of the full pack, the result is the shard's, and
     ``position_ids`` must be given.
 
     Raises:
-        ConfigError: heads do not divide by the ranks, or attention is of a kind that cannot be spread.
+        ConfigError: heads do not divide by the ranks, or attention is of a kind that cannot be parallelized.
     """
     ranks, config = group.size(), model.config
     if config._attn_implementation != ATTENTION:

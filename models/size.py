@@ -12,7 +12,7 @@ WORDS = {
 def layer_kinds(config: dict[str, Any]) -> list[str]:
     """mamba, attention, mlp or moe for each block of a nemotron_h config.
 
-    Other architectures have one MLP for each layer beside its mixer (falcon_h1 has both mixers in every layer).
+    Other architectures have one MLP for each layer besides its mixer (falcon_h1 has both mixers in every layer).
     """
     if config["model_type"] == "nemotron_h":
         if "hybrid_override_pattern" in config:

@@ -20,7 +20,7 @@ def cache_root() -> Path:
 
 
 def converted_folder() -> Path:
-    """Where this package version's conversion lies, or will lie.
+    """Where this package version's conversion is, or will be.
 
     Raises:
         CheckpointError: the package is not installed.

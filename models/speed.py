@@ -1,4 +1,4 @@
-"""What a recipe's `Training` section asks of a model's memory and speed, applied to the model on its device."""
+"""Applies a recipe's memory and speed settings (`Training`) to the model on its device."""
 
 import torch
 from torch import nn

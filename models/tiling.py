@@ -1,15 +1,15 @@
-"""Long packs in little memory: MLPs and Mamba-2 blocks a stretch of tokens at a time.
+"""Long packs in little memory: MLPs and Mamba-2 blocks one segment of tokens at a time.
 
 Inside a block of NemotronH the widest tensor is 4 to 5 times the hidden size; at 131,072 tokens a Mamba block's
-projection, states and their gradients would take tens of gigabytes. Here a block runs tile by tile: an MLP's tiles do
-not know of each other; a Mamba block's hand on the convolution's last inputs and the state, so that the result is that
-of one long sequence, documents isolated, and gradients flow back through them. A Mamba block's tiles end where a chunk
-of the scan does (:func:`models.chunks.tile_bounds`): a document is cut into the same chunks wherever it lies.
+projection, states and their gradients would take tens of gigabytes. Here a block runs tile by tile: an MLP's tiles are
+independent; a Mamba block's pass on the convolution's last inputs and the state, so that the result is that of one long
+sequence, documents isolated, and gradients flow back through them. A Mamba block's tiles end where a chunk of the scan
+does (:func:`models.chunks.tile_bounds`): a document is cut into the same chunks wherever it is.
 
 Each tile is its own activation checkpoint: what stays is the block's input. A checkpointed piece ends in a product (see
 :mod:`models.lowrank`), which recomputation leaves out, so that ``down_proj`` and ``out_proj`` run once. Blocks that
 ``keep`` their products save the outputs of ``up_proj``, ``in_proj``, scan and attention too, 4 to 7 times the memory of
-the input, and compute again only what is elementwise, norms and the convolution.
+the input, and recompute only elementwise operations, norms and the convolution.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,8 @@ from nanoalign.models.lowrank import project
 
 
 class TiledLlamaLayer(LlamaDecoderLayer):
-    """A layer of Llama that checkpoints itself when gradient checkpointing is on: attention whole, the MLP in tiles."""
+    """A layer of Llama that checkpoints itself when gradient checkpointing is on: attention in one piece, the MLP in
+    tiles."""
 
     tile: int
 
@@ -99,7 +100,7 @@ class TiledNemotronHBlock(NemotronHBlock):
     ) -> bool:
         if torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training):
             return False
-        if self.block_type == "linear_attention":  # not padded, not cached, not spread over ranks
+        if self.block_type == "linear_attention":  # not padded, not cached, not sharded over ranks
             alone = attention_mask is None and past_key_values is None and not use_cache
             return alone and isinstance(self.mixer, Mamba2Path) and type(self.mixer)._scan is Mamba2Path._scan
         return self.block_type == "mlp"
@@ -162,7 +163,7 @@ class _Stretch:
 
     tokens: int
     begins: bool
-    """Whether nothing is handed on to it: a document begins."""
+    """Whether no state is passed on to it: a document begins."""
     documents: Documents | None = None
     same_BK: Tensor | None = None
     """Whether the tokens in front of it are of its first document."""

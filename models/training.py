@@ -1,5 +1,5 @@
 """What every trainer of this suite shares: arguments from a recipe's `Training` section, the learning-rate curve,
-checkpoints that are whole or not there, and figures on their way to the stage's log."""
+checkpoints that are complete or absent, and figures for the stage's log."""
 
 import math
 import os
@@ -23,19 +23,19 @@ from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.models.speed import prepare
 
 WHOLE = "whole"
-"""Name of the empty file that says that a checkpoint folder was written to its end."""
+"""Name of the empty file that marks a checkpoint folder as completely written."""
 
 
 def resolve_device(device: str) -> str:
     """``auto`` becomes ``cuda`` where there is one, else ``cpu``; ``cuda:1`` is the second.
 
     Raises:
-        ConfigError: a CUDA device is asked for that is not there, or the name is unknown.
+        ConfigError: the requested CUDA device does not exist, or the name is unknown.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {device} is asked for, but torch finds {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"device: {device} is requested, but torch finds {torch.cuda.device_count()} CUDA devices")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
@@ -65,13 +65,13 @@ def training_arguments(
     """
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     if devices % ranks:
-        raise ConfigError(f"pack.sequence_parallel: {ranks} is no divisor of the {devices} processes of the launch")
+        raise ConfigError(f"pack.sequence_parallel: {ranks} does not divide the {devices} processes of the launch")
     groups = devices // ranks
     micro = train.micro_batch(groups)
     if train.batch_size % (micro * groups):
         by = "devices" if ranks == 1 else f"groups of {ranks} devices"
         raise ConfigError(
-            f"train.batch_size: {train.batch_size} is no multiple of {micro} (micro batch) x {groups} ({by})"
+            f"train.batch_size: {train.batch_size} is not a multiple of {micro} (micro batch) x {groups} ({by})"
         )
     on_cpu = resolve_device(device) == "cpu"
     settings: dict[str, Any] = {
@@ -104,15 +104,15 @@ def training_arguments(
         "report_to": [],
     }
     arguments = cls(**{**settings, **more})
-    # A process trains on one GPU; with more in sight the Trainer would spread its batches over them (DataParallel).
+    # A process trains on one GPU; if it saw more, the Trainer would spread its batches over them (DataParallel).
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps among those written to their end, or None.
+    """The checkpoint with the most steps among the complete ones, or None.
 
-    Those left half-written are deleted: nothing of them may mix with what is written later under the same name.
+    Incomplete ones are deleted: their files must not mix with what is written later under the same name.
     """
     whole: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
@@ -124,7 +124,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 class WholeCheckpoints(TrainerCallback):
-    """Marks a checkpoint as whole once every rank has written its part and all of it is on disk.
+    """Marks a checkpoint as complete once every rank has written its part and all of it is on disk.
 
     No checkpoint is written after the last step: the stage saves the model right then, and the Trainer, resumed at its
     last step in the middle of an epoch, would train one step too many.
@@ -153,7 +153,7 @@ class MetricsCallback(TrainerCallback):
     """Sends what a trainer logs to the stage's log, with the tokens seen and tokens/s.
 
     A resumed stage logs the steps after its checkpoint again, so the last row of a step is the one that counts. A loss
-    or gradient that is not finite raises StageError: nothing after it is worth its time.
+    or gradient that is not finite raises StageError: continuing would be pointless.
     """
 
     def __init__(self, log: StageLog, **fixed: Any) -> None:
@@ -186,8 +186,8 @@ class MetricsCallback(TrainerCallback):
         self.log.metrics(state.global_step, state.max_steps, **self.fixed, **row)
         if wrong := [name for name in ("loss", "grad_norm") if not math.isfinite(row.get(name, 0.0))]:
             raise StageError(
-                f"step {state.global_step}: {' and '.join(wrong)} not finite, so the weights are spoilt; the stage "
-                "goes on from its last checkpoint when run again"
+                f"step {state.global_step}: {' and '.join(wrong)} not finite, so the weights are corrupt; the stage "
+                "resumes from its last checkpoint when run again"
             )
 
 
@@ -195,7 +195,7 @@ class RecipeTrainer(Trainer):
     """Mixin before any HF or TRL trainer: ``class PackedSFT(RecipeTrainer, SFTTrainer)``.
 
     Learning rates come from :mod:`models.schedules`; norms, biases and Mamba's A, D and dt are not decayed; checkpoints
-    are whole or not there; figures go to the stage's log.
+    are complete or absent; figures go to the stage's log.
     """
 
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
@@ -209,7 +209,7 @@ class RecipeTrainer(Trainer):
         self.add_callback(MetricsCallback(log, **({} if phase is None else {"phase": phase})))
 
     def train_or_resume(self) -> None:
-        """Trains from the newest whole checkpoint under ``args.output_dir``, or from the start.
+        """Trains from the newest complete checkpoint under ``args.output_dir``, or from the start.
 
         On CPU a training killed at any moment and resumed ends with the same weights, bitwise: the checkpoint holds
         weights, optimizer, schedule and RNG states, and the data order is a function of seed and epoch.
@@ -252,5 +252,5 @@ class RecipeTrainer(Trainer):
         if missing or load_result.unexpected_keys:
             raise CheckpointError(
                 f"{self.args.output_dir}: the newest checkpoint does not fit the model: missing {missing[:5]}, "
-                f"unexpected {load_result.unexpected_keys[:5]}; delete it to start the stage again"
+                f"unexpected {load_result.unexpected_keys[:5]}; delete it to restart the stage"
             )

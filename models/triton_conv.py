@@ -1,9 +1,9 @@
 """The causal convolution with its SiLU as Triton kernels of our own, one for each direction. CUDA only.
 
-A program marches along a stretch of tokens with a few channels, keeping their last inputs in registers, so that each
-direction reads and writes every element once; the gradients of weights add up in registers too. There are two copies
-of each march: stretches inside one document, which are nearly all, need no masks. They read strided views (the input is
-a slice of the input projection) and count offsets in 64 bits: a pack's projection has more than 2^31 elements.
+A program marches along a segment of tokens with a few channels, keeping their last inputs in registers, so that each
+direction reads and writes every element once; the gradients of weights add up in registers too. There are two copies of
+each march: segments inside one document, which are nearly all, need no masks. They read strided views (the input is a
+slice of the input projection) and count offsets in 64 bits: a pack's projection has more than 2^31 elements.
 
 Shapes: B batch, T tokens, D channels, K convolution width.
 """
@@ -41,7 +41,7 @@ def _factors(weight, bias, d, d_mask, K: tl.constexpr, HAS_BIAS: tl.constexpr, B
 
 @triton.jit
 def _tokens(base, stride, t, length, d_mask, COUNT: tl.constexpr, MASKED: tl.constexpr):
-    """The channels of ``COUNT`` tokens from ``t`` on: all are asked for before the first is used."""
+    """The channels of ``COUNT`` tokens from ``t`` on: all are loaded before the first is used."""
     base += t * stride
     rows = ()
     for i in tl.static_range(COUNT):
@@ -102,8 +102,8 @@ def _pushed(newest, kept, K: tl.constexpr):
 
 @triton.jit
 def _convolve(row, earlier, owner, owners, factors, offset, K: tl.constexpr, MASKED: tl.constexpr):
-    """A token before SiLU in fp32, and the ``K`` inputs it sees, its own first. All tokens are added up in one order
-    by explicit fused steps, so that a token's bits do not hang on where in the pack it lies."""
+    """A token before SiLU in fp32, and the ``K`` inputs it sees, its own first. All tokens are added up in one order by
+    explicit fused steps, so that a token's bits do not depend on where in the pack it is."""
     inputs = (row.to(tl.float32),)
     for lag in tl.static_range(1, K):
         if MASKED:
@@ -179,7 +179,7 @@ def _backward_step(
     K: tl.constexpr, HAS_DOCUMENT: tl.constexpr, SILU: tl.constexpr, MASKED: tl.constexpr, WEIGHTS: tl.constexpr,
     HAS_PREVIOUS: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """``COUNT`` tokens from ``t`` on: the slope of each one before SiLU enters the gradients of the ``K`` inputs it
+    """``COUNT`` tokens from ``t`` on: the gradient of each one before SiLU enters the gradients of the ``K`` inputs it
     saw, which completes the earliest's. ``pending``: what the last ``K - 1`` tokens' gradients are so far; ``sums``:
     the gradients of the factors, then the bias's."""
     APART: tl.constexpr = MASKED and HAS_DOCUMENT
@@ -293,9 +293,9 @@ def _conv_backward(
 
 
 class CausalConv(torch.autograd.Function):
-    """The depthwise causal convolution, document by document, and its SiLU if asked for.
+    """The depthwise causal convolution, document by document, and optionally its SiLU.
 
-    A document's outputs and input gradients have the same bits wherever in a pack it lies.
+    A document's outputs and input gradients have the same bits wherever in a pack it is.
     """
 
     @staticmethod

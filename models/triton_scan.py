@@ -1,8 +1,8 @@
 """The state-space scan of Mamba-2 in Triton, forward and backward, in chunks that never cross a document. CUDA only.
 
-The chunked form of structured state-space duality (Dao and Gu 2024, arXiv 2405.21060, section 6). Chunks begin anew at
+The chunked form of structured state-space duality (Dao and Gu 2024, arXiv 2405.21060, section 6). Chunks restart at
 every document (:mod:`models.chunks`), so that no term of one document enters a sum of another, and a document's values
-are the same bits wherever it lies in a pack. The state between chunks stays in registers in fp32 and is stored once for
+are the same bits wherever it is in a pack. The state between chunks stays in registers in fp32 and is stored once for
 each chunk, rounded to the inputs' dtype, as the products that read it would round it anyway.
 
 Shapes: B batch, T tokens, M = B T tokens of all rows, H heads, P channels of a head, G groups of heads, N state size,
@@ -134,7 +134,7 @@ def backward(
     grad_y: Tensor, grad_final: Tensor, channels: Tensor, dt_BTH: Tensor, A_H: Tensor, D_H: Tensor | None,
     initial: Tensor | None, documents: Documents | None, head_dim: int, size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """Gradients of :func:`forward`'s channels, dt, A, D and initial state. States are computed again."""
+    """Gradients of :func:`forward`'s channels, dt, A, D and initial state. States are recomputed."""
     plan, grad_y = _Plan(channels, len(A_H), head_dim, size, documents), _flat(grad_y)
     x, key, query = plan.split(plan.channels)
     decays = plan.decays(dt_BTH, A_H)
@@ -188,6 +188,6 @@ class Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
+        saved = ctx.saved_tensors  # once: checkpointing does not return them a second time
         grads = backward(grad_y, grad_state, *saved, *ctx.others)
         return *grads[:4], None if saved[4] is None else grads[4], None, None, None

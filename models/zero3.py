@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 
 def gather_blocks(model: PreTrainedModel | PeftModel, root: nn.Module | None = None) -> None:
-    """Has ZeRO-3 gather a whole block's weights when the block is called, and the head's when ``root`` is: the module
-    whose forward computes the loss, the causal LM itself by default. Call it before DeepSpeed wraps the model."""
+    """Makes ZeRO-3 gather all of a block's weights when the block is called, and the head's when ``root`` is: the
+    module whose forward computes the loss, the causal LM itself by default. Call it before DeepSpeed wraps the
+    model."""
     from deepspeed.runtime.zero.partition_parameters import register_external_parameter
     from deepspeed.utils import set_z3_leaf_modules
 
@@ -20,5 +21,5 @@ def gather_blocks(model: PreTrainedModel | PeftModel, root: nn.Module | None = N
     blocks = {type(module) for module in base.modules() if names & {cls.__name__ for cls in type(module).__mro__}}
     set_z3_leaf_modules(base, list(blocks))
     if isinstance(model, PeftModel):
-        base.enable_input_require_grads()  # without, the first block's weights are let go before its backward pass
+        base.enable_input_require_grads()  # without it, the first block's weights are released before its backward pass
     register_external_parameter(root or base, base.get_output_embeddings().weight)

@@ -2,11 +2,11 @@
 
 ==================  ====================================================================================
 ``stage.json``      the record: config, fingerprints, versions, timing, figures, status
-``model/``          the stage's model (HF layout), where it makes one
-``metrics.jsonl``   one row a step; ``samples.jsonl`` rendered samples; ``tensorboard/`` the same as events
-``log.txt``         all that the stage's process printed
-``job.json``        what the process was told to do; ``result.json`` what it answered
-``checkpoints/``    where training goes on after a crash
+``model/``          the stage's model (HF layout), if it makes one
+``metrics.jsonl``   one row per step; ``samples.jsonl`` rendered samples; ``tensorboard/`` the same as events
+``log.txt``         everything the stage's process printed
+``job.json``        the process's instructions; ``result.json`` its result
+``checkpoints/``    where training resumes after a crash
 ==================  ====================================================================================
 """
 
@@ -28,16 +28,16 @@ class StageRecord:
     name: str
     kind: str
     status: str
-    """running, finished, failed or stopped; a record that says running without a living run was killed."""
+    """running, finished, failed or stopped; a record marked running without a live run was killed."""
     fingerprint: str
     parts: dict[str, str]
-    """Fingerprints of config, inputs, code and data."""
+    """Hashes of config, inputs, code and data."""
     code: dict[str, str]
     """Versions of the rooms that it ran in."""
     inputs: dict[str, str]
     """Role to stage name or `base`."""
     config: dict[str, Any]
-    """What the recipe said about what the stage makes; how it was run stands in ``job.json``."""
+    """The recipe's settings that determine the stage's result; how it was run is in ``job.json``."""
     seed: int
     versions: dict[str, str]
     """Python's and the libraries' versions, and the machine."""
@@ -45,7 +45,7 @@ class StageRecord:
     """Seconds since the epoch, of the first attempt."""
     ended: float | None = None
     attempts: int = 1
-    """Processes started for it; above 1 it went on after a stop or a crash."""
+    """Processes started for it; above 1 it was resumed after a stop or a crash."""
     wall_s: float = 0.0
     """Seconds over all attempts."""
     peak_rss_gb: float = 0.0
@@ -63,7 +63,7 @@ def read_record(folder: Path) -> StageRecord | None:
 
 
 def write_record(folder: Path, record: StageRecord) -> None:
-    """Writes ``stage.json``, whole or not at all; figures that are not finite become null."""
+    """Writes ``stage.json`` atomically; figures that are not finite become null."""
     write_json(folder / "stage.json", finite(asdict(record)))
 
 

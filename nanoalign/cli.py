@@ -1,6 +1,6 @@
 """The command line. Every command imports what it needs when it is called: --help answers at once.
 
-Exit status: 0 done; 1 a stage crashed; 2 something that the user can act upon; 130 Ctrl-C, 143 SIGTERM.
+Exit status: 0 done; 1 a stage crashed; 2 an error that the user can fix; 130 Ctrl-C, 143 SIGTERM.
 """
 
 import json
@@ -48,7 +48,7 @@ def options(
         bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """One recipe runs the whole post-training of a reasoning model."""
+    """One recipe runs the complete post-training of a reasoning model."""
 
 
 @app.command()
@@ -59,10 +59,10 @@ def run(
     data_root: DataRootOption = None,
     device: DeviceOption = None,
     root: RootOption = Path("runs"),
-    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Run anew, with all after it.")] = None,
+    force: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Rerun, with everything after it.")] = None,
     until: Annotated[list[str] | None, typer.Option(metavar="STAGE", help="Stop once this stage is done.")] = None,
     ignore_code: Annotated[
-        bool, typer.Option("--ignore-code", help="Keep what other versions of the code have made.")
+        bool, typer.Option("--ignore-code", help="Keep artifacts made by other versions of the code.")
     ] = False,
 ) -> None:
     """Run what is new, changed or unfinished."""
@@ -97,7 +97,7 @@ def plan(
     device: DeviceOption = None,
     root: RootOption = Path("runs"),
     ignore_code: Annotated[
-        bool, typer.Option("--ignore-code", help="Keep what other versions of the code have made.")
+        bool, typer.Option("--ignore-code", help="Keep artifacts made by other versions of the code.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
     resolved: Annotated[bool, typer.Option("--resolved", help="Only the resolved recipe, as YAML.")] = False,
@@ -118,7 +118,7 @@ def plan(
 
 @recipes_app.command("ls")
 def recipes_ls() -> None:
-    """List them."""
+    """List the shipped recipes."""
     import yaml
 
     from nanoalign.recipe.load import shipped
@@ -130,9 +130,9 @@ def recipes_ls() -> None:
 @recipes_app.command("cp")
 def recipes_cp(
     name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
-    to: Annotated[Path, typer.Argument(help="A folder, or the new file's name.")] = Path("."),
+    to: Annotated[Path, typer.Argument(help="A folder or a new file name.")] = Path("."),
 ) -> None:
-    """Copy one to start from, with the schema that editors complete and check it by."""
+    """Copy a recipe to start from, with the schema that editors use to complete and check it."""
     from nanoalign.recipe.copy import copy_recipe
 
     for path in copy_recipe(name, to):
@@ -141,7 +141,7 @@ def recipes_cp(
 
 @app.command()
 def schema(
-    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write it there instead of printing it.")] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write it to a file instead.")] = None,
 ) -> None:
     """The recipe's JSON Schema, for editors."""
     from nanoalign.recipe.json_schema import json_schema
@@ -156,7 +156,7 @@ def schema(
 def report(
     run_folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="runs/NAME")],
 ) -> None:
-    """Write a run's report.json and report.html anew, from what is there: of an unfinished run too."""
+    """Rewrite a run's report.json and report.html from what exists, even for an unfinished run."""
     from nanoalign.report import write
 
     write(run_folder)

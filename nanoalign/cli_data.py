@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nanoalign.data_recipes.config import Mixture
     from nanoalign.recipe.schema import Recipe
 
-app = typer.Typer(no_args_is_help=True, help="See what a recipe trains on, and make more of it.")
+app = typer.Typer(no_args_is_help=True, help="Inspect what a recipe trains on, and generate more.")
 app.command()(prepare)
 app.command()(generate)
 
@@ -37,7 +37,7 @@ pre {{ font-family: Menlo, "DejaVu Sans Mono", Consolas, monospace; font-size: 1
 </body>
 </html>
 """
-StageOption = Annotated[str | None, typer.Option(help="The SFT stage whose data and teaching to show; else its first.")]
+StageOption = Annotated[str | None, typer.Option(help="The SFT stage whose data to show; default: the first.")]
 
 
 @app.command()
@@ -45,13 +45,13 @@ def show(
     recipe: RecipeArgument,
     stage: StageOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples to show, drawn from all sources.")] = 8,
-    packs: Annotated[bool, typer.Option("--packs", help="Group them as packing does.")] = False,
+    packs: Annotated[bool, typer.Option("--packs", help="Group them into packs.")] = False,
     set_: SetOption = None,
     data_root: DataRootOption = None,
 ) -> None:
     """Show samples as the model sees them.
 
-    What is trained is in colour; reasoning is stripped and cut as the stage does.
+    Trained text is in colour; reasoning is stripped and cut as in the stage.
     """
     from rich.console import Console
 
@@ -84,7 +84,7 @@ def show(
 @app.command()
 def stats(
     recipe: RecipeArgument,
-    data: Annotated[str | None, typer.Option(help="The mixture to count; else the recipe's first.")] = None,
+    data: Annotated[str | None, typer.Option(help="The mixture to count; default: the recipe's first.")] = None,
     set_: SetOption = None,
     data_root: DataRootOption = None,
     html: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the tables there as HTML.")] = None,
@@ -121,7 +121,7 @@ def stats(
 
 @app.command()
 def sources(data_root: DataRootOption = None) -> None:
-    """List the named sources, and where they are found."""
+    """List the named sources and where they are."""
     from nanoalign.common.errors import NanoalignError
     from nanoalign.data_recipes.catalog import catalog
     from nanoalign.data_recipes.miniature import SOURCES

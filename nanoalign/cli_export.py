@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nanoalign.recipe.schema import Recipe
     from nanoalign.sft.config import SFTStage
 
-app = typer.Typer(no_args_is_help=True, help="Write a stage down for another trainer.")
+app = typer.Typer(no_args_is_help=True, help="Export a stage for another trainer.")
 
 
 @app.callback()
@@ -26,15 +26,15 @@ def nemo_rl(
     recipe: RecipeArgument,
     stage: Annotated[str, typer.Option(help="An sft, dpo or grpo stage.")],
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Where to (default: RUNS/NAME/STAGE-nemo-rl).")
+        Path | None, typer.Option(file_okay=False, help="Output folder (default: RUNS/NAME/STAGE-nemo-rl).")
     ] = None,
     set_: SetOption = None,
     data_root: DataRootOption = None,
     root: RootOption = Path("runs"),
 ) -> None:
-    """A stage as NeMo-RL v0.6 takes it: config, data, rewards and launch command.
+    """Export a stage for NeMo-RL v0.6: config, data, rewards and launch command.
 
-    Settings that NeMo-RL does not have are errors, or stand in the export's README.
+    Settings that NeMo-RL does not have are errors, or are listed in the export's README.
     """
     from nanoalign.nemo_rl.folder import write
 
@@ -58,7 +58,7 @@ def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
 
     section: Any = recipe.stages[name]
     if section.kind not in ("sft", "dpo", "grpo"):
-        raise ConfigError(f"stages.{name}.kind: {section.kind} is nothing that NeMo-RL trains; sft, dpo and grpo are")
+        raise ConfigError(f"stages.{name}.kind: {section.kind}: NeMo-RL trains only sft, dpo and grpo")
     local = local_folder(recipe.model)
     model = str(local.resolve() if local is not None else recipe.model)
     if section.from_ != "base":
@@ -101,7 +101,7 @@ def _sft(
     folder: Path,
     data_root: Path | None,
 ) -> "Export":
-    """The documents of :func:`sft.stage.run`, and its packs where they are concatenated plainly."""
+    """The documents of :func:`sft.stage.run`, or its packs if they are concatenated without isolation."""
     from nanoalign.data_recipes.tokenize import Example
     from nanoalign.nemo_rl.supervised import Packing, export_sft
     from nanoalign.sft.data import prepare, stage_data

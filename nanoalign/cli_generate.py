@@ -24,8 +24,8 @@ def generate(
 ) -> None:
     """Make samples with a served model.
 
-    Rejection sampling, tool trajectories, questions across documents, translations. Run it again after a failure: what
-    was answered is not asked again.
+    Rejection sampling, tool trajectories, questions across documents, translations. Run it again after a failure:
+    replies already received are reused.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -49,14 +49,14 @@ def generate(
     made = f"{report['samples']:,} samples of {report['started_from']:,} tasks -> {config.out}"
     console.print(printable(made), markup=False, soft_wrap=True)
     console.print(
-        f"{report['requests']:,} replies ({report['asked_now']:,} asked for now), {report['tokens']:,} tokens"
+        f"{report['requests']:,} replies ({report['asked_now']:,} requested now), {report['tokens']:,} tokens"
     )
     for reason, count in report["not_kept"].items():
         console.print(printable(f"  {count:>8,} not kept: {reason}"), markup=False)
 
 
 def read(path: Path) -> "Generate":
-    """The settings in a YAML file. Raises ConfigError with all that is wrong, each with its line and nearest key."""
+    """The settings in a YAML file. Raises ConfigError with all mistakes, each with its line and nearest key."""
     from pydantic import ValidationError
 
     from nanoalign.data_recipes.synthetic.config import Generate
@@ -74,7 +74,7 @@ def read(path: Path) -> "Generate":
 
 
 def makers(config: "Generate", data_root: Path | None) -> "Iterator[Maker]":
-    """One maker a task. Raises ConfigError and DataError for unknown sources, environments and tasks."""
+    """One maker per task. Raises ConfigError and DataError for unknown sources, environments and tasks."""
     made: Any = {
         "rejection": _rejection,
         "trajectories": _trajectories,

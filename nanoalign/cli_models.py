@@ -28,7 +28,7 @@ def merge(
     ] = None,
     *,
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Where the merged model goes (a folder each, if several).")
+        Path, typer.Option(file_okay=False, help="Folder of the merged model (of one folder each, if several).")
     ],
     alphas: Annotated[
         str | None, typer.Option(help="Weights of B: 0.5 (the default), 0.2,0.4 or first:last:step.")
@@ -36,13 +36,13 @@ def merge(
     base: Annotated[
         Path | None, typer.Option(help="The model that A and B are adapters on, or task vectors from.")
     ] = None,
-    method: Annotated[str, typer.Option(help="linear, or a method of mergekit: ties, dare_ties, slerp ...")] = "linear",
-    weights: Annotated[str | None, typer.Option(help="For other methods: a weight a model, 0.5,0.3,0.2.")] = None,
+    method: Annotated[str, typer.Option(help="linear, or a mergekit method: ties, dare_ties, slerp ...")] = "linear",
+    weights: Annotated[str | None, typer.Option(help="For other methods: a weight per model, 0.5,0.3,0.2.")] = None,
     density: Annotated[float | None, typer.Option(help="For ties and dare: the share of parameters kept.")] = None,
-    t: Annotated[float | None, typer.Option(help="For slerp: the place between the two.")] = None,
-    seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
+    t: Annotated[float | None, typer.Option(help="For slerp: the position between the two.")] = None,
+    seed: Annotated[int, typer.Option(help="For methods with randomness.")] = 0,
     config: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A mergekit YAML, which says all that the others would.")
+        Path | None, typer.Option(dir_okay=False, help="A mergekit YAML, in place of the other options.")
     ] = None,
     evaluate: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Sweep: score every alpha as this recipe's merge stage does.")
@@ -67,7 +67,7 @@ def merge(
         with merging.shown_progress() as progress:
             print(merging.merge_yaml_command(config, out, seed=seed, progress=progress))
     elif not models:
-        raise ConfigError("give the folders of the models to merge, or a mergekit YAML as --config")
+        raise ConfigError("give model folders to merge, or a mergekit YAML as --config")
     elif evaluate is not None:
         _refuse("in a sweep", base=base, weights=weights, density=density, t=t)
         if method != "linear":
@@ -82,7 +82,7 @@ def merge(
             ):
                 print(folder)
     else:
-        _refuse("but in a linear merge of two", alphas=alphas)
+        _refuse("except in a linear merge of two", alphas=alphas)
         numbers = None if weights is None else merging.parse_weights(weights)
         print(
             merging.merge_many_command(method, models, out, base=base, weights=numbers, density=density, t=t, seed=seed)
@@ -90,7 +90,7 @@ def merge(
 
 
 def _refuse(where: str, **options: Any) -> None:
-    """Raises ConfigError for an option that was given and would do nothing."""
+    """Raises ConfigError for an option that was given but would have no effect."""
     from nanoalign.common.errors import ConfigError
 
     for name, value in options.items():
@@ -138,7 +138,7 @@ def _sweep(
 def serve(
     context: typer.Context,
     model: ModelArgument,
-    host: Annotated[str, typer.Option(help="Other addresses than loopback need a key.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Addresses other than loopback require a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="NANOALIGN_API_KEY", help="Key that requests must carry.")
@@ -147,7 +147,7 @@ def serve(
 ) -> None:
     """Serve a model with thinking budgets (vLLM).
 
-    Requests may carry thinking_budget. Further options go to vLLM as they are.
+    Requests may carry thinking_budget. Further options are passed to vLLM unchanged.
     """
     from nanoalign.budget_control.serve import serve as start
     from nanoalign.data_recipes.chat import chat_format
@@ -162,22 +162,20 @@ def chat(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A folder, a hub id, builtin:NAME, pip:NAME or a server's URL.")
     ],
-    budget: Annotated[
-        int | None, typer.Option(min=0, help="Thinking tokens of an answer; without it unlimited.")
-    ] = None,
-    grace: Annotated[int, typer.Option(min=0, help="Tokens past the budget in which a line end is awaited.")] = 500,
+    budget: Annotated[int | None, typer.Option(min=0, help="Thinking tokens per answer; default: unlimited.")] = None,
+    grace: Annotated[int, typer.Option(min=0, help="Tokens past the budget to wait for a line end.")] = 500,
     form: ChatOption = "nemotron-nano-v2",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, thinking included.")] = 4096,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, including thinking.")] = 4096,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.6,
-    tokenizer: Annotated[str | None, typer.Option(help="For a server: whose tokenizer its model has.")] = None,
-    served_name: Annotated[str | None, typer.Option(help="For a server: its name for the model.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="For a server: its model's tokenizer.")] = None,
+    served_name: Annotated[str | None, typer.Option(help="For a server: its model's name.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="NANOALIGN_API_KEY", help="For a server: its key.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Talk to a model in the terminal.
 
     Thinking is folded and counted against its budget. A server (http://127.0.0.1:8000/v1) needs no plugin: the budget
-    is kept from here.
+    is enforced by the client.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from nanoalign.budget_control.terminal import run_chat
@@ -191,15 +189,15 @@ def chat(
 def budget_curve(
     model: ModelArgument,
     recipe: RecipeArgument,
-    suite: Annotated[str | None, typer.Option(help="The recipe's suite to measure on; else its first.")] = None,
+    suite: Annotated[str | None, typer.Option(help="The recipe's suite to measure on; default: the first.")] = None,
     budgets: Annotated[str, typer.Option(help="Thinking budgets in tokens.")] = "0,32,64,128,256",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, thinking included.")] = 1024,
-    grace: Annotated[int, typer.Option(min=0, help="Tokens past a budget in which a line end is awaited.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, including thinking.")] = 1024,
+    grace: Annotated[int, typer.Option(min=0, help="Tokens past a budget to wait for a line end.")] = 16,
     enforcement: Annotated[
         str,
         typer.Option(
-            help="Ways to keep a budget, compared: rule; hard (closed at the budget itself); none (as many tokens in "
-            "all as under the rule, nothing closed)."
+            help="Budget enforcements to compare: rule; hard (closed at the budget itself); none (as many tokens in "
+            "total as under the rule, nothing closed)."
         ),
     ] = "rule",
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw accuracy by budget (.svg, .png).")] = None,
@@ -226,9 +224,9 @@ def budget_curve(
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = known("suite", suite or next(iter(loaded.suites), "suite"), loaded.suites)
-    ways = {known("way to keep a budget", way, ENFORCED) for way in enforcement.split(",")}
+    ways = {known("enforcement", way, ENFORCED) for way in enforcement.split(",")}
     if "rule" not in ways:
-        raise ConfigError(f"--enforcement {enforcement}: the others are measured beside the rule, name it too")
+        raise ConfigError(f"--enforcement {enforcement}: the others are compared with `rule`; add it")
     try:
         limits = [int(part) for part in budgets.split(",")]
         rollouts = Rollouts.model_validate(

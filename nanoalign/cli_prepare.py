@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def prepare(
     recipe: RecipeArgument,
-    stage: Annotated[str | None, typer.Option(help="One SFT stage; else all of them.")] = None,
+    stage: Annotated[str | None, typer.Option(help="One SFT stage; default: all.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that render and tokenize.")] = 1,
     set_: SetOption = None,
     data_root: DataRootOption = None,
@@ -25,8 +25,8 @@ def prepare(
 ) -> None:
     """Render and tokenize what SFT stages train on.
 
-    A run does this by itself, with one process; what is there already it takes as it is. Run it again after a stop: it
-    goes on where it was.
+    A run does this itself, with one process, and uses what already exists. Run it again after an interruption: it
+    resumes where it was.
     """
     from rich.console import Console
 
@@ -64,7 +64,7 @@ def prepare(
 
 
 def _tokenizer(recipe: "Recipe", before: str, root: Path) -> Any:
-    """That of the stage before, if it has run; it is the base model's."""
+    """The previous stage's, if it has run; it equals the base model's."""
     from nanoalign.models.loading import load_tokenizer
 
     model = root / recipe.name / before / "model"

@@ -1,4 +1,4 @@
-"""What the command groups share: errors as messages, and arguments that mean the same everywhere."""
+"""Shared by the command groups: errors as messages, and common arguments."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a stage that did not finish stands, and how to go on: for the runner's error and for the report."""
+"""How far an unfinished stage got, and how to resume it: for the runner's error and for the report."""
 
 import json
 import shlex
@@ -12,12 +12,11 @@ from nanoalign.recipe.schema import Recipe
 
 LOG_LINES = 15
 LOG_BYTES = 64_000
-"""At most so much of a log's end is read."""
+"""At most this much of a log's end is read."""
 
 
 def reached(place: Path) -> str:
-    """The last step that a stage logged, as ``step 3 of 12``; what it was doing, where it says so; or that there is
-    none."""
+    """The last step that a stage logged, as ``step 3 of 12``; what it was doing, if logged; or that there is none."""
     rows = read_rows(place / "metrics.jsonl")
     if not rows:
         return "before its first step"
@@ -27,7 +26,7 @@ def reached(place: Path) -> str:
 
 
 def kept(place: Path) -> str:
-    """From where the stage goes on when it is run again: ``the checkpoint at step 5``, or its beginning."""
+    """From where the stage resumes when it is run again: ``the checkpoint at step 5``, or its beginning."""
     rounds = sorted(int(file.parent.name.removeprefix("round-")) for file in place.glob("round-*/round.json"))
     training = place / f"round-{rounds[-1] + 1}" if rounds else place
     steps = [
@@ -37,19 +36,19 @@ def kept(place: Path) -> str:
     parts += [f"the checkpoint at step {max(steps)}"] if steps else []
     for file, list_name, what in (("evaluation.json", "checkpoints", "models"), ("sweep.json", "points", "alphas")):
         done = _json(place / file).get(list_name)
-        parts += [f"the {len(done)} {what} that are measured"] if done else []
+        parts += [f"the {len(done)} {what} already measured"] if done else []
     return ", ".join(parts) or "its beginning (it has no checkpoint yet)"
 
 
 def ways(recipe: Recipe, name: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """What can be done about the unfinished stage ``name`` of the run in ``folder``, each with its command."""
+    """The options for the unfinished stage ``name`` of the run in ``folder``, each with its command."""
     again = _command(folder, name)
-    yield f"go on from {kept(folder / name)}", again
+    yield f"resume from {kept(folder / name)}", again
     seed = (seed_of(recipe, name) + 1) % 2**31
-    yield "with another seed for this stage alone, from its beginning", f"{again} --set seeds.{name}={seed}"
-    yield "from its beginning, with the same seed", f"{again} --force {name}"
+    yield "restart this stage alone with another seed", f"{again} --set seeds.{name}={seed}"
+    yield "restart it with the same seed", f"{again} --force {name}"
     if others := _without(recipe, name, folder):
-        yield "only what does not need it", " ".join([again, *(f"--until {other}" for other in others)])
+        yield "run only what does not depend on it", " ".join([again, *(f"--until {other}" for other in others)])
 
 
 def advice(recipe: Recipe, name: str, folder: Path) -> str:
@@ -81,7 +80,7 @@ def log_end(place: Path) -> str:
 
 
 def _command(folder: Path, name: str) -> str:
-    """The command that runs this run again, with the recipe that lies in its folder."""
+    """The command that runs this run again, with the recipe that is in its folder."""
     words = ["nanoalign", "run", str(folder / "recipe.yaml")]
     words += ["--root", str(folder.parent)] if folder.parent != Path("runs") else []
     data_root = _json(folder / name / "job.json").get("data_root")

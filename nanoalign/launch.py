@@ -12,14 +12,14 @@ from nanoalign.recipe.schema import PARALLEL, LocalLaunch, RayLaunch, Recipe, Sl
 
 @dataclass(frozen=True)
 class Command:
-    """What to start, and what to add to its environment. It returns when the stage is done."""
+    """What to start, and what to add to its environment. It blocks until the stage is done."""
 
     argv: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def command(recipe: Recipe, name: str, job: Path) -> Command:
-    """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is asked for."""
+    """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is used."""
     launch = recipe.launch
     parallel = recipe.stages[name].kind in PARALLEL
     module = ["-m", "nanoalign.stage_process", str(job.resolve())]
@@ -67,7 +67,7 @@ def _srun(launch: SlurmLaunch, job_name: str, nodes: int) -> list[str]:
 
 
 def deepspeed_environment(stage: int, job: Path) -> dict[str, str]:
-    """The environment by which accelerate, inside the trainer, finds its DeepSpeed settings."""
+    """The environment variables through which accelerate finds its DeepSpeed settings."""
     if stage == 0:
         return {}
     settings = job.with_name("deepspeed.json").resolve()

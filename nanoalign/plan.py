@@ -26,7 +26,7 @@ CURVE_POINTS = 32
 
 @dataclass(frozen=True)
 class Amount:
-    """A number, and how it is meant: "" exact, "~" an estimate, "<=" a bound."""
+    """A number and its precision: "" exact, "~" an estimate, "<=" a bound."""
 
     value: float
     sign: str = ""
@@ -53,7 +53,7 @@ class StagePlan:
     steps: Amount | None = None
     batch_size: int | None = None
     devices: int = 1
-    """Processes that train, one a GPU."""
+    """Processes that train, one per GPU."""
     sequence_parallel: int = 1
     """Processes that share each pack."""
     zero: int = 0
@@ -65,13 +65,13 @@ class StagePlan:
     memory_gb: Amount | None = None
     seconds: Amount | None = None
     took_s: float | None = None
-    """Seconds that it took when it last ran."""
+    """Seconds that it took last time."""
     files: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Plan:
-    """A whole plan."""
+    """A complete plan."""
 
     name: str
     folder: str
@@ -86,11 +86,11 @@ class Plan:
     stages: list[StagePlan]
     files: list[str]
     notes: list[str] = field(default_factory=list)
-    """What the recipe says to no effect."""
+    """Recipe settings without effect."""
 
 
 def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
-    """The plan of a recipe whose artifacts lie in ``folder``. Raises DataError where a source's files are missing."""
+    """The plan of a recipe whose artifacts are in ``folder``. Raises DataError where a source's files are missing."""
     model, unknown = find_model(recipe.model)
     tokenizer = find_tokenizer(model)
     mixtures = {name: plan_mixture(name, mixture, recipe.chat, tokenizer, data_root)
@@ -109,7 +109,7 @@ def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: b
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
-    """Settings of `launch` that no stage of the recipe uses."""
+    """`launch` settings that no stage of the recipe uses."""
     launch = recipe.launch
     if any(stage.kind in PARALLEL for stage in recipe.stages.values()):
         return
@@ -117,7 +117,7 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     unused += [f"zero: {launch.zero}"] if launch.zero else []
     if unused:
         kinds = " and ".join(PARALLEL)
-        yield f"launch asks for {', '.join(unused)}, to no effect here: only {kinds} stages train on several processes"
+        yield f"launch sets {', '.join(unused)} without effect: only {kinds} stages train on several processes"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class _Sizes:
                 suites += [stage.reasoning_suite] * len(stage.budgets)
                 self._rollouts(plan, stage, alphas * sum(self._tasks(suite) for suite in suites), sign="~")
             case "evaluate":
-                each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think beside it
+                each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think as well
                 curve = len(stage.budgets) * self._tasks(stage.budget_suite) if stage.budget_suite else 0
                 curved = stage.of if stage.budget_of is None else stage.budget_of
                 self._rollouts(plan, stage, len(stage.of) * each + len(curved) * curve, sign="~")

@@ -1,6 +1,6 @@
 """Rough costs: memory and device time from a model's size and the tokens that pass through it.
 
-Within a factor of two or three of the truth; a stage that ran before shows the time that it took, too.
+Accurate within a factor of two or three; a stage that ran before also shows its measured time.
 """
 
 import shutil
@@ -16,7 +16,7 @@ PROCESS_BYTES = 0.7e9
 
 @dataclass(frozen=True)
 class Speed:
-    """What a device does a second, and the tokens a second that small models top out at."""
+    """A device's FLOPs per second, and the tokens per second at which small models top out."""
 
     train_flops: float
     generate_flops: float
@@ -40,14 +40,14 @@ def device_of(device: str) -> str:
 
 
 def train_seconds(parameters: int, tokens: float, train: Training, device: str, devices: int) -> float:
-    """6 FLOPs a parameter and token, 8 with gradient checkpointing (Kaplan et al. 2020, arXiv 2001.08361)."""
+    """6 FLOPs per parameter and token, 8 with gradient checkpointing (Kaplan et al. 2020, arXiv 2001.08361)."""
     speed = SPEEDS[device]
     work = 8 if train.gradient_checkpointing else 6
     return tokens / min(speed.train_tokens, speed.train_flops / (work * parameters)) / devices
 
 
 def generate_seconds(parameters: int, tokens: float, device: str) -> float:
-    """2 FLOPs a parameter and token, at the far lower rate of decoding."""
+    """2 FLOPs per parameter and token, at the far lower rate of decoding."""
     speed = SPEEDS[device]
     return tokens / min(speed.generate_tokens, speed.generate_flops / (2 * parameters))
 

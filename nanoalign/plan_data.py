@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 SAMPLED = 32
 """Samples of a source whose lengths are measured."""
 SLOW = ("reasoning-gym:", "miniature:logic")
-"""Sources whose generator takes seconds to import; the mixture's mean stands for them."""
+"""Sources whose generator takes seconds to import; the mixture's mean is used for them."""
 CHARACTERS_PER_TOKEN = 4.0
 """Where the base model's tokenizer is not on this machine."""
 
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """What a mixture takes of one source."""
+    """What a mixture takes from one source."""
 
     name: str
     samples: int
     rows: int | None
-    """Rows of the split; None where that is unknown or without end."""
+    """Rows of the split; None where unknown or unlimited."""
     where: str
     licence: str
 
@@ -75,8 +75,8 @@ class MixturePlan:
 def plan_mixture(
     name: str, mixture: Mixture, chat: str, tokenizer: "Tokenizer | None", data_root: Path | None
 ) -> MixturePlan:
-    """The size of a mixture. Raises DataError where a source's files are missing, or where the run would stop at one of
-    the first rows."""
+    """The size of a mixture. Raises DataError where a source's files are missing, or where one of the first rows would
+    stop the run."""
     from nanoalign.data_recipes.sources import describe
 
     sources: list[SourcePlan] = []

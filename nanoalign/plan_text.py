@@ -44,7 +44,7 @@ def _model(plan: Plan) -> str:
 
 
 def _tree(stages: Sequence[StagePlan]) -> Iterator[str]:
-    """The graph as a tree along each stage's first input; further inputs are named behind."""
+    """The graph as a tree along each stage's first input; further inputs are listed after it."""
 
     def below(name: str, indent: str) -> Iterator[str]:
         children = [stage for stage in stages if next(iter(stage.inputs.values()), "base") == name]

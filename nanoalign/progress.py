@@ -1,4 +1,4 @@
-"""How a run shows itself: live bars on a terminal, plain lines elsewhere; TensorBoard events beside both."""
+"""How a run shows its progress: live bars on a terminal, plain lines elsewhere; TensorBoard events with both."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Display(Protocol):
-    """What the runner tells."""
+    """What the runner reports to."""
 
     def start(self, stage: str, kind: str, index: int, stages: int, reason: str) -> None: ...
 
@@ -24,7 +24,7 @@ class Display(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """A permanent line."""
         ...
 
     def close(self) -> None: ...

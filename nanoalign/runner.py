@@ -31,7 +31,7 @@ from nanoalign.recipe.schema import Recipe
 POLL_S = 0.2
 """Seconds between two looks at a stage's process."""
 GRACE_S = 10.0
-"""Seconds that a stage's process has to end after SIGTERM before it is killed."""
+"""Seconds that a stage's process has to exit after SIGTERM before it is killed."""
 CPU_ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_TOP_PAD_": str(256 << 20),
 }  # fmt: skip
@@ -41,21 +41,21 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came; it is treated as Ctrl-C is."""
+    """SIGTERM was received; it is treated like Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is done; none of this changes what it makes."""
+    """How a run is carried out; none of this changes its results."""
 
     root: Path = Path("runs")
     data_root: Path | None = None
     force: Sequence[str] = ()
-    """Stages to run anew, with all after them."""
+    """Stages to rerun, with everything after them."""
     until: Sequence[str] = ()
     """Stages to stop at; empty means all."""
     ignore_code: bool = False
-    """Take artifacts that another version of the code made as current."""
+    """Treat artifacts made by another version of the code as current."""
 
 
 def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
@@ -66,7 +66,7 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
     """
     folder = options.root / recipe.name
     wanted = needed_by(recipe, options.until) if options.until else set(recipe.stages)
-    with alone(folder, "another nanoalign is at work on this run"), _sigterm():
+    with alone(folder, "another nanoalign is working on this run"), _sigterm():
         for name in after(recipe, options.force):
             clear(folder / name)
         with whole_file(folder / "recipe.yaml") as temporary:
@@ -95,7 +95,7 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
 
 
 def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown: Display) -> StageRecord:
-    """One stage, from where it stands, to its finished record."""
+    """One stage, from where it is to its finished record."""
     place = folder / node.name
     before = read_record(place)
     going_on = before is not None and before.status != "finished" and before.fingerprint == node.fingerprint
@@ -158,7 +158,7 @@ def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown
 
 @dataclass
 class Outcome:
-    """What the parent sees of a stage's process."""
+    """What the parent observes of a stage's process."""
 
     peak_rss_gb: float = 0.0
 
@@ -207,7 +207,7 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 
 class Tail:
-    """What is added to a JSON-lines file from now on."""
+    """Follows what is appended to a JSON-lines file."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, path.stat().st_size if path.exists() else 0
@@ -259,7 +259,7 @@ def _result(place: Path) -> dict[str, Any]:
 
 def _crash(code: int) -> str:
     if code == 0:
-        return "its process ended without its artifacts"
+        return "its process ended without writing its artifacts"
     return (
         f"its process was killed by {signal.Signals(-code).name}"
         if code < 0
@@ -277,7 +277,7 @@ def _report(folder: Path, console: Console, *, anew: bool) -> None:
 
 
 def _report_failure(folder: Path, console: Console) -> None:
-    """Writes the report of a run that ends with an error, which no fault of the report's own may hide."""
+    """Writes the report of a run that ends with an error, which a failure of the report must not hide."""
     try:
         _report(folder, console, anew=True)
     except Exception as fault:

@@ -1,7 +1,7 @@
 """The process of one stage: ``python -m nanoalign.stage_process JOB.json``.
 
-Exit status 0 with ``result.json`` written: done. 2: an error that the user can act upon, its message in
-``result.json``. Anything else: a crash, its traceback in the log.
+Exit status 0 with ``result.json`` written: done. 2: an error that the user can fix, its message in ``result.json``.
+Anything else: a crash, its traceback in the log.
 """
 
 import json
@@ -28,7 +28,7 @@ from nanoalign.stages import run_stage
 
 
 def main() -> int:
-    """Does what the job file says."""
+    """Runs the job file's stage."""
     job_file = Path(sys.argv[1])
     job = json.loads(job_file.read_text(encoding="utf-8"))
     end_with_runner(job["runner"])
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def context_of(job: Mapping[str, Any], folder: Path) -> StageContext:
-    """What the stage is handed; a base model named by its hub id is fetched here."""
+    """The stage's context; a base model named by its hub id is fetched here."""
     from nanoalign.models.loading import resolve
 
     return StageContext(
@@ -67,8 +67,8 @@ def context_of(job: Mapping[str, Any], folder: Path) -> StageContext:
 
 
 def end_with_runner(runner: int | None) -> None:
-    """Ends this process when the runner is gone, so that a killed runner leaves no second writer behind. ``runner`` is
-    its process id, or None where it runs on another machine."""
+    """Ends this process when the runner is gone, so that a killed runner leaves no orphan writing. ``runner`` is its
+    process id, or None where it runs on another machine."""
     if runner is None:
         return
 

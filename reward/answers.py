@@ -1,7 +1,7 @@
-"""Where the final answer stands in an answer's text: one rule for every verifier.
+"""Finds the final answer in an answer's text: one rule for every verifier.
 
-1. the content of the last ``\\boxed{...}`` (an unclosed one is no answer);
-2. else what follows the last ``answer is``, ``answer:`` or ``####`` on its line, or stands in the last
+1. the content of the last ``\\boxed{...}`` (an unclosed one is not an answer);
+2. else what follows the last ``answer is``, ``answer:`` or ``####`` on its line, or is in the last
    ``<answer>...</answer>``, whichever comes later;
 3. else, for mathematics only, the last number.
 
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"(?<![\w.)])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?|\d+(?:,\d{
 
 
 def stated_answer(text: str) -> str | None:
-    """By rules 1 and 2; None where there is no such place."""
+    """By rules 1 and 2; None where neither applies."""
     if boxes := list(_BOXED.finditer(text)):
         return _closed_braces(text[boxes[-1].end() :])
     stated = next(iter(deque(_STATED.finditer(text), maxlen=1)), None)

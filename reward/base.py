@@ -1,4 +1,4 @@
-"""What a reward is: samples in, one number a sample out; pure, batched, deterministic."""
+"""What a reward is: samples in, one number per sample out; pure, batched, deterministic."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ class Sample:
 
     @property
     def malformed(self) -> bool:
-        """No reward reads it: it gets the floor of each."""
+        """Rewards do not read it: it gets the floor of each."""
         return SPECIAL_TOKEN in self.answer.faults
 
 
@@ -90,8 +90,8 @@ class Tally:
 
 
 class Reward(Protocol):
-    """A named source of reward in [0, 1] unless its docstring says otherwise. What a model wrote is scored whatever it
-    is: :meth:`score` raises for a task or a machine that is wrong, never for an answer."""
+    """A named source of reward in [0, 1] unless its docstring says otherwise. Any model output is scored: :meth:`score`
+    raises for a faulty task or machine, never for an answer."""
 
     name: str
 
@@ -99,4 +99,4 @@ class Reward(Protocol):
 
 
 class RewardError(NanoalignError, RuntimeError):
-    """A component gave no usable score: NaN, a wrong count, a judge out of reach, a sandbox without walls."""
+    """A component gave no usable score: NaN, a wrong count, an unreachable judge, an unavailable sandbox."""

@@ -1,11 +1,10 @@
 """Programs judged by tests, in the sandbox.
 
-``{"kind": "code", "tests": "assert f(1) == 2"}`` runs the tests in a process of their own, which sees the program's
-global names (reward/walled/remote.py says what can pass between the two);
-``{"kind": "code", "cases": [{"input": "...", "output": "..."}]}`` runs the program once a case and compares what it
-prints, line by line, without trailing spaces.
+``{"kind": "code", "tests": "assert f(1) == 2"}`` runs the tests in a separate process, which sees the program's global
+names (reward/walled/remote.py says what can pass between the two); ``{"kind": "code", "cases": [{"input": "...",
+"output": "..."}]}`` runs the program once per case and compares what it prints, line by line, without trailing spaces.
 
-Either way nothing that the program can reach knows the right answers, or tells the verdict.
+Either way nothing that the program can reach knows the right answers or reports the verdict.
 """
 
 import os
@@ -27,8 +26,8 @@ def program(text: str) -> str:
 
 
 def score_code(sample: Sample, limits: Limits | None = None) -> Score:
-    """1.0 where all tests pass, else 0.0; with a reason where the program took too long, or the tests do what they
-    cannot do from another process. Raises DataError for a task without tests, RewardError where the sandbox cannot be
+    """1.0 where all tests pass, else 0.0; with a reason where the program took too long, or the tests do something
+    impossible from another process. Raises DataError for a task without tests, RewardError where the sandbox cannot be
     built."""
     code, task = program(sample.answer.content), sample.task
     if not task.get("tests") and not task.get("cases"):

@@ -32,7 +32,7 @@ class Judge(Section):
     """Seconds for one batch, retries included; a judge that is later ends the run with an error."""
     retries: Annotated[int, HOW_IT_RUNS] = Field(default=3, ge=0)
     """Further attempts after a failed request or a reply without a score. A judge that still gives none scores 0, which
-    is counted; one that cannot be asked, or gives none to any answer of a batch, ends the run with an error."""
+    is counted; one that cannot be reached, or gives no score to any answer of a batch, ends the run with an error."""
     parallel: Annotated[int, HOW_IT_RUNS] = Field(default=16, ge=1)
     """Requests under way at once."""
     max_tokens: int = Field(default=512, ge=1)

@@ -1,6 +1,7 @@
 """A generative judge behind an OpenAI-compatible endpoint: retries, a cache, and a deadline for each batch.
 
-Only the judge's own reply is read, and the last score in it counts: a score that the judged answer claims is no score.
+Only the judge's own reply is read, and the last score in it counts: a score claimed by the judged answer does not
+count.
 """
 
 import http.client
@@ -20,16 +21,16 @@ from nanoalign.reward.config import Judge
 _SCORE = re.compile(r"score\W{0,5}\s*(10|[1-9])\b", re.IGNORECASE)
 FIRST_PAUSE_S = 0.25
 LONGEST_REPLY = 2**22
-"""Bytes; what is longer is no judgement."""
+"""Bytes; anything longer is not a judgement."""
 
 
 class _NoScore(Exception):
-    """The judge answered, and gave no score."""
+    """The judge answered without a score."""
 
 
 class JudgeClient:
-    """Scores in [0, 1] from a judge's 1 to 10. Deterministic as far as the endpoint is (temperature 0) and, for what
-    was asked before, by the cache."""
+    """Scores in [0, 1] from a judge's 1 to 10. Deterministic as far as the endpoint is (temperature 0) and, for earlier
+    questions, through the cache."""
 
     def __init__(self, config: Judge) -> None:
         self._config = config
@@ -41,9 +42,9 @@ class JudgeClient:
                 self._known[row["key"]] = row["score"]
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score a sample; a blank answer scores 0 unasked. Where the judge answered, but for all retries without a
-        score, a sample scores 0 with the reason. Raises RewardError where the judge could not be asked before the
-        deadline, or gave no score to any of several: then the rubric or the judge is wrong, not an answer."""
+        """One score per sample; a blank answer scores 0 unasked. Where the judge's answers had no score even after all
+        retries, a sample scores 0 with the reason. Raises RewardError where the judge could not be reached before the
+        deadline, or gave no score to any of several: then the rubric or the judge is at fault, not an answer."""
         deadline = time.monotonic() + self._config.deadline_s
         questions = [self._question(sample) if sample.answer.content.strip() else "" for sample in samples]
         todo = sorted({question for question in questions if question and self._key(question) not in self._known})
@@ -62,7 +63,7 @@ class JudgeClient:
         return [self._known.get(self._key(question), without) if question else 0.0 for question in questions]
 
     def _question(self, sample: Sample) -> str:
-        """The rubric filled in once: braces in what it is filled with are text."""
+        """The rubric filled in once: braces in inserted text stay text."""
         conversation = "\n".join(f"{message.role}: {message.content}" for message in sample.messages)
         before, rest = self._config.rubric.split("{conversation}", 1)
         middle, after = rest.split("{answer}", 1)
@@ -73,7 +74,7 @@ class JudgeClient:
         return fingerprint([self._config.model, self._config.max_tokens, question])
 
     def _learn(self, question: str, deadline: float) -> Exception | None:
-        """Asks until there is a score, which is kept; else gives what went wrong at last."""
+        """Asks until there is a score, which is cached; else returns the last error."""
         problem: Exception = TimeoutError("the deadline had passed")
         for attempt in range(self._config.retries + 1):
             left = deadline - time.monotonic()
@@ -105,8 +106,8 @@ class JudgeClient:
                 body += part
                 if len(body) > LONGEST_REPLY:
                     raise _NoScore(f"a reply of more than {LONGEST_REPLY:,} bytes")
-                if time.monotonic() - begun > seconds:  # its own timeout starts anew with every part
-                    raise TimeoutError("the reply trickles in")
+                if time.monotonic() - begun > seconds:  # its own timeout restarts with every part
+                    raise TimeoutError("the reply is too slow")
         reply = json.loads(body)["choices"][0]["message"]["content"]
         scores = _SCORE.findall(reply) if isinstance(reply, str) else []
         if not scores:

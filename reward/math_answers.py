@@ -1,6 +1,6 @@
-"""When two final answers of mathematics are the same: numbers, lists, words and units here, exactly; algebra by others.
+"""When two final math answers are the same: numbers, lists, words and units exactly, here; algebra elsewhere.
 
-The conventions are on docs/verifiers.md, whose table is this module's test.
+The conventions are in docs/verifiers.md, whose table is this module's test.
 """
 
 import re
@@ -21,7 +21,7 @@ from nanoalign.reward.math_notation import (
 )
 
 LONGEST = 400
-"""Characters: a longer answer is no answer."""
+"""Characters: a longer answer does not count."""
 MOST = 32
 """Elements of a list."""
 
@@ -54,7 +54,7 @@ _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eig
 
 
 def equal(gold: str, answer: str, ask: Ask) -> bool | None:
-    """Whether ``answer`` says what ``gold`` says; None while ``ask`` does not know. Blank is equal to nothing."""
+    """Whether ``answer`` equals ``gold``; None while ``ask`` does not know. A blank equals nothing."""
     if max(len(gold), len(answer)) > LONGEST:
         return False
     try:
@@ -79,7 +79,7 @@ def _equal(gold: Text, answer: Text, ask: Ask) -> bool | None:
 
 
 def _without_almost(gold: Text) -> Text:
-    """A gold answer that says of itself that it is rounded asks for the rounded number."""
+    """A gold answer that is marked as rounded requires the rounded number."""
     found = _ALMOST.match(gold.text)
     return Text(bare(gold.text[found.end() :]), gold.worded) if found else gold
 
@@ -90,8 +90,7 @@ def _relations_in(text: str) -> list[str]:
 
 
 def _without_variable(gold: Text, answer: Text) -> tuple[Text, Text]:
-    """``x = 5`` answers ``5``, and ``5`` answers ``x = 5``; nothing is removed where both name a variable, unless it is
-    the same."""
+    """``x = 5`` matches ``5`` and vice versa; nothing is removed where both name a variable, unless it is the same."""
     ours, theirs = (_VARIABLE.match(each.text) for each in (gold, answer))
     lone = [bool(m) and len(_relations_in(each.text)) == 1 for m, each in ((ours, gold), (theirs, answer))]
     if all(lone) and ours and theirs and ours[1] != theirs[1]:
@@ -136,7 +135,7 @@ def _based(text: str) -> tuple[str, str, int] | None:
 
 
 def _chains(gold: Text, answer: Text, ask: Ask) -> Verdict:
-    """A gold answer of several equal numbers (``0.56 = 56\\%``) is answered by each of them."""
+    """A gold answer of several equal numbers (``0.56 = 56\\%``) is matched by each of them."""
     links = re.split(r"=|\\approx|≈", gold.text)
     if len(links) < 2 or _relations_in(answer.text):
         return OPEN
@@ -147,7 +146,7 @@ def _chains(gold: Text, answer: Text, ask: Ask) -> Verdict:
 
 
 def _relations(gold: Text, answer: Text, ask: Ask) -> Verdict:
-    """No relation is dropped: a chain such as ``41 = 42`` would else pass by one of its links."""
+    """No relation is dropped: a chain such as ``41 = 42`` would otherwise pass by one of its links."""
     return OPEN if bool(_relations_in(gold.text)) == bool(_relations_in(answer.text)) else False
 
 
@@ -234,7 +233,7 @@ def _lists(gold: Text, answer: Text, ask: Ask) -> Verdict:
     if ours.kind != theirs.kind and {ours.kind, theirs.kind} != {"", r"\{\}"}:
         return False
     if ours.names() != theirs.names() and max(len(set(each.names())) for each in (ours, theirs)) > 1:
-        return False  # x = 1, y = 2 is no 1, 2
+        return False  # x = 1, y = 2 is not 1, 2
     if ours.ordered() or (theirs.ordered() and theirs.kind == ""):
         return _all([_equal(a, b, ask) for a, b in zip(ours.elements, theirs.elements)])
     table = [[_equal(a, b, ask) for a in ours.elements] for b in theirs.elements]
@@ -252,7 +251,7 @@ def _all(verdicts: list[bool | None]) -> bool | None:
 
 
 def _is_words(text: Text) -> bool:
-    """Whether something in it is no algebra: wrapped words, a name in capitals, letters that look like a word."""
+    """Whether something in it is not algebra: wrapped words, a name in capitals, letters that look like a word."""
     plain = _FUNCTIONS.sub(" ", _COMMAND.sub(" ", text.text))
     return text.worded or bool(_WORDS.search(plain))
 

@@ -1,4 +1,4 @@
-"""How answers of mathematics are written: one spelling of each, its numbers, units, lists and brackets.
+"""How math answers are written: one spelling of each, its numbers, units, lists and brackets.
 
 Nothing that carries meaning is removed: only white space, LaTeX's spacing and sizes, and the wrappers of words.
 """
@@ -68,13 +68,13 @@ _VALUES = frozenset((
     "fifty", "sixty", "seventy", "eighty", "ninety", "equal", "infinity", "binary", "octal", "hexadecimal", "decimal",
     "i", "sinh", "cosh", "tanh", "sqrt", "arcsin", "arccos", "arctan",
 ))  # fmt: skip
-"""Words that change a number, or take it back: no units."""
+"""Words that change or negate a number, so not units."""
 OPEN, CLOSE = {"(": ")", "[": "]", "{": "}"}, {")", "]", "}"}
 
 
 @dataclass(frozen=True)
 class Text:
-    """An answer in one spelling; ``worded`` where a part of it was wrapped as words, which is no algebra."""
+    """An answer in one spelling; ``worded`` where a part of it was wrapped as words, which is not algebra."""
 
     text: str
     worded: bool = False
@@ -124,7 +124,7 @@ def closing(text: str, start: int) -> int:
 
 
 def split(text: str, *separators: str) -> list[str]:
-    """The parts between separators that stand in no bracket."""
+    """The parts between separators outside brackets."""
     parts, depth, start, place = [], 0, 0, 0
     while place < len(text):
         if text[place] in OPEN:
@@ -179,7 +179,7 @@ def _decimal(text: str) -> Fraction:
 
 
 def measured(text: Text) -> tuple[str, str]:
-    """What stands before a unit, and the unit's one spelling ("" for none)."""
+    """The text before a unit, and the unit's one spelling ("" for none)."""
     if price := _PRICE.fullmatch(text.text):
         rest, unit = measured(Text(price["sign"] + price["rest"], text.worded))
         return (rest, "$") if unit in ("", "$") and "$" not in rest else (text.text, "")
@@ -193,7 +193,7 @@ def measured(text: Text) -> tuple[str, str]:
 
 
 def _unit(text: str, spaced: bool, worded: bool) -> str | None:
-    """None where it is no unit. ``6xy`` and ``6 x`` are products, ``6 \\text{m}`` is not."""
+    """None where it is not a unit. ``6xy`` and ``6 x`` are products, ``6 \\text{m}`` is not."""
     if text == "%":
         return text
     if text.startswith("^"):

@@ -1,6 +1,6 @@
 """Mathematical equality: numbers, words and lists here, exactly, and algebra in walled worker processes.
 
-Algebra on what a model wrote may hang or swallow memory (and math-verify arms SIGALRM, in the main thread only), so its
+Algebra on model output may hang or exhaust memory (and math-verify arms SIGALRM, in the main thread only), so its
 processes are killed when they do not answer in time.
 """
 
@@ -42,8 +42,8 @@ class MathVerifier:
 def _score(
     gold: str, answer: str, verdicts: dict[tuple[str, str], Score], needed: dict[tuple[str, str], None]
 ) -> Score:
-    """By the pool's verdicts so far; the questions that it must answer before go into ``needed``. A wrong answer of
-    which a part could not be judged says why."""
+    """By the pool's verdicts so far; the questions that it must answer first go into ``needed``. A wrong answer of
+    which a part could not be judged carries the reason."""
     wanted: list[tuple[str, str]] = []
     reasons: list[str] = []
 

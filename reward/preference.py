@@ -16,7 +16,7 @@ from nanoalign.reward.base import Sample
 
 
 def answer_ids(prompt: Sequence[Message], answer: Message, chat: ChatFormat, tokenizer: Any) -> list[int]:
-    """The conversation with this answer to its end, as a model that does not think would have written it. Raises
+    """The complete conversation with this answer, as a model that does not think would have written it. Raises
     DataError for a conversation that the format cannot render, as a user's pairs may be."""
     from nanoalign.data_recipes.tokenize import tokenize
 

@@ -1,4 +1,5 @@
-"""Untrusted programs in locked-down processes: see reward/walled for the walls, and for how tests reach a program."""
+"""Untrusted programs in locked-down processes: see reward/walled for the restrictions, and for how tests reach a
+program."""
 
 import os
 import select
@@ -22,8 +23,8 @@ class Limits:
     """What one program may use (its judge as much again)."""
 
     seconds: float = 10.0
-    """Of processor time, rounded up. The clock allows three times that and two more, for programs that only wait: on a
-    busy machine the same programs pass."""
+    """Of processor time, rounded up. The clock allows three times that plus two, for programs that only wait: so the
+    same programs pass on a busy machine."""
     memory_mib: int = 1024
     output_kib: int = 256
 
@@ -32,7 +33,7 @@ class Limits:
 class Outcome:
     """``passed``: the tests did, or without tests: the program ended with status 0. ``output`` is what was printed,
     ``error`` the end of stderr. ``reason`` says why there is no verdict ("over the time limit"), "" where there is one.
-    ``hidden``: files outside of the interpreter's folders did not even exist for it (see ``walls.hide_files``)."""
+    ``hidden``: files outside the interpreter's folders were invisible to it (see ``walls.hide_files``)."""
 
     passed: bool
     output: str
@@ -42,9 +43,9 @@ class Outcome:
 
 
 def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | None = None) -> Outcome:
-    """Runs ``code``; with ``tests``, those in a process of their own, to which the program's functions and classes are
-    there by name (reward/walled/remote.py says what passes between the two). Raises RewardError where the walls cannot
-    be put up: no program ever runs without them.
+    """Runs ``code``; with ``tests``, those in a separate process, which can use the program's functions and classes by
+    name (reward/walled/remote.py says what passes between the two). Raises RewardError where the sandbox cannot be set
+    up: no program ever runs without it.
     """
     limits = limits or Limits()
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as given, \
@@ -70,7 +71,7 @@ def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | No
         walls, verdict, *_ = [*_read(told, limits.output_kib * 1024).split("\n"), ""]
         output, error = (_read(file, limits.output_kib * 1024) for file in (printed, wrong))
     if not walls.startswith("walls up"):
-        raise RewardError(f"the sandbox cannot be built on this machine: {error[-500:].strip() or 'no word from it'}")
+        raise RewardError(f"the sandbox cannot be set up here: {error[-500:].strip() or 'no output from it'}")
     status = process.returncode
     if not in_time or (not verdict and status in (-signal.SIGXCPU, -signal.SIGKILL)):
         reason = TOO_LONG

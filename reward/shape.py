@@ -6,7 +6,7 @@ _THINK_TAGS = ("<think>", "</think>")
 
 
 def score_format(sample: Sample) -> float:
-    """1.0 where thinking was closed exactly once, an answer or a tool call follows, no thinking tag stands in it, and
+    """1.0 where thinking was closed exactly once, an answer or a tool call follows, it contains no thinking tag, and
     the model ended its turn; else 0.0."""
     content = sample.answer.content
     said = bool(content.strip()) or bool(sample.answer.tool_calls)

@@ -3,7 +3,7 @@
 ``{"kind": "tools", "success": true}`` is filled in after an episode. ``{"kind": "tools", "calls": [{"name": ...,
 "arguments": {...}}, ...]}`` names the expected calls; ``accepted`` in place of ``arguments`` lists the accepted values
 of each argument, where "" means that it may be left out (BFCL's possible answers); an object among them lists accepted
-values of its keys in the same way. No expected call means that none may be made, and that something must be said.
+values of its keys in the same way. No expected call means that none may be made, and that there must be some text.
 ``{"kind": "tools", "some_call": true}``: any call is right, as in BFCL's relevance rows.
 
 ``{"kind": "bfcl_multi_turn", "expected": [[...], ...]}``: the first request's reference calls, all in one answer and in
@@ -70,7 +70,7 @@ def _is_accepted_object(given: Mapping[str, Any], accepted: Mapping[str, Any]) -
 
 def _options(values: Any) -> Sequence[Any]:
     """The accepted values in a list of them. One that accepts nothing, so that no call could be right (two rows of
-    BFCL's live_simple), stands for the empty list that its writers meant."""
+    BFCL's live_simple), means the empty list that its writers meant."""
     return (values or [[]]) if isinstance(values, list | tuple) else [values]
 
 

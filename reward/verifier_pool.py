@@ -34,7 +34,7 @@ _PASSED = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIB
 
 
 class VerifierPool:
-    """Up to ``workers`` processes (default: one a processor, at most 8) of the verifier ``kind`` (worker.VERIFIERS),
+    """Up to ``workers`` processes (default: one per processor, at most 8) of the verifier ``kind`` (worker.VERIFIERS),
     started when first needed. Verdicts do not depend on how many. Safe to share between threads."""
 
     def __init__(self, kind: str, workers: int | None = None, timeout_s: float = 60.0) -> None:
@@ -47,7 +47,7 @@ class VerifierPool:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix=f"verify-{kind}")
 
     def ask(self, questions: Sequence[Any]) -> list[Score]:
-        """The verdict on each question, in order. Raises TypeError for a question that is no plain data, and
+        """The verdict on each question, in order. Raises TypeError for a question that is not plain data, and
         ConfigError where no worker starts."""
         return list(self._threads.map(self._ask, [json.dumps(pack(question)).encode() for question in questions]))
 
@@ -87,7 +87,7 @@ class Worker:
         return Score(0.0, reason)
 
     def _renew(self) -> subprocess.Popen[bytes]:
-        """Raises ConfigError where a new process ends before it is ready: no answer is wrong for that."""
+        """Raises ConfigError where a new process ends before it is ready: that is no answer's fault."""
         self._stop()
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
@@ -100,7 +100,7 @@ class Worker:
             )
             assert process.stdin and process.stdout
             os.set_blocking(process.stdin.fileno(), False)
-            ready = process.stdout.readline()  # its imports take seconds that are nobody's question
+            ready = process.stdout.readline()  # its imports take seconds that count for no question
             self._process, self._end, self._asked = process, weakref.finalize(self, _end, process), 0
             if not ready:
                 self._stop()
@@ -108,7 +108,7 @@ class Worker:
                 said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
                 raise ConfigError(f"reward {self._kind}: the verifier's process does not start: {said[-1]}")
             if missing := json.loads(ready):
-                _LOG.warning("reward %s: walls that this machine does not have: %s", self._kind, ", ".join(missing))
+                _LOG.warning("reward %s: sandbox layers missing on this machine: %s", self._kind, ", ".join(missing))
         return process
 
     def _stop(self) -> None:

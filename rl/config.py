@@ -27,7 +27,7 @@ class DPOStage(Section):
     held_out_tasks: int = Field(ge=1)
     """Test tasks on which success is measured before the first and after every round."""
     pairs_per_task: int = Field(2, ge=1)
-    """At most so many success-failure pairs a task."""
+    """At most this many success-failure pairs per task."""
     pairing: Literal["random", "closest_length", "same_prefix"] = "closest_length"
     """Which successes meet which failures; same_prefix prefers pairs that part latest."""
     stop_when_flat: bool = False

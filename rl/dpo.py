@@ -2,7 +2,7 @@
 
 A round: play every task several times with the current checkpoint, pair successes with failures where they part, train
 on the pairs against that checkpoint, measure on held-out tasks. What a round found is kept in ``round-N``: its
-episodes, its pairs, its model and, when all is done, ``round.json``; a resumed stage goes on behind the last of these.
+episodes, its pairs, its model and, when all is done, ``round.json``; a resumed stage continues after the last of these.
 """
 
 import json
@@ -29,7 +29,7 @@ from nanoalign.rollouts.modes import Mode, draw_mode, sampling
 from nanoalign.rollouts.sampling import seed_of
 
 HELD_OUT = 1_000_000
-"""Stands in a seed where a round's number stands for training episodes."""
+"""Takes the place of a round's number in the seeds of held-out episodes."""
 
 
 def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:

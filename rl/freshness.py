@@ -21,7 +21,7 @@ def mismatch(
 
 
 def require_fresh(value: float, limit: float, step: int) -> None:
-    """Raises StaleWeightsError where ``value`` is above ``limit`` or no number."""
+    """Raises StaleWeightsError where ``value`` is above ``limit`` or not a number."""
     if not value <= limit:
         raise StaleWeightsError(
             f"step {step}: the rollout engine's log-probabilities differ from the trainer's by a mean factor of "

@@ -3,7 +3,7 @@
 Two episodes of one task share their prompts up to some turn: the deepest turn at which both were given the same token
 ids. There one answer led on to success and the other to failure, and that turn is the pair: same prompt, two
 completions. What came before was the same for both (apart from thoughts that the chat format strips), what came after
-had different prompts. The first turn's prompt is always shared, so that a pair never has to fall back on whole
+had different prompts. The first turn's prompt is always shared, so that a pair never has to fall back on complete
 trajectories. Step-wise pairs of this kind: Step-DPO (arXiv 2406.18629).
 """
 
@@ -56,7 +56,7 @@ def parted(success: EpisodeRecord, failure: EpisodeRecord) -> Pair:
 
 
 def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, seed: int) -> list[Pair]:
-    """At most ``per_task`` pairs a task; records of one task stand together.
+    """At most ``per_task`` pairs per task; records of one task are adjacent.
 
     Episodes that are in fewer pairs so far come first. Among these ``random`` draws, ``closest_length`` takes the
     smallest difference in tokens, ``same_prefix`` the pair that parts latest (then the smallest difference). Pairs of

@@ -24,7 +24,7 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
     """Trains, writes ``context.folder/model`` and returns the accuracy on held-out pairs.
 
     Raises:
-        ConfigError: low-rank adapters are asked for. DataError: a row that is no pair, or too few pairs.
+        ConfigError: low-rank adapters are configured. DataError: a row that is not a pair, or too few pairs.
     """
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.loading import load_tokenizer, save_model

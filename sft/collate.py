@@ -26,7 +26,7 @@ class Collator:
     rank: int = 0
     """This process's place among those that share each row."""
     ranks: int = 1
-    """Processes that share each row, a stretch of it each."""
+    """Processes that share each row, one shard each."""
 
     def __call__(self, batch: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
         rows = [self.rows[item["row"]] for item in batch]
@@ -77,9 +77,9 @@ def collate(
 def stretch(batch: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """One rank's part of a batch whose T is a multiple of ``ranks``, for :mod:`models.sequence_parallel`.
 
-    Returns (B, T / ranks) ``input_ids``, ``position_ids``, ``shift_labels`` (each token's next, which may lie in the
-    next rank's part) and ``labels`` (the same; trainers look for the name), and the whole (B, T) ``seq_idx``. A row
-    that is concatenated plainly is one document, its padding another.
+    Returns (B, T / ranks) ``input_ids``, ``position_ids``, ``shift_labels`` (each token's next, which may be in the
+    next rank's part) and ``labels`` (the same; trainers look for the name), and the full (B, T) ``seq_idx``. A row that
+    is concatenated plainly is one document, its padding another.
     """
     ids_BT = batch["input_ids"]
     shift_BT = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)

@@ -9,7 +9,7 @@ from nanoalign.data_recipes.config import TruncateReasoning
 from nanoalign.models.config import Training
 
 HELD_OUT = 64
-"""At most so many samples are kept from training, to measure the loss on."""
+"""At most this many samples are held out of training, to measure the loss on."""
 
 
 class Pack(Section):
@@ -22,7 +22,7 @@ class Pack(Section):
     over_long: Literal["error", "drop", "split"] = "error"
     """What happens to a sample longer than a pack; split cuts at turn boundaries. Each is counted."""
     sequence_parallel: int = Field(1, ge=1)
-    """Processes that share each pack, a stretch of it each: a divisor of the launch's processes and the model's heads
+    """Processes that share each pack, one shard each: a divisor of the launch's processes and the model's heads
     (attention and Mamba). Each step's packs are dealt out to processes / sequence_parallel groups of neighbours."""
 
 

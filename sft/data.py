@@ -1,6 +1,6 @@
 """From a mixture to the documents of a stage, with every sample accounted for.
 
-Tokens lie in a prepared set beside the stage's folder; what is in memory is some bytes a document.
+Tokens are in a prepared set beside the stage's folder; memory holds only some bytes per document.
 """
 
 import os
@@ -64,7 +64,7 @@ def prepare(
     workers: int = 1,
     tell: Tell = quiet,
 ) -> Prepared:
-    """The stage's mixture, taught its budgets, as a prepared set beside the stage's ``folder``.
+    """The stage's mixture, with budgets taught, as a prepared set beside the stage's ``folder``.
 
     Of several processes that train together the first prepares, and the others wait for it. Raises as
     :func:`data_recipes.prepared.prepare` does.
@@ -107,7 +107,7 @@ def hold_out(
 
     Args:
         samples: (N,) the number of each example's sample, ascending.
-        said: (N,) what names all that the sample says.
+        said: (N,) a hash of the sample's content.
     """
     count = int(samples[-1]) + 1 if len(samples) else 0
     chosen = Random(f"{seed}/held out").sample(range(count), min(most, count // 50))

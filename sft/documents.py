@@ -1,4 +1,4 @@
-"""Tokenized documents: a few bytes of each in memory, their tokens wherever they lie."""
+"""Tokenized documents: a few bytes of each in memory, their tokens wherever they are."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class Documents:
-    """N documents: each an example, or a stretch of one."""
+    """N documents: each an example, or a part of one."""
 
     read: Callable[[int], Tokens]
     """An example's tokens, by its number."""
@@ -38,7 +38,7 @@ class Documents:
 
 
 def gather(examples: Iterable[Example]) -> Documents:
-    """One document an example, all in memory."""
+    """One document per example, all in memory."""
     held: list[Tokens] = []
     for example in examples:
         trained = np.asarray(example.loss_mask, dtype=bool)

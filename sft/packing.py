@@ -85,7 +85,7 @@ def pack(lengths: ArrayLike, capacity: int, over_long: Literal["error", "drop"] 
 
 
 def singly(lengths: ArrayLike) -> Packs:
-    """Each sample in a pack of its own, no larger than the longest: a data set that is padded, not packed."""
+    """Each sample in its own pack, no larger than the longest: a data set that is padded, not packed."""
     lengths = np.asarray(lengths, dtype=np.int64)
     capacity = int(lengths.max(initial=1))
     each = np.arange(lengths.size + 1)
@@ -180,7 +180,8 @@ class _Room:
 
 
 def turn_pieces(loss_mask: ArrayLike, capacity: int) -> list[tuple[int, int]]:
-    """Cuts a sample that is longer than ``capacity`` at its turns, as few pieces as go: (start, stop) of each.
+    """Cuts a sample that is longer than ``capacity`` at its turns, into as few pieces as possible: (start, stop) of
+    each.
 
     A turn ends where a trained run ends, after the assistant's stop token. Later pieces begin with the next user's turn
     and lack what came before. What cannot be kept, a turn that is longer than a pack or a tail without a trained token,

@@ -23,8 +23,8 @@ SHOWN = 8
 def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
     """Trains ``context.inputs["from"]`` on a mixture; writes ``model/`` and ``data.json``, the account of every sample.
 
-    Returns figures: ``loss_first`` and ``loss_last`` (nats a trained token, means over the first and the last tenth of
-    the steps), ``held_out_loss_first`` and ``held_out_loss_last`` (before and after), ``steps``, ``tokens``,
+    Returns figures: ``loss_first`` and ``loss_last`` (nats per trained token, means over the first and the last tenth
+    of the steps), ``held_out_loss_first`` and ``held_out_loss_last`` (before and after), ``steps``, ``tokens``,
     ``tokens_per_s``, ``train_s``, and of the data ``documents``, ``document_tokens``, ``trained_tokens``, ``rows``,
     ``fill``, ``dropped``.
 
@@ -53,7 +53,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     report, documents = prepared.index["report"], data.documents
     if not len(documents):
         dropped = {**report["dropped"], **data.dropped}
-        raise DataError(f"data.{config.data}: no sample is left to train on; dropped: {dropped}")
+        raise DataError(f"data.{config.data}: no samples left to train on; dropped: {dropped}")
     rows = pack(documents.lengths, packing.length) if packing else singly(documents.lengths)
     ranks = packing.sequence_parallel if packing else 1
     rank = int(os.environ.get("RANK", "0")) % ranks
@@ -90,7 +90,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         write_json(context.folder / "data.json", account)
         show(prepared, documents, chat, tokenizer, context.log)
 
-    # Training, after a check on a real batch that no document sees another.
+    # Training, after checking on a real batch that no document sees another.
     trainer.train_or_resume()
     trainer.log_held_out_loss()
 

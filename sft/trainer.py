@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer on documents that are tokenized, masked and packed already. The one module of the room with trl."""
+"""TRL's SFTTrainer on documents that are tokenized, masked and packed already. The only module of the room that imports
+trl."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -51,11 +52,11 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         """Before the first step: documents of a real batch must not see each other, and every adapter must learn.
 
         Raises:
-            IsolationError: packed (or padded) documents differ from themselves alone.
+            IsolationError: packed (or padded) documents differ from unpacked ones.
             ConfigError: an adapter gets no gradient.
         """
-        collator = replace(self.data_collator, rank=0, ranks=1)  # whole packs, alike on every rank
-        concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # plainly, as asked for
+        collator = replace(self.data_collator, rank=0, ranks=1)  # full packs, alike on every rank
+        concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # without isolation, as requested
         batch = self._prepare_inputs(collator([{"row": row} for row in telling_rows(collator)]))
         self.model.train()
         if not concatenated and not self.is_deepspeed_enabled:
@@ -74,7 +75,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             self.log({HELD_OUT: self.loss_on(self.held_out, at_once)})
 
     def loss_on(self, collator: Collator, at_once: int) -> float:
-        """Mean negative log-likelihood (nats) a trained token, over all rows of ``collator``."""
+        """Mean negative log-likelihood (nats) per trained token, over all rows of ``collator``."""
         training = self.model.training
         self.model.eval()
         total = tokens = 0.0
@@ -120,14 +121,14 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def whole_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
-        """The trained model, its weights whole; None on all processes but the first where ZeRO-3 has split them.
+        """The trained model with its full weights; None on all processes but the first where ZeRO-3 has split them.
 
-        ``build`` makes the model anew: it takes the gathered weights, in host memory.
+        ``build`` recreates the model: it takes the gathered weights, in host memory.
         """
         if not is_deepspeed_zero3_enabled():
             return self.model
         state = self.accelerator.get_state_dict(self.model_wrapped)
-        unset_hf_deepspeed_config()  # what is built from here on is whole
+        unset_hf_deepspeed_config()  # what is built from here on is not split
         if not self.is_world_process_zero():
             return None
         model = build()
@@ -139,7 +140,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
 
 
 class _Bounds(TrainerCallback):
-    """Runs a trainer's checks when model and optimizer stand ready and no step has been made; keeps the time."""
+    """Runs a trainer's checks when model and optimizer are ready and no step has been made; keeps the time."""
 
     def __init__(self, trainer: DocumentTrainer) -> None:
         self.trainer = trainer

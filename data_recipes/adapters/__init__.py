@@ -1,8 +1,8 @@
 """From raw rows in the layouts of published data sets, through rows of the normal form, to conversations.
 
 An adapter takes one raw row and gives rows for :func:`data_recipes.rows.from_row`, which checks them. It raises
-RowError for a row that is not of its layout; KeyError, TypeError, IndexError, AttributeError and ValueError tell the
-same (a key is missing or misshapen).
+RowError for a row that is not of its layout; KeyError, TypeError, IndexError, AttributeError and ValueError mean the
+same (a key is missing or malformed).
 """
 
 from collections import Counter
@@ -43,15 +43,15 @@ def normal(raw: Raw) -> list[dict[str, Any]]:
 
 
 def recognised(raw: Raw) -> list[dict[str, Any]]:
-    """A row of a local file for which no layout is named: of the one that its keys tell."""
+    """A row of a local file without a named layout: its keys decide."""
     if isinstance(raw.get("messages"), str) and raw["messages"].lstrip().startswith("["):
         raw = {**raw, "messages": decoded(raw["messages"], "'messages'")}
     return list(ADAPTERS[layout_of(raw)](raw))
 
 
 def layout_of(raw: Raw) -> str:
-    """The layout that a row's keys tell, each row by itself: what has ``messages`` is in the normal form unless
-    something in it can only be OpenAI's."""
+    """The layout that a row's keys indicate, row by row: what has ``messages`` is in the normal form unless something
+    in it can only be OpenAI's."""
     if "messages" in raw:
         return "openai" if is_openai_form(raw) else "normal"
     if "conversations" in raw:

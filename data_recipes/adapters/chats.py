@@ -45,7 +45,7 @@ def _openai(raw: Raw) -> dict[str, Any]:
 
 
 def no_media(raw: Raw) -> None:
-    """Raises RowError where pictures or sounds stand beside the text: they would be dropped."""
+    """Raises RowError where there are pictures or sounds beside the text: they would be dropped."""
     for key in MEDIA:
         if raw.get(key):
             raise RowError("unknown key", f"the row has {key!r}; only text is trained here")
@@ -59,7 +59,7 @@ def nemotron(raw: Raw) -> list[dict[str, Any]]:
             where = f"message {number}"
             content, reasoning = split_thinking(message["content"], message.get("reasoning_content"), where)
             if reasoning:
-                raise RowError("thinking tags", f"{where} thinks, but the row says that its reasoning is off")
+                raise RowError("thinking tags", f"{where} thinks, but the row declares its reasoning off")
             message |= {"content": content, "reasoning_content": ""}
     if row["messages"] and row["messages"][0]["role"] == "system" and not row["messages"][0]["content"].strip():
         row["messages"] = row["messages"][1:]
@@ -94,7 +94,7 @@ def sharegpt_turns(turns: Iterable[Raw]) -> list[dict[str, Any]]:
             more |= {} if reasoning is None else {"reasoning_content": reasoning}
             messages.append(turn("assistant", "", tool_calls=calls, **more))
         elif role == "system" and messages:
-            raise RowError("wrong order", "a system message stands inside the conversation")
+            raise RowError("wrong order", "a system message is inside the conversation")
         else:
             messages.append(turn(role, each["value"], **more))
     return messages

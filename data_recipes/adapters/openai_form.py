@@ -1,7 +1,7 @@
 """Messages as OpenAI's API has them, and as those that speak it write theirs (vLLM, Anthropic's parts, Ollama).
 
-What is known is read: text, reasoning, calls, results, refusals. What is not is refused by name, for a part or a key
-that is left out in silence may be the half of a sample.
+What is known is read: text, reasoning, calls, results, refusals. What is not is refused by name, because a part or a
+key that is silently left out may be half of a sample.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 KEPT = ("reasoning_cut", "weight", "name", "tool_call_id")
 KNOWN = {"role", "content", "tool_calls", "function_call", "refusal", *THOUGHTS, *KEPT}
 ASIDE = {"type", "cache_control", "signature", "is_error", "annotations", "logprobs"}
-"""Keys of parts that no chat format has a place for, and that say nothing that the text does not."""
+"""Keys of parts that no chat format has a place for, and that add nothing to the text."""
 TEXTS = ("text", "input_text", "output_text", "refusal")
 THINKING = ("reasoning", "thinking")
 PARTS = {
@@ -30,7 +30,7 @@ PARTS = {
 
 def openai_messages(raw: Iterable[Raw]) -> list[dict[str, Any]]:
     """Messages of the normal form. Parts of type ``tool_result`` become messages of their own, before the text that
-    stands after them. Raises RowError that names the message."""
+    follows them. Raises RowError that names the message."""
     return [message for number, each in enumerate(raw) for message in _messages(each, f"message {number}")]
 
 
@@ -47,7 +47,7 @@ def openai_message(raw: Raw, where: str = "a message") -> dict[str, Any]:
         calls += more
     message = turn(role, content or raw.get("refusal") or "")
     if content and raw.get("refusal"):
-        raise RowError("unknown key", f"{where} has a refusal beside its content")
+        raise RowError("unknown key", f"{where} has a refusal in addition to its content")
     reasoning = _reasoning(raw, "\n\n".join(thoughts), where)
     message |= {} if reasoning is None else {"reasoning_content": reasoning}
     message |= {"tool_calls": calls} if calls else {}

@@ -24,7 +24,7 @@ TYPES = {
 
 
 class NotASample(Exception):
-    """A sound row that gives no sample (a tie between two answers, say): left out and counted, never a fault."""
+    """A valid row that gives no sample (a tie between two answers, say): left out and counted, never an error."""
 
 
 def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -59,8 +59,8 @@ LEFT_OUT = "parts left out"
 
 
 def left_out(raw: Raw, read: Iterable[str], raw_tools: Any) -> dict[str, list[str]]:
-    """What stands in a row but in none of the keys ``read`` (nor in :func:`known_of`), nor in those of a tool: its
-    reasons, for counting, as an entry of the adapter's row."""
+    """What is in a row but in none of the keys ``read`` (nor in :func:`known_of`), nor in those of a tool: its reasons,
+    for counting, as an entry of the adapter's row."""
     known = {*read, *KNOWN, "source"}
     reasons = {f"the row's key {key!r}" for key, value in raw.items() if key not in known and value not in EMPTY}
     tools = decoded(raw_tools, "'tools'") if isinstance(raw_tools, str) and raw_tools.strip() else raw_tools or []
@@ -73,7 +73,7 @@ def left_out(raw: Raw, read: Iterable[str], raw_tools: Any) -> dict[str, list[st
 
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
-"""Values that say nothing."""
+"""Empty values."""
 
 
 def normal_tools(raw: Any) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ KNOWN = ("id", "licence", "license", "language", "task", "domain")
 
 
 def known_of(raw: Raw) -> dict[str, Any]:
-    """What a row tells of itself under the normal form's own keys."""
+    """What a row declares under the normal form's own keys."""
     return {key: raw[key] for key in KNOWN if raw.get(key)}
 
 

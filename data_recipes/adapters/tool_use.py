@@ -13,9 +13,9 @@ from nanoalign.data_recipes.files import RowError
 
 
 def bfcl(raw: Raw) -> list[dict[str, Any]]:
-    """BFCL's single-turn categories, with its possible ``answer`` joined in. Expected calls tell each argument's
-    accepted values; "" among them means that it may be left out. The categories without possible answers say in their
-    ids what is expected: no call (irrelevance), or some call, whichever it is (relevance)."""
+    """BFCL's single-turn categories, with its possible ``answer`` joined in. Expected calls list each argument's
+    accepted values; "" among them means that it may be left out. The ids of the categories without possible answers say
+    what is expected: no call (irrelevance), or some call, whichever it is (relevance)."""
     [messages] = raw["question"]
     tools, task = normal_tools(raw["function"]), {"kind": "tools", **_expected(raw)}
     return [{"id": raw["id"], "messages": _one_speaker_at_a_time(messages), "tools": tools, "task": task}]

@@ -19,7 +19,7 @@ TOOL_CALL = "made a tool call that cannot be read"
 NO_CHARACTER = "held bytes that are no character"
 FAULTS = (EMPTY, SPECIAL_TOKEN, THINKING_TAGS, TOOL_CALL, NO_CHARACTER)
 """What can be wrong with a completion. All are counted. A special token also makes it malformed: rewards give it their
-floor (reward/compose.py), an episode ends there, for what follows such a token is no part of an answer."""
+floor (reward/compose.py), an episode ends there, because what follows such a token is not part of an answer."""
 
 LONGEST_CALL = 100_000
 """Characters of one call's JSON."""
@@ -30,12 +30,12 @@ DEEPEST = 64
 
 
 def marks(chat: ChatFormat) -> tuple[str, ...]:
-    """The texts that mean a special token of the format."""
+    """The texts that encode a special token of the format."""
     return tuple(dict.fromkeys((*chat.special_tokens, *chat.stop)))  # they overlap
 
 
 def as_message(answer: Answer, chat: ChatFormat) -> Message:
-    """The answer as a turn of the conversation that goes on after it."""
+    """The answer as a turn of the conversation that continues after it."""
     return in_plain_text(Message("assistant", answer.content, answer.reasoning, answer.tool_calls), chat)
 
 
@@ -113,7 +113,7 @@ def read_calls(text: str) -> tuple[ToolCall, ...] | None:
 
 
 def _json(text: str) -> Any:
-    """The value, or None where the text is no JSON that every reader reads alike."""
+    """The value, or None where the text is not JSON that every parser reads alike."""
     if len(text) > LONGEST_CALL:
         return None
     try:
@@ -128,12 +128,12 @@ def _json(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a duplicate key")
     return value
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _finite(text: str) -> float:

@@ -12,8 +12,8 @@ from nanoalign.data_recipes.conversation import Answer, Conversation, Message
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of rendered text. ``trained`` says whether the model is to learn to write it. Concatenated spans are the
-    whole text; tokens are counted as trained when their first character lies in a trained span."""
+    """A piece of rendered text. ``trained`` says whether the model is to learn to write it. The spans concatenated are
+    the full text; tokens count as trained when their first character is in a trained span."""
 
     text: str
     trained: bool
@@ -44,8 +44,8 @@ class ChatFormat(Protocol):
         ...
 
     def completion(self, message: Message) -> list[Span]:
-        """What the assistant writes after ``prompt(..., thinking=message.thinks)`` to say ``message``, up to
-        and including the first stop text. All of it is trained, except the forced close of a cut reasoning."""
+        """What the assistant writes after ``prompt(..., thinking=message.thinks)`` for ``message``, up to and including
+        the first stop text. All of it is trained, except the forced close of a cut reasoning."""
         ...
 
     def examples(self, conversation: Conversation) -> list[list[Span]]:
@@ -54,6 +54,6 @@ class ChatFormat(Protocol):
         ...
 
     def parse(self, completion: str, *, thinking: bool) -> Answer:
-        """What a model wrote (stop text removed). ``thinking`` tells whether the prompt asked for it. Never raises: a
+        """What a model wrote (stop text removed). ``thinking`` says whether the prompt requested it. Never raises: a
         tool call that cannot be read stays in ``content``, and what is wrong is named in ``faults``."""
         ...

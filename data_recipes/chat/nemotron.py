@@ -5,8 +5,8 @@
 1. A final assistant message keeps its tool calls (the reference drops them, and drops the turn if its text is empty).
 2. Only ``/think`` and ``/no_think`` as words of their own are signals. To the reference a user's literal ``</think>``
    switches thinking on and becomes ``<>``, and so does ``/thinking``.
-3. An answer in the history keeps all its text. The reference keeps what lies between the first ``</think>`` and the
-   second, and so loses the rest of an answer that speaks of ``</think>``.
+3. An answer in the history keeps all its text. The reference keeps what is between the first ``</think>`` and the
+   second, and so loses the rest of an answer that mentions ``</think>``.
 4. A system message anywhere but first is an error. The reference leaves its text out, yet obeys its signals.
 5. The trained text ends with the stop token; the line feed after it belongs to the next turn, which inference writes.
 
@@ -115,7 +115,7 @@ class NemotronNanoV2Reference(NemotronNanoV2):
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
     ) -> str:
-        """The template's whole output. Assistant contents hold their ``<think>`` tags, as messages of an API do."""
+        """The template's complete output. Assistant contents hold their ``<think>`` tags, as messages of an API do."""
         final = ""
         past = messages
         if messages and messages[-1].role == "assistant":

@@ -2,7 +2,7 @@
 
 How modes and reasoning are written, in every format:
 
-- An assistant message with reasoning is asked for with thinking on; one whose reasoning is "" or None with thinking
+- An assistant message with reasoning is requested with thinking on; one whose reasoning is "" or None with thinking
   off. In training that mode comes from the message, not from the text, for the mode shows in the prompt's end alone:
   formats that remove the signals ``/think`` and ``/no_think`` from the text render the same whether a signal or the
   caller's ``thinking=False`` set the mode. Obedience is thus learned from the prompt's end.
@@ -61,8 +61,8 @@ def call_object(call: ToolCall) -> dict[str, Any]:
 
 
 def special_token_in(conversation: Conversation, chat: ChatFormat) -> str | None:
-    """Where a sample says one of the format's special tokens or stop texts, in words, or None. Such a text would end
-    the turn that it stands in, or begin another."""
+    """Where a sample contains one of the format's special tokens or stop texts, in words, or None. Such a text would
+    end its turn, or begin another."""
     for number, message in enumerate(conversation.messages):
         text = f"{message.content}\n{message.reasoning}" if message.reasoning else message.content
         if message.tool_calls:
@@ -141,7 +141,7 @@ class Format:
         return [spans for spans in examples if any(span.trained for span in spans)]
 
     def _turn(self, history: Sequence[Message], tools: Sequence[Mapping[str, Any]], message: Message) -> list[Span]:
-        """The completion that says ``message`` after ``history``; here history does not matter."""
+        """The completion that writes ``message`` after ``history``; here history does not matter."""
         return self.completion(message)
 
     def _check(self, conversation: Conversation) -> None:
@@ -173,7 +173,7 @@ class Format:
         return Answer(content, reasoning.strip(), calls, tuple(fault for fault, there in found.items() if there))
 
     def _tags(self) -> set[str]:
-        """Texts that belong into a completion, though some tokenizers call them special."""
+        """Texts that belong in a completion, though some tokenizers call them special."""
         return {self.think_open, self.think_close, *(tag for pair in self.call_tags for tag in pair)}
 
     def _split_calls(self, answer: str) -> tuple[str, tuple[ToolCall, ...], bool]:

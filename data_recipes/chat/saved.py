@@ -1,7 +1,7 @@
 """The Jinja chat templates that go with saved models: transformers and vLLM then render what was trained.
 
-``signals.jinja`` holds what all formats share, the file beside it one format; a template is both in one text, with the
-format's settings before them. Tested to equal ``prompt`` and ``completion`` of every format.
+``signals.jinja`` holds what all formats share, the other files one format each; a template is both in one text,
+preceded by the format's settings. Tested to equal ``prompt`` and ``completion`` of every format.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Any chat template of a Hugging Face tokenizer, as ``hf:FOLDER_OR_HUB_ID``, with masks by prefix rendering.
 
 The prompt is the template's with ``add_generation_prompt``; a completion is what the template adds to that prompt for
-the next assistant message. A template that rewrites the final message, so that this is no addition, is refused by name.
+the next assistant message. A template that rewrites the final message, so that nothing is simply appended, is refused
+by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from nanoalign.data_recipes.conversation import Message
 
 class HFTemplate(Format):
     """A tokenizer's own template. Thinking is passed as ``enable_thinking``, reasoning as ``reasoning_content``, tools
-    in OpenAI's layout. Signals stay in the text, for the template to handle. A cut reasoning is refused, for only the
+    in OpenAI's layout. Signals stay in the text, for the template to handle. A cut reasoning is refused, since only the
     template knows how it closes thinking."""
 
     call_tags = (("<tool_call>", "</tool_call>"), ("<TOOLCALL>", "</TOOLCALL>"))
@@ -60,7 +61,7 @@ class HFTemplate(Format):
 
     def _turn(self, history: Sequence[Message], tools: Sequence[Mapping[str, Any]], message: Message) -> list[Span]:
         if message.reasoning_cut:
-            raise DataError(f"{self.name}: a template cannot render a cut reasoning; use a format of our own")
+            raise DataError(f"{self.name}: a template cannot render a cut reasoning; use one of our own formats")
         thinking = bool(message.reasoning)
         prompt = self.prompt(history, tools, thinking=thinking)
         whole = self._render([*history, message], tools, thinking=thinking, generate=False)

@@ -1,4 +1,4 @@
-"""The miniature's world: a small, generated stand-in for the post-training mixture, checkable throughout.
+"""The miniature's world: a small, generated replacement for the post-training mixture, checkable throughout.
 
 ``generate("math", 1000, "train", seed)`` gives conversations; a recipe names the source ``miniature:math``. The split
 of a sample is a hash of its prompt, so train and test never share one, whatever the seeds.

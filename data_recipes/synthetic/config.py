@@ -16,10 +16,10 @@ class Served(Section):
     model: str
     """Name of the served model."""
     most_requests: int = Field(ge=1)
-    """The set is built from at most so many replies; those of the cache count as if they were asked for now."""
+    """The set is built from at most this many replies; cached ones count as if they were requested now."""
     most_tokens: int = Field(ge=1)
-    """The set is built from at most so many tokens, prompts and replies together. A question is only asked if there is
-    room for its longest reply."""
+    """The set is built from at most this many tokens, prompts and replies together. A question is only asked if there
+    is room for its longest reply."""
     max_tokens: int = Field(default=4096, ge=1)
     """Longest reply; one that is cut there is never kept."""
     temperature: float = Field(default=1.0, ge=0)
@@ -58,7 +58,7 @@ class Rejection(Generator):
     split: Literal["train", "test"] = "train"
     """Split of the source."""
     instructions: int = Field(default=0, ge=0)
-    """Add up to so many of IFEval's instructions to each prompt, and let their verifier judge; 0 adds none."""
+    """Add up to this many of IFEval's instructions to each prompt, and let their verifier judge; 0 adds none."""
     tries: int = Field(default=4, ge=1)
     """Answers to each task."""
     keep: int = Field(default=1, ge=1)

@@ -28,8 +28,8 @@ LONGEST_ANSWER = 100
 def contexts(
     documents: Sequence[Conversation], samples: int, most: int, characters: int, seed: int
 ) -> Iterator[list[Conversation]]:
-    """``samples`` contexts of at most ``most`` documents, different within each, that together say at most
-    ``characters`` characters. The first two are those that are asked about; where no two fit, the context has fewer.
+    """``samples`` contexts of at most ``most`` documents, different within each, of at most ``characters`` characters
+    together. The first two are those that are asked about; where no two fit, the context has fewer.
     """
     for number in range(samples):
         rng = Random(f"{seed}/context/{number}")
@@ -43,7 +43,7 @@ def contexts(
 
 
 def across(base: Conversation, documents: Sequence[Conversation], tries: int, verify: Verify, seed: int = 0) -> Maker:
-    """Asks about the first two of ``documents`` among all of them. ``base`` tells what is known of the sample;
+    """Asks about the first two of ``documents`` among all of them. ``base`` holds what is known of the sample;
     ``verify`` scores answers to a task of kind exact."""
     made = Made()
     if len(documents) < 2:
@@ -91,7 +91,7 @@ def _said(document: Conversation) -> str:
 
 
 def _question(text: str) -> tuple[str, str] | None:
-    """Question and answer in the JSON object of a reply, which may stand in a code block."""
+    """Question and answer in the JSON object of a reply, which may be in a code block."""
     try:
         value = json.loads(text[text.index("{") : text.rindex("}") + 1])
         question, answer = value["question"].strip(), value["answer"].strip()

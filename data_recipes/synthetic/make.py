@@ -1,4 +1,4 @@
-"""From a generator's settings to its file of rows: whole or absent, the same for the same replies."""
+"""From a generator's settings to its file of rows: complete or absent, the same for the same replies."""
 
 import json
 from collections import Counter
@@ -33,8 +33,7 @@ def make(
     written beside it: ``started_from``, ``samples``, ``not_kept`` by reason, ``requests``, ``tokens``, ``asked_now``,
     ``by_licence`` and the settings.
 
-    A run that was killed goes on from its replies. Raises EndpointError, ConfigError, DataError as
-    :class:`ServedModel` does.
+    A killed run resumes from its replies. Raises EndpointError, ConfigError, DataError as :class:`ServedModel` does.
     """
     served, out = config.generate.served, config.out
     started_from = samples = 0

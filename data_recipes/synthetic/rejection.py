@@ -10,7 +10,8 @@ from nanoalign.data_recipes.synthetic.play import Made, Maker
 from nanoalign.data_recipes.synthetic.served import Ask
 
 Verify = Callable[[Conversation, Sequence[Message]], Sequence[float]]
-"""Scores of answers to a task, 1 for a right one. Brought by the caller, for verifiers stand above this room."""
+"""Scores of answers to a task, 1 for a right one. Passed in by the caller, since verifiers are in a room above this
+one."""
 
 
 def prompt_of(conversation: Conversation) -> tuple[Message, ...]:
@@ -20,7 +21,7 @@ def prompt_of(conversation: Conversation) -> tuple[Message, ...]:
 
 
 def fault_of(conversation: Conversation) -> str | None:
-    """Why a made sample would be no sound row, or None."""
+    """Why a generated sample would not be a valid row, or None."""
     try:
         check_order(conversation.messages)
         check_calls(conversation.messages, conversation.tools)

@@ -34,18 +34,19 @@ UNREAD = "a tool call that is not JSON"
 NO_TEXT = "a message that is not text"
 UNCLOSED = "thinking not closed once"
 SPECIAL_TOKENS = frozenset(token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop))
-"""Of every format: a row that says one of them cannot be trained on in that format."""
+"""Of every format: a row that contains one of them cannot be trained on in that format."""
 REFUSALS = (400, 413, 422)
 """Statuses that are about one request (too long, say): kept as its answer. Any other 4xx ends the run."""
 
 
 class EndpointError(NanoalignError, ConnectionError):
-    """The endpoint cannot be reached, refuses everything, or goes on failing. What was answered is kept."""
+    """The endpoint cannot be reached, refuses everything, or keeps failing. Replies received so far are kept."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A question: a conversation to answer. ``number`` tells apart several draws of one answer (sent as the seed)."""
+    """A question: a conversation to answer. ``number`` distinguishes several samples of one answer (sent as the
+    seed)."""
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -270,7 +271,7 @@ def _openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _tokens_of(usage: Any) -> int:
-    """The tokens that an endpoint says it used, 0 where it does not say."""
+    """The tokens that an endpoint reports, 0 where it reports none."""
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
     return total if type(total) is int and total > 0 else 0
 

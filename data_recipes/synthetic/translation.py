@@ -1,5 +1,5 @@
 """Samples in another language: what is prose is translated, message by message; what is code, formula, address or call
-stands behind marks that the translation must give back, each exactly once."""
+is replaced by marks that the translation must give back, each exactly once."""
 
 import re
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ TASKS = ("math", "code", "tools")
 
 
 def hidden(text: str) -> tuple[str, list[str]]:
-    """The text with marks in place of what stays, and what they stand for."""
+    """The text with marks in place of what stays, and what they replace."""
     parts: list[str] = []
 
     def mark(match: re.Match[str]) -> str:

@@ -1,8 +1,8 @@
 """The miniature workplace's tasks: one to three reference calls in an :class:`~data_recipes.workplace.office.Office`.
 
 Most tasks need a look-up whose id, day or hour goes into a later call; some need arithmetic on what was found, some
-must tell two events of one title apart. As in WorkBench, a task succeeds when the end state equals the reference's;
-whatever was changed beyond that is a failure.
+must distinguish two events with the same title. As in WorkBench, a task succeeds when the end state equals the
+reference's; whatever was changed beyond that is a failure.
 """
 
 import hashlib
@@ -148,7 +148,7 @@ def _target(office: Office, rng: random.Random) -> _Target:
 
 
 def _draw_office(rng: random.Random) -> Office:
-    """Four to six events; in half of the offices one title stands on two days."""
+    """Four to six events; in half of the offices one title occurs on two days."""
     titles = rng.sample(TITLES, rng.randint(4, 5))
     days = rng.choices(DAYS, k=len(titles))
     if rng.random() < 0.5:

@@ -1,8 +1,8 @@
 """Tool trajectories by replay: WorkBench's tasks with the reference calls run against its databases.
 
-The reference names ids that nobody told; the look-ups that show them are put before it (see lookups.py). Where the
-request suggests none that shows them, the task is left out: a model that is taught to write ids it never saw learns to
-invent them.
+The reference uses ids that the request does not give; the look-ups that show them are put before it (see lookups.py).
+Where the request suggests none that shows them, the task is left out: a model that is taught to write ids it never saw
+learns to invent them.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a model says to a simulated office: any JSON value, to be taken as a short text or not at all."""
+"""A model's input to a simulated office: any JSON value, taken as a short text or not at all."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def text_of(value: Any, longest: int) -> str | None:
 
 
 def said(text: str, longest: int = 80) -> str:
-    """Text to quote in an error: cut, and fit to be encoded."""
+    """Text to quote in an error: shortened, and encodable."""
     short = text if len(text) <= longest else text[:longest] + "..."
     return short.encode("utf-8", "replace").decode()
 

@@ -1,6 +1,6 @@
 """WorkBench's office (Styles et al., arXiv 2405.00823): five databases, their tools, and tasks scored on the end state.
 
-Written from the benchmark's description and data. The clock stands at 2023-11-30 23:59. Databases are read from
+Written from the benchmark's description and data. The clock is fixed at 2023-11-30 23:59. Databases are read from
 ``<data_root>/workbench/db``; the neighbouring ``nemo_gym_db`` differs from it and is never mixed in.
 """
 
@@ -170,7 +170,7 @@ def _day(text: str) -> str:
 
 
 def _whole(text: str) -> int | None:
-    """The number in up to nine plain digits: others ("²") need be no decimals, and more of them are no count."""
+    """The number in up to nine plain digits: others ("²") may not be decimals, and more of them are not a count."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 

@@ -34,11 +34,11 @@ README = """# Stage `{stage}` for NeMo-RL v0.6
 |---|---|
 | `config.yaml` | NeMo-RL's `examples/configs/{example}` and what differs from it |
 | `data.jsonl` | {rows} rows of token ids, rendered, masked and tokenized by nanoalign |
-| `{plugin}.py` | dataset, processors, reward environment; for DPO its processor of pairs stands in for NeMo-RL's |
+| `{plugin}.py` | dataset, processors, reward environment; for DPO its processor of pairs replaces NeMo-RL's |
 | `start.py` | checks every key of `config.yaml`, registers the plug-in, runs NeMo-RL's `run_{algorithm}.py` |
 | `launch.sh` | `sbatch ray.sub` |
 
-The model comes from `{model}` and must be there when the job starts. The new weights come to
+The model comes from `{model}` and must be there when the job starts. The new weights go to
 `checkpoints/step_N/policy/weights`, with a copy consolidated in Hugging Face's layout.
 
 NeMo-RL's own environment (Python 3.13) runs this: it needs nanoalign's light packages (pydantic, PyYAML, jinja2,
@@ -54,10 +54,10 @@ the plug-in's data path was run on the sources of v0.6.0; no export has been run
 
 
 def write(export: Export, target: Target, out: Path, slurm: dict[str, str | None]) -> None:
-    """Writes the folder, whole or not at all. ``slurm`` are further options of sbatch.
+    """Writes the folder atomically. ``slurm`` are further options of sbatch.
 
     Raises:
-        ConfigError: the config is none of NeMo-RL's, key by key.
+        ConfigError: the config is not valid for NeMo-RL; every wrong key is named.
     """
     config = {"defaults": f"${{oc.env:NEMO_RL_ROOT}}/examples/configs/{EXAMPLES[export.algorithm]}", **export.config}
     check(config, export.algorithm, exported=True)

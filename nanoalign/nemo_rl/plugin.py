@@ -1,7 +1,7 @@
 """nanoalign's data and rewards inside NeMo-RL. Copied into an export; runs only where NeMo-RL is.
 
-``register`` tells NeMo-RL of them without a change to its code. Rows come tokenized, so that what is trained here is
-what nanoalign trains, token for token; chat templates are not used.
+``register`` adds them to NeMo-RL without changing its code. Rows come tokenized, so that what is trained here is what
+nanoalign trains, token for token; chat templates are not used.
 """
 
 import json
@@ -39,14 +39,14 @@ class Rows(RawDataset):
 
 
 def sft_datum(row: dict, spec: Any, tokenizer: Any, longest: int, index: int, **unused: Any) -> dict:
-    """An example; NeMo-RL trains on what an "assistant" says."""
+    """An example; NeMo-RL trains on the "assistant" turns."""
     pieces = torch.tensor(row["input_ids"]).split(row["lengths"])
     roles = ["assistant" if trained else "user" for trained in row["trained"]]
     return _datum([_said(role, ids) for role, ids in zip(roles, pieces, strict=True)], longest, index)
 
 
 def grpo_datum(row: dict, spec: Any, tokenizer: Any, longest: int, index: int) -> dict:
-    """A prompt, and what the environment is told of it."""
+    """A prompt, and what the environment knows of it."""
     text = tokenizer.decode(row["prompt_ids"])
     datum = _datum([_said("user", torch.tensor(row["prompt_ids"]), text)], longest, index)
     known = {"thinking": row["thinking"], **json.loads(row["known"])}
@@ -105,7 +105,7 @@ class Rewards(EnvironmentInterface):
         )
 
     def sample(self, text: str, known: dict) -> Sample:
-        """NeMo-RL hands over text without its special tokens: a turn that did not end by itself is known by length."""
+        """NeMo-RL passes text without its special tokens: an unfinished turn is recognised by its length."""
         tokens = len(self.tokenizer.encode(text, add_special_tokens=False))
         return Sample(
             messages=tuple(Message(**message) for message in known["messages"]),
@@ -134,5 +134,5 @@ def register(algorithm: str) -> None:
         ACTOR_ENVIRONMENT_REGISTRY[f"{NAME}.Rewards"] = PY_EXECUTABLES.SYSTEM
     else:
         if not hasattr(data_utils, "preference_preprocessor"):
-            raise RuntimeError("this NeMo-RL builds preference data in another way than v0.6 does")
+            raise RuntimeError("this NeMo-RL builds preference data differently from v0.6")
         data_utils.preference_preprocessor = preference_datum  # it offers no registry for these

@@ -18,7 +18,7 @@ LOSSES: dict[str, dict[str, bool]] = {
 }
 """Those of our losses that NeMo-RL v0.6 has."""
 IN_PROCESS = ("preference",)
-"""Rewards that need a model of the run beside the trainer."""
+"""Rewards that need another model of the run besides the trainer's."""
 
 
 def export_grpo(

@@ -11,7 +11,7 @@ from nanoalign.rl.config import DPOStage
 
 
 def export_dpo(target: Target, stage: DPOStage, pairs: Path) -> Export:
-    """A row a pair of ``pairs``, a round's ``pairs.jsonl``.
+    """A row per pair of ``pairs``, a round's ``pairs.jsonl``.
 
     Raises:
         ConfigError: there are no pairs: NeMo-RL v0.6 samples none. DataError: none that it could train on as we do.

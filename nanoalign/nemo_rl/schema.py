@@ -2,11 +2,11 @@
 
 The tables ``keys_*.txt`` were made from three versions' sources, release v0.6.0 (5fb5889), release v0.7.0 and the main
 branch of 2026-08-22 (7ea279a, whose package also calls itself 0.6.0): types are those of their TypedDicts and pydantic
-models, and of the example config where these say nothing; a key is required where the example without it does not
-validate (57 keys of SFT, 62 of DPO, 98 of GRPO in v0.6.0, sections included; 48, 48 and 87 in v0.7.0). A line:
-``key types v0.6.0 v0.7.0 main``, with R for required, o for optional, - for absent.
+models, and of the example config where these are silent; a key is required where the example without it does not
+validate (57 keys of SFT, 62 of DPO, 98 of GRPO in v0.6.0, sections included; 48, 48 and 87 in v0.7.0). A line: ``key
+types v0.6.0 v0.7.0 main``, with R for required, o for optional, - for absent.
 
-NeMo-RL itself takes unknown keys in silence (``sft.max_num_stepz``), and in v0.6.0 looks at no type; this does not.
+NeMo-RL itself silently accepts unknown keys (``sft.max_num_stepz``), and in v0.6.0 checks no types; this does.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from nanoalign.common.errors import ConfigError
 EXAMPLES = {"sft": "sft.yaml", "dpo": "dpo.yaml", "grpo": "grpo_math_1B.yaml"}
 """The example config, under examples/configs, that an export builds on."""
 USED_UNCHECKED = {"grpo": ("policy.generation", "policy.draft", "policy.draft.enabled")}
-"""What its start script reads although the config validates without."""
+"""Keys that its start script reads although the config validates without them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def keys(algorithm: str) -> Mapping[str, Key]:
 
 
 def check(config: Mapping[str, Any], algorithm: str, *, exported: bool = False) -> None:
-    """Checks the keys and values of a config, whole or in part; ``defaults`` and interpolations (``${...}``) pass.
+    """Checks the keys and values of a config, complete or partial; ``defaults`` and interpolations (``${...}``) pass.
 
     ``exported``: only what all versions know is allowed. Raises ConfigError that names every unknown key, with the
     nearest known one, and every value of a wrong type.
@@ -59,8 +59,8 @@ def check(config: Mapping[str, Any], algorithm: str, *, exported: bool = False) 
 
 
 def require(config: Mapping[str, Any], algorithm: str) -> None:
-    """Checks that a whole config, its example merged in, has all it must have. Raises ConfigError that names what is
-    missing."""
+    """Checks that a complete config, with its example merged in, has every required key. Raises ConfigError that names
+    what is missing."""
     present = {path for path, _ in _walk(config)}
     missing = [name for name, key in keys(algorithm).items() if key.required and name not in present]
     if missing:

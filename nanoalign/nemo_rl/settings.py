@@ -29,14 +29,14 @@ class Target:
     gpus_per_node: int
     seed: int
     folder: Path
-    """Absolute: where the export lies."""
+    """Absolute: where the export is."""
 
     @property
     def devices(self) -> int:
         return self.nodes * self.gpus_per_node
 
     def refuse(self, key: str, reason: str) -> ConfigError:
-        """The error for a setting that has no like in NeMo-RL."""
+        """The error for a setting without a counterpart in NeMo-RL."""
         return ConfigError(f"stages.{self.stage}.{key}: {reason}")
 
 
@@ -71,7 +71,7 @@ def training(
     micro = train.micro_batch_size or max(1, sequences // target.devices)
     if sequences % (micro * target.devices):
         raise target.refuse(
-            "train.batch_size", f"{sequences} is no multiple of {micro} (micro batch) x {target.devices} (GPUs)"
+            "train.batch_size", f"{sequences} is not a multiple of {micro} (micro batch) x {target.devices} (GPUs)"
         )
     steps = optimizer_steps(train.model_copy(update={"batch_size": row_batch}), rows)
     return {
@@ -178,7 +178,7 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def common_notes(target: Target, train: Training) -> list[tuple[str, str]]:
-    """What the README says of the settings that all stages share."""
+    """What the README says about the settings that all stages share."""
     notes = [
         ("train.learning_rate, betas, weight_decay", "`policy.optimizer.kwargs` (AdamW; eps 1e-8 as here)"),
         ("train.schedule, warmup_ratio, decay_ratio, min_lr_ratio", "`policy.scheduler`, the same at every step"),
@@ -186,7 +186,7 @@ def common_notes(target: Target, train: Training) -> list[tuple[str, str]]:
          "smaller batch of an epoch"),
         ("train.batch_size, micro_batch_size", "`policy.train_global_batch_size`, `train_micro_batch_size`"),
         ("train.checkpoint_every", "`checkpointing.save_period`; the newest two are kept, as here"),
-        ("launch", f"`cluster`: {target.nodes} x {target.gpus_per_node} GPUs; `zero` has no like: NeMo-RL always "
+        ("launch", f"`cluster`: {target.nodes} x {target.gpus_per_node} GPUs; `zero` has no equal: NeMo-RL always "
          "shards (FSDP2)"),
         ("held-out loss", "not measured there: `nanoalign` evaluates the checkpoint"),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ class Packing:
 def export_sft(
     target: Target, train: Training, examples: Iterable[Example], rows: int, longest: int, packing: Packing | None
 ) -> Export:
-    """A row an example. ``packing`` says how the stage packs them in isolation: where the model has attention only,
+    """One row per example. ``packing`` says how the stage packs them in isolation: where the model has attention only,
     NeMo-RL packs them again, with as many documents in a batch as the stage has on average."""
     batch = train.batch_size
     notes = common_notes(target, train)

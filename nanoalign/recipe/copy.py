@@ -1,4 +1,4 @@
-"""A shipped recipe copied to a user's folder, checked by editors there as it is here."""
+"""Copies a shipped recipe to a user's folder, with the schema that editors check it against."""
 
 import re
 import shlex
@@ -36,5 +36,5 @@ def copy_recipe(name: str, to: Path) -> list[Path]:
 
 
 def _extended(text: str) -> list[str]:
-    """The file that a shipped recipe changes; none of those extends another in its turn."""
+    """The file that a shipped recipe extends; none of those extends another."""
     return re.findall(r"^extends: (\S+)$", text, re.MULTILINE)

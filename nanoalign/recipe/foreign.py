@@ -1,7 +1,7 @@
-"""Keys as other suites name them, and where the same is said here.
+"""Keys as other suites name them, and their equivalents here.
 
-Gathered from TRL, transformers' TrainingArguments, axolotl, LLaMA-Factory, verl, OpenRLHF and NeMo-RL.
-A word may stand for several keys: of those, the first that the section has is meant.
+Gathered from TRL, transformers' TrainingArguments, axolotl, LLaMA-Factory, verl, OpenRLHF and NeMo-RL. A word may mean
+several keys: of those, the first that the section has is meant.
 """
 
 from functools import cache
@@ -85,7 +85,7 @@ TOP = {
 
 def hint(word: str, owner: type[BaseModel]) -> str:
     """``; did you mean `x`?`` for a key of another suite that was written in the section ``owner``: a key there or
-    below it, else where in the recipe it stands. Empty where the table does not know the word."""
+    below it, else where in the recipe it is. Empty where the table does not know the word."""
     stages, top = _named(STAGE, word), _named(TOP, word)
     if owner is Recipe:
         return _asked(top[0]) if top else _asked(f"stages.NAME.{stages[0]}") if stages else ""

@@ -1,4 +1,4 @@
-"""YAML as plain data that remembers where each key stands.
+"""YAML as plain data that remembers where each key is.
 
 Scalars follow YAML 1.2's core schema: ``on`` and ``no`` are words, ``1e-5`` is a number.
 """

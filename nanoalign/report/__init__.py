@@ -20,7 +20,7 @@ def write(folder: Path) -> None:
 
 
 def note_rerun(folder: Path, seconds: float) -> None:
-    """Adds to ``report.json`` how long a run took that found nothing to do (``rerun.wall_s``)."""
+    """Adds to ``report.json`` the time of a run that had nothing to do (``rerun.wall_s``)."""
     import json
 
     from nanoalign.common.files import write_json

@@ -1,4 +1,4 @@
-"""The flat map of a run's figures: every figure of every stage, and those that tell whether the method did its work.
+"""The flat map of a run's figures: every figure of every stage, and those that show whether the method worked.
 
 A figure with an interval takes four names: ``name``, ``name.low``, ``name.high`` (95%) and ``name.n`` (samples).
 """
@@ -14,7 +14,7 @@ Figures = dict[str, float | str]
 
 
 def flat(name: str, value: Any) -> Figures:
-    """One figure's names; nested maps are joined by dots, what is no number or text is left out."""
+    """One figure's names; nested maps are joined by dots, what is neither a number nor text is left out."""
     if isinstance(value, Mapping):
         if value.keys() >= {"value", "low", "high", "n"}:
             return {name: value["value"], **{f"{name}.{part}": value[part] for part in ("low", "high", "n")}}
@@ -37,7 +37,7 @@ def figures_of(run: RunData) -> Figures:
 
 
 def method_figures(run: RunData) -> dict[str, Any]:
-    """What the recipe's method is to show, as far as its stages measured it.
+    """The figures that the recipe's method is judged by, as far as its stages measured them.
 
     ``reasoning.thinking_gain_points`` and ``no_think.obedience`` are the last evaluated checkpoint's. The budget
     figures compare the stage that truncates reasoning with the one before it, over its tight budgets: those under which

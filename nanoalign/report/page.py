@@ -1,4 +1,4 @@
-"""Lays the report's page out; everything that it needs is inside the one file."""
+"""Lays out the report page, as one self-contained file."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ LONGEST = 4000
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure that the page opens with. ``aim`` is what the method should reach, ``least`` (or ``most``) its bound."""
+    """A headline figure of the page. ``aim`` is what the method should reach, ``least`` (or ``most``) its bound."""
 
     figure: str
     name: str
@@ -64,7 +64,7 @@ HEADLINES = (
 
 
 def page(run: RunData, figures: Figures) -> str:
-    """The whole page as HTML text."""
+    """The complete page as HTML text."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
@@ -94,13 +94,13 @@ def page(run: RunData, figures: Figures) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Every text that the template shows, before it is escaped: no character that misleads a reader, or that UTF-8 does
-    not hold. Pictures are Markup, no text of others."""
+    """Every text that the template shows, before it is escaped: without characters that mislead a reader or that UTF-8
+    cannot encode. Plots are Markup, never others' text."""
     return printable(value) if type(value) is str else value
 
 
 def _unfinished(run: RunData, name: str, stage: StageData) -> dict[str, Any]:
-    """What is told of a stage that was begun: how far it came, why it ended, and how to go on."""
+    """What is shown of an unfinished stage: how far it got, why it ended, and how to resume."""
     place = run.folder / name
     return {
         "name": name,
@@ -139,8 +139,8 @@ def _stage_row(name: str, stage: StageData) -> dict[str, Any]:
     record = stage.record
     try:
         did = _did(stage)
-    except (KeyError, TypeError) as missing:  # another version's figures, or one that is no number
-        did = f"not to be read from its figures ({missing})"
+    except (KeyError, TypeError) as missing:  # another version's figures, or one that is not a number
+        did = f"its figures cannot be read ({missing})"
     return {
         "name": name,
         "kind": record.kind.replace("_", " "),

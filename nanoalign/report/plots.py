@@ -1,4 +1,4 @@
-"""The report's pictures, by matplotlib, as SVG text to stand inside a page (or as files for README.md)."""
+"""The report's pictures, by matplotlib, as SVG text for embedding in a page (or as files for README.md)."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -123,7 +123,7 @@ def intervals(
 
 
 def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: str) -> "Figure":
-    """Two scores against each other, one dot a point (name, first score, second score), the chosen one ringed."""
+    """Two scores against each other, one dot per point (name, first score, second score), the chosen one ringed."""
     figure, axes = _figure(5.0, 3.6)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     for name, (_, first, low, high), (_, second, down, up) in points:

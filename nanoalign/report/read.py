@@ -1,4 +1,4 @@
-"""What a run left behind, read once for the report."""
+"""A run's files, read once for the report."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class StageData:
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     account: Mapping[str, Any]
-    """data.json of an SFT stage: every sample's fate; empty elsewhere."""
+    """data.json of an SFT stage: what became of every sample; empty elsewhere."""
     result: Mapping[str, Any]
     """evaluation.json or sweep.json; empty elsewhere."""
     state: str = "finished"
@@ -51,7 +51,7 @@ class RunData:
 
 
 def read_run(folder: Path) -> RunData:
-    """Reads ``runs/<name>`` in whatever state it is. Raises ConfigError where it is no run, or another version's."""
+    """Reads ``runs/<name>``, whatever its state. Raises ConfigError where it is not a run, or another version's."""
     recipe = _recipe(folder)
     run = RunData(folder, recipe)
     for name in order(recipe):
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunData:
 def _recipe(folder: Path) -> Recipe:
     file = folder / "recipe.yaml"
     if not file.is_file():
-        raise ConfigError(f"{folder}: not a run's folder (runs/NAME): there is no recipe.yaml in it")
+        raise ConfigError(f"{folder}: not a run's folder (runs/NAME): it contains no recipe.yaml")
     try:
         return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as error:

@@ -148,9 +148,9 @@ def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
         }
         pictures.append(Plot(title, plots.intervals(series, "thinking budget, tokens", y, ticks), f"budget_{measure}"))
     note = (
-        "The same prompts under each thinking budget, enforced by the rule: at the budget the thinking closes at the "
-        "next line end, or after the grace at once."
-        + (f" {taught[0]} is the stage that is taught truncated reasoning." if taught else "")
+        "The same prompts under each thinking budget, enforced by the rule: at the budget thinking closes at the "
+        "next line end, or after the grace immediately."
+        + (f" {taught[0]} is the stage trained on truncated reasoning." if taught else "")
     )
     yield Section("Thinking budgets", note, plots=pictures)
 
@@ -177,7 +177,7 @@ def _merges(run: RunData) -> Iterator[Section]:
         rows = [[Cell(f"{alpha:g}"), *cells] for alpha, *cells in zip(alphas, *columns)]
         values = [[score["value"] for score in scores] for scores in zip(*measured.values())]
         note = (
-            f"(1 - alpha) · {config.reasoning} + alpha · {config.chat}, every alpha evaluated without writing it; "  # type: ignore[union-attr]
+            f"(1 - alpha) · {config.reasoning} + alpha · {config.chat}, every alpha evaluated without writing weights; "  # type: ignore[union-attr]
             f"{sweep['chosen']:g} was chosen ({sweep['choose']}). Bands are 95% intervals. A judge's score is drawn "
             "as a share of its range."
         )
@@ -190,7 +190,7 @@ def _merges(run: RunData) -> Iterator[Section]:
 
 
 def _judged(scores: Sequence[Mapping[str, float]]) -> bool:
-    """Whether these are no shares of samples, but a judge's scores on a scale of their own."""
+    """Whether these are not shares of samples but a judge's scores on their own scale."""
     return not all(0 <= score["value"] <= 1 for score in scores)
 
 
@@ -215,9 +215,9 @@ def _cells(scores: Sequence[Mapping[str, float]]) -> list[Cell]:
 
 
 CURVES = {
-    "pretrain": ("loss", "loss, nats a token"),
-    "sft": ("loss", "loss, nats a token"),
-    "reward_model": ("loss", "loss, nats a pair"),
+    "pretrain": ("loss", "loss, nats per token"),
+    "sft": ("loss", "loss, nats per token"),
+    "reward_model": ("loss", "loss, nats per pair"),
     "grpo": ("reward", "mean reward"),
 }
 
@@ -254,7 +254,7 @@ def _answers(run: RunData) -> Iterator[Section]:
             rows.append([Cell(name), Cell(reason), Cell(f"{count:,} of {seen['of']:,}", f"{count / seen['of']:.1%}")])
     if rows:
         note = (
-            "Completions in which something was wrong, or that a reward did not judge on their merits, by reason. All "
-            "were scored: a special token earns nothing from any reward, the rest is judged as it stands."
+            "Faulty completions, and those that a reward did not judge on their merits, by reason. All "
+            "were scored: a special token earns nothing from any reward, the rest is judged as it is."
         )
         yield Section("Faulty answers", note, tables=[Table("By stage", ["stage", "what", "completions"], rows)])

@@ -1,7 +1,7 @@
 """The stage graph as a picture: boxes in columns, left to right, and arrows that go around the boxes of other stages.
 
 An arrow over several columns gets a lane in each column between, as if it were a narrow box there. Within a column it
-runs straight along its lane, between columns, where there are no boxes, it bends: so it meets none. Arrows from one
+runs straight along its lane, and bends between columns, where there are no boxes: so it crosses none. Arrows from one
 stage share their lanes.
 """
 
@@ -19,14 +19,14 @@ PALE = 0.4
 """Opacity of what is still to come."""
 FAILED = "#b5452c"
 BOX, LANE, GAP = 0.46, 0.16, 0.62
-"""Inches: a box's height, a lane's, and the space between two columns. Boxes and lanes stand MARGIN apart."""
+"""Inches: a box's height, a lane's, and the space between two columns. Boxes and lanes are MARGIN apart."""
 MARGIN = 0.14
 ROUND = 0.06
 """Inches: the radius of a box's corners."""
 CHARACTER = 0.082
 """Inches a character of a box's text, at most."""
 SWEEPS = 8
-"""Passes in which columns are sorted by where their neighbours stand."""
+"""Passes in which columns are sorted by where their neighbours are."""
 
 Place = tuple[str, int]
 """A stage in its column, or its lane in a later one."""
@@ -47,7 +47,7 @@ class Layout:
 
 
 def layout(kinds: Mapping[str, str], inputs: Mapping[str, Sequence[str]]) -> Layout:
-    """Where everything stands. ``kinds`` holds the stages in the recipe's order, ``inputs`` what each one takes."""
+    """Where everything is. ``kinds`` holds the stages in the recipe's order, ``inputs`` what each one takes."""
     columns = _columns(kinds, inputs)
     routes: dict[tuple[str, str], list[Place]] = {}
     for target, sources in inputs.items():
@@ -111,7 +111,7 @@ def _width(name: str, kinds: Mapping[str, str]) -> float:
 
 
 def curve(plan: Layout, route: Sequence[Place]) -> list[tuple[str, list[tuple[float, float]]]]:
-    """An arrow's way as ("move" | "line" | "bend", points): straight along lanes, bent between columns."""
+    """An arrow's path as ("move" | "line" | "bend", points): straight along lanes, bent between columns."""
     x, y = plan.centres[route[0]]
     steps: list[tuple[str, list[tuple[float, float]]]] = [("move", [(x + plan.widths[route[0][1]] / 2, y)])]
     for before, place in pairwise(route):

@@ -16,8 +16,8 @@ _LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "it": "Italian", 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One way to ask: draws keywords, words the request, and names what it lays claim to. Two instructions that claim
-    one thing may contradict each other and are never put together."""
+    """One way to ask: draws keywords, words the request, and names what it constrains. Two instructions with a
+    constraint in common may contradict each other and are never combined."""
 
     draw: Callable[[random.Random], dict[str, Any]]
     wordings: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Which language a text is in: by script where that decides, else by the most usual words. Small and deterministic."""
+"""Which language a text is in: by script where that decides, else by the commonest words. Small and deterministic."""
 
 import re
 from collections import Counter
@@ -77,18 +77,18 @@ _MORE_ENGLISH = """a about how like yes me us go some any want know think make t
 also may could should might much many well each few here now why who him them these those its am been were had did does
 up into one two try give use write"""
 _MORE_ENGLISH_WORDS = frozenset(_MORE_ENGLISH.split())
-"""English words that tell English from nothing, though not from its neighbours."""
+"""English words that distinguish English from gibberish, though not from its neighbours."""
 
 
 def english(text: str) -> bool:
     """Whether a text passes for English: unless it is in another script, or another language has at least two usual
     words more in it than English has.
 
-    For IFEval's instructions on case, which want English as well as capitals or small letters. Its reference asks
-    langdetect, and lets pass what that cannot tell. langdetect misjudges short texts ("how about a walk?" is Somali,
-    "go on, take a nap." Croatian) and English in capitals (9 of the benchmark's 541 prompts), so here doubt speaks for
-    English. Against langdetect 1.0.9 (seed 0): equal on all 541 prompts in small letters, and on the 532 that it
-    recognizes in capitals.
+    For IFEval's instructions on case, which want English as well as capitals or small letters. Its reference uses
+    langdetect, and accepts what that cannot decide. langdetect misjudges short texts ("how about a walk?" is Somali,
+    "go on, take a nap." Croatian) and English in capitals (9 of the benchmark's 541 prompts), so here English gets the
+    benefit of the doubt. Against langdetect 1.0.9 (seed 0): equal on all 541 prompts in small letters, and on the 532
+    that it recognizes in capitals.
     """
     script, scores, words = _scores(text)
     if script != "latin":
@@ -98,7 +98,8 @@ def english(text: str) -> bool:
 
 
 def detect(text: str) -> str | None:
-    """The ISO 639-1 code of the text's language, or None where nothing tells (no letters, no usual word, a tie).
+    """The ISO 639-1 code of the text's language, or None where it cannot be determined (no letters, no common word, a
+    tie).
 
     Knows English and the languages of IFEval with their close neighbours. A text counts as the language of most of its
     letters' script, Japanese where it has a fair share of kana.

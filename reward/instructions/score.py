@@ -12,16 +12,16 @@ from nanoalign.reward.instructions.text import own_words, plain_letters
 EVADABLE = {
     "keywords:forbidden_words", "keywords:frequency", "keywords:letter_frequency", "punctuation:no_comma",
 }  # fmt: skip
-"""Instructions that look-alikes could get round: they must hold for what a reader sees as well."""
+"""Instructions that look-alike characters could evade: they must also hold for what a reader sees."""
 
 
 def score_instructions(sample: Sample, *, share: bool, loose: bool = False) -> float:
     """The share of the task's instructions that the answer follows (``share``), or 1.0 only where it follows all.
 
-    Quoting the request or saying a thing again and again counts for nothing: what text can fulfil by mere presence or
-    number, the answer's own words have to fulfil as well, and an answer without words of its own follows nothing. Where
-    one of three answers is asked for, giving several is giving none; two answers differ in more than case and signs;
-    JSON is a filled object or list; look-alike letters count as what they look like.
+    Quoting the request or repeating text counts for nothing: what mere presence or repetition could satisfy, the
+    answer's own words must satisfy too, and an answer without words of its own follows nothing. Where one of three
+    answers is requested, giving several is giving none; two answers differ in more than case and signs; JSON is a
+    filled object or list; look-alike letters count as what they look like.
 
     Raises DataError for a task without instructions, or with one that is not IFEval's.
     """

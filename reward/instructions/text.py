@@ -1,6 +1,6 @@
-"""Counting sentences and words, and telling an answer's own words from quoted ones. No downloads, no state.
+"""Counting sentences and words, and separating an answer's own words from quoted ones. No downloads, no state.
 
-All take time linear in the text's length, whatever is in it: it is a model's that is rewarded for what is found.
+All are linear in the text's length, whatever it contains: a model that is rewarded for the result wrote it.
 """
 
 import re
@@ -15,7 +15,7 @@ _ABBREVIATIONS = {
 _END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]*_]*(?=\s)|[。！？।॥۔؟]+[”」』]?")
 """A run of signs is tried from its first sign only: the others end where it does."""
 _AROUND = 100
-"""Characters before and after a full stop that tell whether it ends a sentence."""
+"""Characters before and after a full stop that decide whether it ends a sentence."""
 _WORD = re.compile(r"\w+")
 _LETTERS_IN_A_ROW = re.compile(r"([^\W\d_])\1{2,}")
 _LOOK_ALIKES = str.maketrans(
@@ -67,7 +67,7 @@ def capital_words(text: str) -> int:
 
 
 def own_words(answer: str, prompt: str) -> str:
-    """What is the answer's own, line by line: without sentences of four words or more that stand in the prompt, nearly
+    """The answer's own text, line by line: without sentences of four words or more that occur in the prompt, nearly
     word for word, and with once what is repeated: sentences of any length, words or phrases one behind the other, and
     letters in a row beyond two ("zzzz")."""
     asked = _asked(prompt)
@@ -86,7 +86,7 @@ def own_words(answer: str, prompt: str) -> str:
 
 def plain_letters(text: str) -> str:
     """The text with look-alikes for what they look like: compatibility forms (NFKC), other scripts' letters in a Latin
-    word, commas of all kinds; and without characters that nobody sees."""
+    word, commas of all kinds; and without invisible characters."""
     normal = _PIECE.sub(lambda piece: unicodedata.normalize("NFKC", piece.group()), text)
     seen = "".join(letter for letter in normal if unicodedata.category(letter) != "Cf")
     return _WORD.sub(lambda word: _as_latin(word.group()), seen).translate(_COMMAS)
@@ -104,13 +104,13 @@ def _asked(prompt: str) -> frozenset[tuple[str, ...]]:
 
 
 def _quotes(words: list[str], asked: frozenset[tuple[str, ...]]) -> bool:
-    """Whether at least three quarters of the word triples stand in the prompt."""
+    """Whether at least three quarters of the word triples occur in the prompt."""
     triples = [*zip(words, words[1:], words[2:])]
     return len(words) >= 4 and 4 * sum(triple in asked for triple in triples) >= 3 * len(triples)
 
 
 def _without_echo(line: str) -> str:
-    """Without a phrase of up to eight words that stands right behind itself, in the same case."""
+    """Without a phrase of up to eight words that immediately repeats itself, in the same case."""
     kept: list[str] = []
     plain: list[str] = []
     for word in line.split(" "):

@@ -1,8 +1,8 @@
 """Whether two expressions or relations are the same algebra, by their values at random points.
 
-Expressions are parsed whole (what is left over or unknown is an error, never dropped) and evaluated at rational points:
-exactly while they stay rational, else to 200 digits. By Schwartz and Zippel's lemma two different ones do not agree at
-random points but by a chance that is no chance. What is known of notation is in the tables below.
+Expressions are parsed completely (anything left over or unknown is an error, never dropped) and evaluated at rational
+points: exactly while they stay rational, else to 200 digits. By Schwartz and Zippel's lemma two different ones do not
+agree at random points except by negligible chance. What is known of notation is in the tables below.
 """
 
 import operator
@@ -31,7 +31,7 @@ class Unreadable(Exception):
 
 
 class Unknown(Exception):
-    """Notation that this module does not know."""
+    """Notation unknown to this module."""
 
 
 class NoValue(Exception):
@@ -73,7 +73,7 @@ _CALLED = re.compile(r"(?<![a-zA-Z\\])([fghFGH]) ?(\((?:[^()]|\([^()]*\))*\))")
 
 
 def same(gold: str, answer: str) -> bool | None:
-    """None where the notation is not known here. What cannot be read, or has no value, is equal to nothing."""
+    """None where the notation is not known here. What cannot be parsed, or has no value, equals nothing."""
     if not set(_COMMAND.findall(f"{gold} {answer}")) <= COMMANDS:
         return None
     try:
@@ -109,7 +109,7 @@ def _same_relation(links: list["_Parsed"], orders: list[str], others: list["_Par
         if a == 0 or b == 0:
             return False
         ratios.append(operator.truediv(*_alike(a, b)))
-    moving = any(not _close(a, pairs[0][0], pairs[0][2]) for a, _, _ in pairs)  # else it says nothing, as 0 = 1
+    moving = any(not _close(a, pairs[0][0], pairs[0][2]) for a, _, _ in pairs)  # else it is meaningless, as 0 = 1
     scale = ratios[0] if ratios else 0
     if (
         not moving
@@ -181,11 +181,11 @@ def _parsed(text: str) -> _Parsed:
         return f"f_{{{number}}}"
 
     text = _NAMES.sub(lambda m: f"\\{m[0]} ", text)
-    text = _CALLED.sub(called, text)  # f(3) is a value of its own, no product
+    text = _CALLED.sub(called, text)  # f(3) is a separate value, not a product
     parser = _Parser(_tokens(text))
     node = parser.sum()
     if parser.place < len(parser.tokens) or ("infty" in parser.letters and len(parser.tokens) > 2):
-        raise Unreadable  # infinity is a value of its own, and there is no computing with it
+        raise Unreadable  # infinity is a separate value, and cannot be computed with
     back = {f"f_{number}": name for name, number in names.items()}
 
     def renamed(values: Values) -> Any:
@@ -195,7 +195,7 @@ def _parsed(text: str) -> _Parsed:
 
 
 def _tokens(text: str) -> list[str]:
-    """Raises Unknown for a command, Unreadable for a sign that is none of algebra's."""
+    """Raises Unknown for a command, Unreadable for a sign that is not algebra's."""
     tokens, place = [], 0
     text = text.replace("{}", " ").rstrip()
     while place < len(text):
@@ -217,7 +217,7 @@ def _tokens(text: str) -> list[str]:
 
 
 class _Parser:
-    """Recursive descent. Each method reads what its name says from ``place`` on and gives its node."""
+    """Recursive descent. Each method parses what its name says from ``place`` on and returns its node."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens, self.place = tokens, 0
@@ -388,7 +388,7 @@ class _Parser:
         return _raised(node, power) if power else node
 
     def operand(self) -> Node:
-        """What a function is of: a bracket, or the factors up to the next function."""
+        """A function's argument: a bracket, or the factors up to the next function."""
         if self.next() in ("(", "{", "|"):
             return self.factor() if self.next() != "(" else self.base()
         node = self.signed()
@@ -443,7 +443,7 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _checked(value: Any) -> Any:
-    """Long fractions go on as digits; what is too large, or no number, has no value."""
+    """Long fractions become digits; what is too large, or not a number, has no value."""
     if isinstance(value, Fraction):
         return (
             _digits(value)

@@ -1,11 +1,11 @@
-"""Runs a program behind the walls. Started by reward/sandbox.py as
-``python -E -S program.py CODE_FD TESTS_FD TOLD_FD SECONDS MEMORY_BYTES OUTPUT_BYTES FOLDER...``: the folders of
-installed packages (-S, as looking for them, and what they would run at each start, takes as long as all the rest).
+"""Runs a program in the sandbox. Started by reward/sandbox.py as ``python -E -S program.py CODE_FD TESTS_FD TOLD_FD
+SECONDS MEMORY_BYTES OUTPUT_BYTES FOLDER...``: the folders of installed packages (-S, as looking for them, and what they
+would run at each start, takes as long as all the rest).
 
 Without tests (TESTS_FD is -1) the program runs alone, from standard input to standard output. With tests there are two
-processes: the program's has the code, two pipes and nothing to tell; the judge's has the tests, believes of the program
-what remote.py lets through, and tells the verdict through TOLD_FD. The verdict is on what the tests found: a program
-cannot reach the process that holds it.
+processes: the program's has the code, two pipes and nothing to report; the judge's has the tests, trusts only what
+remote.py lets through from the program, and reports the verdict through TOLD_FD. The verdict is on what the tests
+found: a program cannot reach the process that holds it.
 """
 
 import ast
@@ -93,8 +93,8 @@ def judge(tests: str, program: remote.Judge, process: int) -> str:
 
 def names(tests: str, program: remote.Judge) -> dict[str, Any]:
     """What the tests' names mean: built-in names and modules of the standard library what they always do, whatever the
-    program made of them, and all others what the program says. Only where the tests name nothing else of the program's
-    (a task may ask for a function ``sum``), such names are the program's as well."""
+    program did to them, and all others what the program defines. Only where the tests name nothing else of the
+    program's (a task may ask for a function ``sum``), such names are the program's as well."""
     used, bound = set[str](), set[str]()
     for node in ast.walk(ast.parse(tests)):
         if isinstance(node, ast.Name):

@@ -7,7 +7,7 @@ passed to the program can be called back, and nothing else of the judge's can.
 
 - An instance of a program's own subclass of list, tuple, dict or set is compared by its plain content; a subclass's
   number or text arrives as the plain number or text.
-- Any other object of the program's is equal to no plain data. What would let the program say how it compares is
+- Any other object of the program's equals no plain data. What would let the program say how it compares is
   refused (:class:`Unsupported`): comparing it with another such object, arithmetic with plain data (``f(x) - 2.0``),
   methods that ask plain data a question (``f(x).startswith("a")``). ``in`` asks for its items and compares them here.
 - Arguments that a call changed in place are copied back when it returns None, as such functions do by custom. A
@@ -59,11 +59,11 @@ QUESTIONS = frozenset((
 
 
 class Unsupported(BaseException):
-    """The tests do what cannot be done from another process. No Exception: tests may catch those."""
+    """The tests do something impossible from another process. Not an Exception: tests may catch those."""
 
 
 class Ended(BaseException):
-    """The program's process is gone, or talks nonsense. No Exception either."""
+    """The program's process is gone, or sends nonsense. Not an Exception either."""
 
 
 class Peer:
@@ -78,7 +78,7 @@ class Peer:
         self._sink.flush()
 
     def _receive(self) -> list[Any]:
-        """Raises EOFError where the other end is gone, ValueError or RecursionError for what is no message."""
+        """Raises EOFError where the other end is gone, ValueError or RecursionError for what is not a message."""
         line = self._source.readline(LONGEST_LINE)
         if not line.endswith(b"\n"):
             raise EOFError("the other process has ended")
@@ -109,7 +109,7 @@ class Peer:
 
 
 class Program(Peer):
-    """The program's end: does what it is asked."""
+    """The program's end: does what is requested."""
 
     def __init__(self, source: BinaryIO, sink: BinaryIO, space: dict[str, Any]) -> None:
         super().__init__(source, sink)
@@ -191,7 +191,7 @@ class _Callback:
 
 
 class Judge(Peer):
-    """The judge's end: believes no more of the other than that it may have said some data."""
+    """The judge's end: trusts nothing about the other than that it may have sent some data."""
 
     def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
         super().__init__(source, sink)
@@ -199,7 +199,7 @@ class Judge(Peer):
         self._functions: dict[int, Callable[..., Any]] = {}
         self._exceptions: dict[str, type[BaseException]] = {}
         self.doubt = ""
-        """What the tests did that may be why they failed, though the program is right."""
+        """What the tests did that may have made them fail although the program is right."""
         self.refused = ""
         """What :class:`Unsupported` said, should the tests have swallowed it."""
         self.failed = self.ended = False
@@ -213,7 +213,7 @@ class Judge(Peer):
             return False
 
     def names(self, wanted: list[str]) -> dict[str, Any]:
-        """Those of the program's global names that there are, and no others that it may tell of."""
+        """Those of the program's global names that exist, and no others that it may report."""
         found = self._ask("names", list(wanted), {}, [])
         return {name: found[name] for name in wanted if name in found} if type(found) is dict else {}
 

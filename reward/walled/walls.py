@@ -1,10 +1,10 @@
-"""The walls around untrusted code: Linux 5.13 or later, x86-64 or aarch64.
+"""The sandbox around untrusted code: Linux 5.13 or later, x86-64 or aarch64.
 
-All are put up before the first line of it runs, and none can be taken down again by the process: rlimits (processor
-seconds, memory, file size, open files), a root folder that holds the interpreter's folders alone (where namespaces are
-allowed), Landlock (may read those folders, may write nowhere), no capabilities (if it starts as root), seccomp (no
-sockets, no new processes, no signals to others or limits for them, no change of any file's metadata, no ptrace, mount
-or io_uring). Where a wall but the root folder cannot be put up, nothing runs.
+All layers are applied before its first line runs, and the process cannot lift any of them: rlimits (processor seconds,
+memory, file size, open files), a root folder that holds the interpreter's folders alone (where namespaces are allowed),
+Landlock (may read those folders, may write nowhere), no capabilities (if it starts as root), seccomp (no sockets, no
+new processes, no signals to others or limits for them, no change of any file's metadata, no ptrace, mount or io_uring).
+Where any layer but the root folder cannot be applied, nothing runs.
 """
 
 import ctypes
@@ -169,9 +169,9 @@ def forbid_system_calls(libc: ctypes.CDLL) -> None:
 def put_up(
     seconds: int | None, memory_bytes: int, output_bytes: int, packages: Sequence[str] = (), required: bool = True
 ) -> list[str]:
-    """Every wall but the one that forbids system calls, which :func:`shut` adds: in between, the process may fork.
-    ``packages``: folders beside the interpreter's that may be read. Returns the walls that this machine does not have;
-    raises OSError for them if they are ``required``, but for the root folder."""
+    """Every layer but the one that forbids system calls, which :func:`shut` adds: in between, the process may fork.
+    ``packages``: folders besides the interpreter's that may be read. Returns the layers that this machine does not
+    have; raises OSError for them if they are ``required``, but for the root folder."""
     libc = ctypes.CDLL(None, use_errno=True)
     readable = [sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"]
     readable += packages
@@ -193,5 +193,5 @@ def put_up(
 
 
 def shut() -> None:
-    """The last wall: from here on no process is started, no other one is reached, no socket opened."""
+    """The last layer: from here on no process can be started, no other one reached, no socket opened."""
     forbid_system_calls(ctypes.CDLL(None, use_errno=True))

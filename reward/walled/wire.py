@@ -1,7 +1,7 @@
-"""Plain data as JSON and back, with its types kept: a tuple is no list, 1 is no key "1".
+"""Plain data as JSON and back, with its types kept: a tuple is not a list, 1 is not the key "1".
 
-``None``, bool, float, str and small int stand for themselves; everything else is a list ``[tag, ...]``. What the
-sender says is data and nothing else: :func:`unpack` makes values of the types below, and of no others.
+``None``, bool, float, str and small int are written as they are; everything else is a list ``[tag, ...]``. What the
+sender sends is data and nothing else: :func:`unpack` makes values of the types below, and of no others.
 """
 
 import sys
@@ -36,7 +36,7 @@ _LIBRARY: dict[str, tuple[Callable[[Any], Any], Callable[[type, Any], Any]]] = {
 
 
 def refuse(value: Any) -> Any:
-    """The default for what is no plain data. Raises TypeError."""
+    """The default for what is not plain data. Raises TypeError."""
     raise TypeError(f"no plain data: {type(value).__name__}")
 
 

@@ -1,13 +1,13 @@
-"""Answers a verifier pool's questions behind the walls. Started by reward/verifier_pool.py: ``python worker.py KIND``.
+"""Answers a verifier pool's questions in the sandbox. Started by reward/verifier_pool.py: ``python worker.py KIND``.
 
 A question is a line of JSON (wire.py) on standard input, its verdict a line ``[score, reason]`` on what was standard
-output. The verifier's package is imported before the walls go up; afterwards only the folders of the packages that it
-brought along can still be read.
+output. The verifier's package is imported before the restrictions apply; afterwards only the folders of the packages
+that it brought along can still be read.
 
 Some verifiers evaluate the answer as Python (nine of reasoning-gym's data sets; math-verify, through SymPy). Here that
 is arithmetic at most: an audit hook sees all code before it runs, and refuses whatever does more than build numbers,
-containers and SymPy's expressions of them. So no answer can change what its verifier, or a later one's, says. The walls
-stand behind that, as many as the machine has; the first line says which it lacks.
+containers and SymPy's expressions of them. So no answer can change its verdict or a later one. The sandbox is a second
+line of defence, with as many layers as the machine has; the first line lists the missing ones.
 """
 
 import dis
@@ -67,7 +67,7 @@ class TooLong(BaseException):
 
 
 class Guard:
-    """The audit hook. It cannot be taken off again; ``refused`` says what it met since it was last cleared."""
+    """The audit hook. It cannot be removed; ``refused`` holds what it met since it was last cleared."""
 
     def __init__(self) -> None:
         self.refused = False
@@ -119,7 +119,7 @@ def mathematics() -> Callable[[Any], float]:
             verdict = verify(parsed(gold), parsed(answer), timeout_seconds=None)
         return float(bool(verdict))
 
-    equal((r"\int_0^1 x\,dx", r"\sum_{k=1}^{2} k"))  # what SymPy imports late is no part of the first question's time
+    equal((r"\int_0^1 x\,dx", r"\sum_{k=1}^{2} k"))  # SymPy's late imports, before the first question is timed
     return equal
 
 

@@ -93,7 +93,7 @@ def test_wrong_commands_and_failing_servers_do_not_end_the_chat() -> None:
         raise ServerError("the connection failed")
 
     shown, session = talk(["/budget -3", "/bugdet 3", "hello", "/quit", "never read"], fails)
-    assert shown.count("is no command") == 2 and "error: the connection failed" in shown
+    assert shown.count("is not a command") == 2 and "error: the connection failed" in shown
     assert session.messages == []
 
 
@@ -190,5 +190,5 @@ def test_an_empty_answer_and_a_broken_character_end_the_display_well() -> None:
 def test_what_is_no_message() -> None:
     session = Session()
     assert session.command("hello /think") is None and session.command("") is None
-    with pytest.raises(ConfigError, match="'/budget many' is no command"):
+    with pytest.raises(ConfigError, match="'/budget many' is not a command"):
         session.command("/budget many")

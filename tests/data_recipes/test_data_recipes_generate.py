@@ -54,7 +54,7 @@ def test_rejection_with_the_verifier_of_mathematics(endpoint: Any, tmp_path: Pat
     assert all(c.messages[1].reasoning and c.licence == "MIT" and c.task for c in made)
     before = (tmp_path / "rows.jsonl").read_bytes()
     code, printed = call(str(path))
-    assert code == 0 and "(0 asked for now)" in printed and (tmp_path / "rows.jsonl").read_bytes() == before
+    assert code == 0 and "(0 requested now)" in printed and (tmp_path / "rows.jsonl").read_bytes() == before
     report = json.loads((tmp_path / "rows.report.json").read_text())
     assert (report["requests"], report["by_licence"]) == (10, {"MIT": 4})
 

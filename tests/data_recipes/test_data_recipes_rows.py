@@ -126,7 +126,7 @@ def test_the_tags_of_others_are_text(tmp_path: Path) -> None:
 def test_a_row_that_says_off_may_not_think(tmp_path: Path) -> None:
     off = {"reasoning": "off"}
     assert read(tmp_path, LAYOUTS["#nemotron"]("4") | off, "#nemotron").messages[1] == Message("assistant", "4", "")
-    assert "reasoning is off" in fault(tmp_path, LAYOUTS["#nemotron"](SPLIT) | off, "#nemotron")
+    assert "declares its reasoning off" in fault(tmp_path, LAYOUTS["#nemotron"](SPLIT) | off, "#nemotron")
 
 
 def test_a_rejected_answer_is_read_by_the_same_rule(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_sharegpt_call_may_be_thought_over(tmp_path: Path) -> None:
     for layout in ("", "#sharegpt"):
         assert read(tmp_path, row(f"<think>\n{THOUGHT}\n</think>\n{call}"), layout).messages[1] == expected
         assert "bad JSON: turn 1 (function_call): Expecting" in fault(tmp_path, row(call[:-1]), layout)
-        assert "turn 1 (function_call): </think> stands" in fault(tmp_path, row(f"</think>{call}"), layout)
+        assert "turn 1 (function_call): </think> appears" in fault(tmp_path, row(f"</think>{call}"), layout)
 
 
 @pytest.mark.parametrize("arguments", ["", " \n", "{}", None, {}])

@@ -108,7 +108,7 @@ def test_a_budget_kept_by_the_rule_by_a_hard_cut_and_not_at_all(engine: Any, tok
     assert [row["budget"] for row in curve_table(curve)][:4] == ["6", "unlimited", "6, not enforced", "6, hard cut"]
     series, ticks = accuracy_series(curve)
     assert ticks == ["6", "∞"] and series["hard cut"][0][:2] == (0, 100 * hard.score.value)
-    with pytest.raises(ConfigError, match="only single answers compare"):
+    with pytest.raises(ConfigError, match="needs single answers"):
         evaluate(engine, CHAT, tokenizer, tasks, Mode(True, 6), reward, ROLLOUTS, enforcement="none")
 
 

@@ -117,11 +117,11 @@ def test_the_command_takes_mergekit_yaml(llama_pair: tuple[Path, Path], tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give the folders of the models"),
+        ([], "give model folders to merge"),
         (["a", "b", "--config", "c.yml"], "models has no meaning with --config"),
         (["--config", "c.yml", "--alphas", "0.5"], "--alphas has no meaning with --config"),
         (["a", "b", "--density", "0.0"], "--density has no meaning in a linear merge of two"),
-        (["a", "b", "c", "--alphas", "0.5"], "--alphas has no meaning but in a linear merge of two"),
+        (["a", "b", "c", "--alphas", "0.5"], "--alphas has no meaning except in a linear merge of two"),
         (["a", "b", "c", "--weights", "1,x,2"], "weights '1,x,2': expected numbers"),
         (["a", "b", "--evaluate", "miniature", "--method", "ties"], "a sweep is linear, not ties"),
     ],

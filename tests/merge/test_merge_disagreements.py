@@ -144,7 +144,7 @@ CASES = [
     Case("symlink loop", symlink_loop, "b: symlink loop"),
     Case("weights symlink loop", weights_symlink_loop, "again.safetensors: symlink loop"),
     Case("missing shard", lose_a_shard, "two.safetensors: does not exist"),
-    Case("shard outside", lambda a, b: shard(b, **{UP: "../a/model.safetensors"}), "lies outside the folder"),
+    Case("shard outside", lambda a, b: shard(b, **{UP: "../a/model.safetensors"}), "is outside the folder"),
     Case("index names another shard", lambda a, b: shard(b, **{UP: "one.safetensors", DOWN: "one.safetensors"}),
          "the index has"),
     Case("index names a tensor that is not there", lambda a, b: shard(b, ghost="one.safetensors"),

@@ -71,7 +71,7 @@ def test_arguments_follow_the_recipe(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_divide_is_an_error(tmp_path: Path) -> None:
     recipe = Training(learning_rate=1e-3, batch_size=12, micro_batch_size=5)
-    with pytest.raises(ConfigError, match=r"12 is no multiple of 5 \(micro batch\)"):
+    with pytest.raises(ConfigError, match=r"12 is not a multiple of 5 \(micro batch\)"):
         training_arguments(recipe, tmp_path, samples=25, device="cpu", seed=3)
 
 
@@ -79,7 +79,7 @@ def test_unknown_devices_are_errors() -> None:
     for name in ("tpu", "cpu:1", "cuda:", "cuda:one"):
         with pytest.raises(ConfigError, match=f"expected auto, cpu, cuda or cuda:N, got '{name}'"):
             resolve_device(name)
-    with pytest.raises(ConfigError, match="cuda:64 is asked for, but torch finds"):
+    with pytest.raises(ConfigError, match="cuda:64 is requested, but torch finds"):
         resolve_device("cuda:64")
 
 

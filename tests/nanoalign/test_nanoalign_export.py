@@ -89,7 +89,7 @@ def test_a_grpo_stage_holds_prompts_in_both_modes(export) -> None:
     ("stage", "said"),
     [
         ("grwn", "did you mean `grown`"),
-        ("merged", "stages.merged.kind: merge is nothing that NeMo-RL trains"),
+        ("merged", "stages.merged.kind: merge: NeMo-RL trains only sft, dpo and grpo"),
         ("budgeted", "stages.budgeted.thinking.budgets: NeMo-RL v0.6 sets no budget per prompt"),
     ],
 )

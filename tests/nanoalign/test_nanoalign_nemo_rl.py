@@ -155,7 +155,7 @@ def test_sft_rows_keep_ids_and_masks_and_packs_become_batches_of_documents(targe
 
 
 def test_what_does_not_divide_or_fill_a_batch_is_named(target: Target) -> None:
-    with pytest.raises(ConfigError, match=r"stages\.instruct\.train\.batch_size: 8 is no multiple of 2 .* x 6"):
+    with pytest.raises(ConfigError, match=r"stages\.instruct\.train\.batch_size: 8 is not a multiple of 2 .* x 6"):
         export_sft(replace(target, nodes=3), TRAIN, EXAMPLES, 20, 4, None)
     with pytest.raises(DataError, match="5 rows do not fill a batch of 8"):
         export_sft(target, TRAIN, EXAMPLES, 5, 4, None)

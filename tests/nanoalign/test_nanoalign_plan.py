@@ -134,8 +134,8 @@ def test_the_mean_is_never_above_the_longest(sources: list[tuple[int, list[list[
 @pytest.mark.parametrize(
     ("launch", "stages", "said"),
     [
-        ("{kind: local, processes: 4, zero: 3}", ["asked"], "launch asks for 4 processes, zero: 3, to no effect"),
-        ("{kind: slurm, nodes: 2, gpus_per_node: 2}", ["asked"], "launch asks for 4 processes, to no effect"),
+        ("{kind: local, processes: 4, zero: 3}", ["asked"], "launch sets 4 processes, zero: 3 without effect"),
+        ("{kind: slurm, nodes: 2, gpus_per_node: 2}", ["asked"], "launch sets 4 processes without effect"),
         ("{kind: local, processes: 1}", ["asked"], ""),
         ("{kind: local, processes: 4, zero: 3}", ["whole", "asked"], ""),
     ],

@@ -263,7 +263,7 @@ def test_a_failed_stage_says_where_why_and_how_to_go_on(run_folder):
     again = f"nanoalign run {run_folder}/recipe.yaml --root {run_folder.parent}"
     for expected in (
         '<div class="unfinished failed">', "<b>chat: failed</b>, it reached: step 7 of 12", "RuntimeError: boom",
-        "go on from the checkpoint at step 5", f"<code>{again}</code>", f"<code>{again} --set seeds.chat=18</code>",
+        "resume from the checkpoint at step 5", f"<code>{again}</code>", f"<code>{again} --set seeds.chat=18</code>",
         f"<code>{again} --force chat</code>", "--until instruct", "chat: reward", "Still to come: foundation,",
     ):  # fmt: skip
         assert expected in page, expected
@@ -283,7 +283,7 @@ def test_where_a_stage_goes_on(tmp_path):
     assert kept(tmp_path) == "round 10, the checkpoint at step 4"
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "evaluation.json").write_text('{"checkpoints": {"a": {}, "b": {}}}')
-    assert kept(tmp_path / "measured") == "the 2 models that are measured"
+    assert kept(tmp_path / "measured") == "the 2 models already measured"
     (tmp_path / "measured" / "evaluation.json").write_text('{"checkp')
     assert kept(tmp_path / "measured") == "its beginning (it has no checkpoint yet)"
 
@@ -303,7 +303,7 @@ def test_a_run_in_any_state_has_a_report(run_folder, status):
 def test_a_run_that_has_just_begun_has_a_report(run_folder, tmp_path):
     new = tmp_path / "new"
     new.mkdir()
-    with pytest.raises(ConfigError, match=r"new: not a run's folder \(runs/NAME\): there is no recipe.yaml"):
+    with pytest.raises(ConfigError, match=r"new: not a run's folder \(runs/NAME\): it contains no recipe.yaml"):
         write(new)
     shutil.copy(run_folder / "recipe.yaml", new)
     write(new)

@@ -214,7 +214,7 @@ def test_a_failed_stage_says_how_to_go_on_and_the_report_is_written(
     again = f"nanoalign run {folder}/recipe.yaml --root {tmp_path}/runs"
     for expected in (
         f"it reached: step 2 of 4; its log: {folder}/left/log.txt", "finished stages are kept: start",
-        f"go on from its beginning (it has no checkpoint yet):\n    {again}\n", f"{again} --set seeds.left=2\n",
+        f"resume from its beginning (it has no checkpoint yet):\n    {again}\n", f"{again} --set seeds.left=2\n",
         f"{again} --force left", f"{again} --until right",
     ):  # fmt: skip
         assert expected in str(caught.value), str(caught.value)
@@ -247,7 +247,7 @@ def test_an_error_of_the_user_is_passed_on(run: Run) -> None:
 
 
 def test_a_stage_without_a_model_is_not_finished(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="ended without its artifacts"):
+    with pytest.raises(StageError, match="ended without writing its artifacts"):
         run(told={"start": "forget"})
     assert record(tmp_path, "start").status == "failed"
 
@@ -265,7 +265,7 @@ def test_one_run_at_a_time(run: Run, tmp_path: Path) -> None:
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     with (
         FileLock(tmp_path / "runs" / "tiny" / ".lock"),
-        pytest.raises(ConfigError, match="another nanoalign is at work"),
+        pytest.raises(ConfigError, match="another nanoalign is working"),
     ):
         run()
 

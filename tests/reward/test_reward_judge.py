@@ -120,7 +120,7 @@ def test_a_reply_that_trickles_in_ends_at_the_deadline(serve: Serve) -> None:
     endpoint.trickle = True
     config = Judge(url=endpoint.url, model="m", deadline_s=0.5)
     start = time.monotonic()
-    with pytest.raises(RewardError, match=r"no score for 1 of 1 .*trickles"):
+    with pytest.raises(RewardError, match=r"no score for 1 of 1 .*too slow"):
         make_reward({"judge": 1.0}, judge=config).score([sample("x")])
     assert time.monotonic() - start < 4.5, "it waited for the judge"
 

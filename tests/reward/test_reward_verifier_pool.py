@@ -194,7 +194,7 @@ def test_a_missing_wall_is_said_and_the_others_stand(tmp_path: Path, monkeypatch
     monkeypatch.setattr(verifier_pool, "_WORKER", tmp_path / "worker.py")
     pool = VerifierPool("math", workers=1)
     assert pool.ask([("x+1", "1+x"), ("x+1", "__import__('os').getcwd()")]) == [1.0, 0.0]
-    assert "walls that this machine does not have" in caplog.text and "Landlock" in caplog.text
+    assert "layers missing on this machine" in caplog.text and "Landlock" in caplog.text
 
 
 def test_the_reward_gives_reasons_and_refuses_unknown_data_sets(entries: dict[str, dict]) -> None:
