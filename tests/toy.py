@@ -56,8 +56,7 @@ def thinking():
     return toy_thinking()
 
 
-@pytest.fixture
-def tokenizer():
+def toy_tokenizer():
     """A word-level tokenizer whose ids are those of :func:`toy_thinking`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -69,6 +68,11 @@ def tokenizer():
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<end>")
+
+
+@pytest.fixture
+def tokenizer():
+    return toy_tokenizer()
 
 
 @pytest.fixture(scope="session")
