@@ -1,6 +1,7 @@
-"""Trains GRPO in several ways on gloo ranks of this machine: python ranks_worker.py FOLDER WAY ..."""
+"""Trains GRPO and DPO in several ways on gloo ranks of this machine: python ranks_worker.py BASE FOLDER WAY ..."""
 
 import contextlib
+import json
 import os
 import socket
 import sys
@@ -9,13 +10,16 @@ from typing import Any
 
 import torch
 
-from nanoalign.common.stage import StageLog
+from nanoalign import rollouts
+from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
+from nanoalign.rl import dpo
 from nanoalign.rl.collect import Collected, FromFirst
-from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rl.grpo_trainer import make_trainer
-from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.config import Rollouts, Thinking
+from tests.rl.test_rl_dpo import EvenEnvironment
 from tests.rl.test_rl_grpo_trainer import random_collected
 from tests.toy import toy_model, toy_tokenizer
 
@@ -33,6 +37,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "lora_two": (2, {"lora": LoRA(rank=4), "pack_tokens": 40}),
     "kl": (1, {"kl": 0.1}),
     "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
+    "dpo": (1, {}),
+    "dpo_two": (2, {}),
 }
 """Processes and settings."""
 
@@ -77,9 +83,25 @@ def train(folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None
         torch.save({"weights": trainer.model.state_dict(), "log": log}, folder / "end.pt")
 
 
+def play_and_train(folder: Path, base: Path) -> None:
+    """A whole stage, on an environment of the tests."""
+    rollouts.environments.environment = lambda name, data_root: EvenEnvironment()
+    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype="float32", checkpoint_every=1)
+    stage = DPOStage(**{
+        "kind": "dpo", "from": "base", "environment": "even", "rounds": 2, "tasks_per_round": 4, "samples_per_task": 4,
+        "held_out_tasks": 5, "max_turns": 2, "train": train, "rollouts": Rollouts(max_tokens=6, batch_size=16),
+        "thinking": Thinking(on=0.5),
+    })  # fmt: skip
+    context = StageContext("even", folder, {"from": base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder))
+    figures = dpo.run(stage, {}, context)
+    if int(os.environ.get("RANK", "0")) == 0:
+        (folder / "figures.json").write_text(json.dumps(figures))
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    for way in sys.argv[2:]:
+    base, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    for way in sys.argv[3:]:
         ranks, settings = WAYS[way]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -93,7 +115,10 @@ def main() -> None:
                         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                         "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                     }  # fmt: skip
-                train(Path(sys.argv[1]) / way, **settings)
+                if way.startswith("dpo"):
+                    play_and_train(folder / way, base)
+                else:
+                    train(folder / way, **settings)
                 if ranks > 1:
                     torch.distributed.destroy_process_group()
                 os._exit(0)

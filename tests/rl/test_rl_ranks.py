@@ -1,5 +1,6 @@
 """GRPO on one process and on several: losses, advantages and weights are those of one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.toy import toy_model
 
@@ -16,13 +18,20 @@ WAYS = {"one": ["two", "three", "micro", "packed", "shared_engine", "resumed"], 
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     ways = [way for alone, others in WAYS.items() for way in (alone, *others)]
-    command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(folder), *ways]
+    command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(small_base), str(folder), *ways,
+               "dpo", "dpo_two"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> dict[str, Any]:
+    ways = [way for alone, others in WAYS.items() for way in (alone, *others)]
     return {way: torch.load(folder / way / "end.pt", weights_only=False) for way in ways}
 
 
@@ -45,3 +54,29 @@ def test_processes_together_train_as_one(runs: dict[str, Any], alone: str, way: 
 def test_a_reason_is_counted_once(runs: dict[str, Any]) -> None:
     counts = [[row.get("reason/cut", 0.0) for row in runs[way]["log"]] for way in ("one", "three", "shared_engine")]
     assert counts[0] == counts[1] == counts[2] == [0.0, 1.0, 2.0]
+
+
+def test_dpo_plays_and_trains_as_one(folder: Path) -> None:
+    """The same episodes and pairs, played by two; the same weights within rounding."""
+    one, two = folder / "dpo", folder / "dpo_two"
+    episodes = [
+        [json.loads(line) for line in (f / "round-1/episodes.jsonl").read_text().splitlines()] for f in (one, two)
+    ]
+    assert len(episodes[0]) == len(episodes[1]) == 16
+    for first, second in zip(*episodes, strict=True):
+        assert (first["task"], first["sample"], first["success"]) == (
+            second["task"],
+            second["sample"],
+            second["success"],
+        )
+        assert [turn["token_ids"] for turn in first["turns"]] == [turn["token_ids"] for turn in second["turns"]]
+    figures = [json.loads((f / "figures.json").read_text()) for f in (one, two)]
+    assert figures[0]["pairs_round_1"] == figures[1]["pairs_round_1"] > 2
+    assert figures[0]["sampled_round_1"] == figures[1]["sampled_round_1"]
+    weights = [load_file(f / "round-1/model/model.safetensors") for f in (one, two)]
+    for name, weight in weights[0].items():
+        assert torch.linalg.vector_norm(weight - weights[1][name]) <= 1e-3 * torch.linalg.vector_norm(weight) + 1e-6, (
+            name
+        )
+    logged = [(f / "metrics.jsonl").read_text().count("held_out_success") for f in (one, two)]
+    assert logged[0] == logged[1] == 3
