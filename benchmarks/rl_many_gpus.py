@@ -110,7 +110,8 @@ def apart(arguments: list[str], gpus: int = 1) -> dict[str, float] | None:
     launcher = [sys.executable] if gpus == 1 else [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"
     ]  # fmt: skip
-    visible = ",".join(map(str, range(gpus)))
+    all_gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7").split(",")
+    visible = ",".join(all_gpus[:gpus])
     run = subprocess.run(
         [*launcher, "-m", "benchmarks.rl_many_gpus", "one", *arguments], capture_output=True, text=True, check=False,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": visible, "OMP_NUM_THREADS": "4"},
