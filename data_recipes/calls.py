@@ -17,6 +17,14 @@ MAY_BE_NULL = ("default", "const")
 Raw = Mapping[str, Any]
 
 
+def settled(
+    messages: Sequence[Message], raw: Sequence[Raw], tools: Sequence[Raw]
+) -> tuple[tuple[Message, ...], tuple[Raw, ...]]:
+    """Messages and tools as they were meant: see :func:`in_call_order`, :func:`meant`, :func:`without_union_nulls`."""
+    tools = tuple(without_union_nulls(tool) for tool in tools)
+    return tuple(meant(message, tools) for message in in_call_order(messages, raw)), tools
+
+
 def in_call_order(messages: Sequence[Message], raw: Sequence[Raw]) -> tuple[Message, ...]:
     """Messages with each call's result in the place of its call. ``raw`` are their rows, with the calls' ``id`` and the
     results' ``tool_call_id`` or ``name``.

@@ -1,24 +1,11 @@
-"""Caps on domains: which of the drawn samples are left out, the same whether a mixture is built or prepared."""
+"""Caps on domains: which of the drawn samples are left out."""
 
-import json
-from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.rows import to_row
-
-
-def over_the_caps(drawn: Sequence[Conversation], caps: Mapping[str, int], seed: int) -> dict[int, str]:
-    """Places of drawn samples beyond the cap of their domain, with the reason."""
-    numbers = {domain: number for number, domain in enumerate(caps)}
-    capped = [place for place, each in enumerate(drawn) if each.domain in numbers]
-    domains = np.array([numbers[drawn[place].domain] for place in capped], np.int16)
-    digests = np.array([digest(as_text(drawn[place])) for place in capped], np.uint64)
-    over = np.flatnonzero(beyond(domains, digests, caps, seed)).tolist()
-    return {capped[number]: capped_reason(drawn[capped[number]].domain) for number in over}
+from nanoalign.data_recipes.rows import digest
 
 
 def beyond(
@@ -42,16 +29,6 @@ def beyond(
 def capped_reason(domain: str) -> str:
     """For counting."""
     return f"domain {domain} is capped"
-
-
-def as_text(conversation: Conversation) -> bytes:
-    """What a sample says and what is known of it, as JSON."""
-    return json.dumps(to_row(conversation)).encode()
-
-
-def digest(text: bytes) -> int:
-    """64 bits that name a text."""
-    return int.from_bytes(blake2b(text, digest_size=8).digest())
 
 
 def _repetition(values: NDArray[np.uint64]) -> NDArray[np.int64]:

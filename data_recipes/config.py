@@ -41,6 +41,11 @@ class Mixture(Section):
     decontaminate: list[str] = Field(default=[])
     """Benchmarks: leave out samples that hold 13 words in a row of a prompt in these sources' test splits."""
 
+    @property
+    def uses(self) -> dict[str, SourceUse]:
+        """How much is taken of each source."""
+        return {name: SourceUse(samples=use) if isinstance(use, int) else use for name, use in self.sources.items()}
+
 
 class TruncateReasoning(Section):
     """Cut a share of the reasoning traces and keep the final answer (the paper's stage 3)."""

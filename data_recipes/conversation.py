@@ -9,10 +9,12 @@ As a JSON row::
      "domain": "math", "source": "...", "licence": "...", "language": "en", "task": {"kind": "math", "answer": "42"}}
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+WORD = re.compile(r"\w+")
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -76,3 +78,13 @@ class Conversation:
     task: Mapping[str, Any] | None = None
     origin: str = field(default="", compare=False)
     """``file:line`` where the row was read, for error messages."""
+
+
+def text_of(conversation: Conversation) -> str:
+    """All that is said in a conversation: contents and reasoning, one a line."""
+    return "\n".join(part for message in conversation.messages for part in (message.reasoning, message.content) if part)
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, without punctuation."""
+    return WORD.findall(text.lower())

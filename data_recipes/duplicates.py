@@ -1,15 +1,14 @@
 """Filters that leave out samples seen before, in a few bytes a sample."""
 
 import os
-from hashlib import blake2b
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.transforms import text_of, words_of
+from nanoalign.data_recipes.conversation import Conversation, text_of, words_of
+from nanoalign.data_recipes.rows import digest
 
 FULLEST = 0.75
 """Of a table's slots; then it doubles."""
@@ -70,11 +69,11 @@ class ExactDuplicates:
             for message in conversation.messages
         ]
         text = " ".join("\1".join([*parts, str(conversation.tools), str(conversation.task)]).lower().split())
-        digest = int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) or 1
-        found, free = self._seen.run(digest % len(self._seen))
-        if digest in found:
+        name = digest(text.encode()) or 1
+        found, free = self._seen.run(name % len(self._seen))
+        if name in found:
             return "duplicate"
-        self._seen.put(free, digest)
+        self._seen.put(free, name)
         self._count += 1
         if self._count > FULLEST * len(self._seen):
             values, slots = self._seen.all(), 2 * len(self._seen)

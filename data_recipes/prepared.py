@@ -1,10 +1,10 @@
 """Prepared sets: a mixture's tokens with their masks in Arrow shards, made in a streaming way and resumed at the shard.
 
-A first pass over each source (:mod:`data_recipes.draw`) decides which samples are taken and where they stand; a second
-one transforms, renders and tokenizes those, in the source's order, in parts. A part's file is named by a digest of all
-that decides its bytes, so that a killed run goes on where it stopped and a changed mixture makes anew only the parts it
-changes. ``examples.arrow`` then lists all examples in training order, that of :func:`data_recipes.mixture.build`:
-where each lies and what is known of it. ``index.json`` is written last; it tells what the set was made from.
+A first pass over each source (:mod:`data_recipes.selection`) decides which samples are taken and where they stand; a
+second one transforms, renders and tokenizes those, in the source's order, in parts. A part's file is named by a digest
+of all that decides its bytes, so that a killed run goes on where it stopped and a changed mixture makes anew only the
+parts it changes. ``examples.arrow`` then lists all examples in training order: where each lies and what is known of
+it. ``index.json`` is written last; it tells what the set was made from.
 
 Files are mapped into memory by :class:`Prepared`, and by ``datasets.Dataset.from_file``.
 """
@@ -27,17 +27,15 @@ from numpy.typing import NDArray
 from nanoalign.common.errors import DataError
 from nanoalign.common.files import alone, fingerprint, room_version, sha256_file
 from nanoalign.data_recipes import shards
-from nanoalign.data_recipes.caps import as_text, digest
 from nanoalign.data_recipes.catalog import CATALOG
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.draw import Draw, Tell, conversations, draw, parts
 from nanoalign.data_recipes.files import BadRow
-from nanoalign.data_recipes.listing import EXAMPLES, write_index
-from nanoalign.data_recipes.mixture import uses
-from nanoalign.data_recipes.shards import FACTS, Shard, read_table, write_shard
-from nanoalign.data_recipes.sources import LoadReport, files_of
+from nanoalign.data_recipes.rows import name_of
+from nanoalign.data_recipes.selection import Selected, Tell, quiet, select
+from nanoalign.data_recipes.shards import EXAMPLES, FACTS, Shard, parts, read_table, write_index, write_shard
+from nanoalign.data_recipes.sources import LoadReport, files_of, read
 from nanoalign.data_recipes.tokenize import Example, ExampleEncoder, offsets_tokenizer
 from nanoalign.data_recipes.transforms import Teaching, Transform
 
@@ -47,10 +45,6 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of the layout; what is in the files hangs on the code that is named in index.json."""
 _worker: tuple[ExampleEncoder, Sequence[Transform]] | None = None
-
-
-def quiet(doing: str, done: int, total: int | None) -> None:
-    """Tells nobody."""
 
 
 def prepare(
@@ -71,7 +65,7 @@ def prepare(
     sample with a generator seeded by its place in the training order, as :func:`data_recipes.mixture.build` does.
 
     Raises:
-        ConfigError, DataError: as :func:`data_recipes.mixture.build` does.
+        ConfigError, DataError: as :func:`data_recipes.selection.select` does.
         ConfigError: another process prepares the set.
     """
     made_from = origin(mixture, chat, tokenizer, data_root, seed, teaching)
@@ -79,24 +73,24 @@ def prepare(
         return found
     tokenizer = offsets_tokenizer(tokenizer)
     encoder, transforms = ExampleEncoder(chat, tokenizer), teaching.make() if teaching else ()
-    draws, report = draw(mixture, data_root, seed, chat, tell)
+    selected, report = select(mixture, data_root, seed, chat, tell)
     busy = "another process prepares this set"
     with alone(folder, busy), _workers(chat, tokenizer, teaching, workers) as pool:
         work = partial(write_shard, encoder=encoder, transforms=transforms)
         paths: list[Path] = []
         done, total = 0, report.samples
-        for name, use in uses(mixture).items():
-            drawn = draws[name]
-            files = _files(folder, name, use, drawn, made_from, teaching)
+        for name, use in mixture.uses.items():
+            taken = selected[name]
+            files = _files(folder, name, use, taken, made_from, teaching)
             paths += files
             tell("tokenizing", done, total)
             if not all(path.exists() for path in files):
-                items = conversations(name, use, data_root, seed, LoadReport(name, use.split))
-                jobs = _jobs(name, drawn, items, seed, files)
+                items = read(name, use.samples, use.split, data_root, seed, LoadReport(name, use.split))
+                jobs = _jobs(name, taken, items, seed, files)
                 for written in _run(work, jobs, pool, workers):
                     tell("tokenizing", done + written, total)
-            done += len(drawn.places)
-        write_index(folder, paths, draws, report, made_from)
+            done += len(taken.places)
+        write_index(folder, paths, selected, report, made_from)
     tell("tokenizing", total, total)
     return Prepared(folder)
 
@@ -110,7 +104,7 @@ def origin(
     teaching: Teaching | None,
 ) -> dict[str, Any]:
     """All that decides what a set holds, as plain data. Files on this machine count by name, size and time."""
-    wanted = [(name, use.split) for name, use in uses(mixture).items()]
+    wanted = [(name, use.split) for name, use in mixture.uses.items()]
     wanted += [(name, "test") for name in mixture.decontaminate]
     files = [file for name, split in wanted for file in files_of(name, split, data_root)]
     return {
@@ -200,7 +194,7 @@ def _files(
     folder: Path,
     name: str,
     use: SourceUse,
-    drawn: Draw,
+    taken: Selected,
     made_from: Mapping[str, Any],
     teaching: Teaching | None,
 ) -> list[Path]:
@@ -208,32 +202,32 @@ def _files(
     slug = re.sub(r"[^a-z0-9]+", "-", name.rpartition("/")[2].lower()).strip("-")
     settings = {key: made_from[key] for key in ("version", "code", "chat", "template", "tokenizer", "teaching")}
     paths = []
-    for number, part in enumerate(parts(drawn)):
-        content: list[Any] = [settings, name, drawn.digests[part.rows].tolist(), drawn.copies[part.rows].tolist()]
+    for number, part in enumerate(parts(taken)):
+        content: list[Any] = [settings, name, taken.digests[part.rows].tolist(), taken.copies[part.rows].tolist()]
         if teaching:
-            content += [made_from["seed"], drawn.places[part.places].tolist()]
+            content += [made_from["seed"], taken.places[part.places].tolist()]
         paths.append(folder / f"{slug}-{use.split}-{number:05d}-{fingerprint(content)}.arrow")
     return paths
 
 
 def _jobs(
     name: str,
-    drawn: Draw,
+    taken: Selected,
     items: Iterable[Conversation | BadRow],
     seed: int,
     paths: Sequence[Path],
 ) -> Iterator[Shard]:
     """The second pass over a source: the samples taken, by shard. Shards that are there already are passed over."""
     numbered = enumerate(items)
-    for path, part in zip(paths, parts(drawn), strict=True):
+    for path, part in zip(paths, parts(taken), strict=True):
         samples: list[tuple[Conversation, str]] = []
         wanted = not path.exists()
-        places = iter(drawn.places[part.places].tolist())
+        places = iter(taken.places[part.places].tolist())
         for row in range(part.rows.start, part.rows.stop):
-            item = next((each for position, each in numbered if position == drawn.positions[row]), None)
-            if item is None or isinstance(item, BadRow) or (wanted and digest(as_text(item)) != drawn.digests[row]):
+            item = next((each for position, each in numbered if position == taken.positions[row]), None)
+            if item is None or isinstance(item, BadRow) or (wanted and name_of(item)[0] != taken.digests[row]):
                 raise DataError(f"source {name} changed while it was read")
-            seeds = [f"{seed}/{place}" for place in islice(places, int(drawn.copies[row]))]
+            seeds = [f"{seed}/{place}" for place in islice(places, int(taken.copies[row]))]
             samples += [(item, each) for each in seeds] if wanted else []
         if wanted:
             yield Shard(path, samples)

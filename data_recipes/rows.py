@@ -1,12 +1,32 @@
-"""The strict way from a row to a conversation and back."""
+"""The strict way from a row to a conversation and back.
 
+Thinking tags in an assistant's text, one rule for every layout:
+
+- A text that begins with ``<think>...</think>`` is split: what stands between is the reasoning. The close is the first
+  ``</think>``, as it is to every parser of completions.
+- Tags in Markdown code of the answer (in backticks, in a fenced block) speak about tags, and stay.
+- Everything else is refused: a tag alone, a second block, a block beside a reasoning in its own field, and a text that
+  begins with another format's thinking mark. Trained as it stands, it would teach answers that think without being
+  asked to. A user's, a tool's or a system's text is never looked at.
+"""
+
+import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, cast
 
-from nanoalign.data_recipes.calls import in_call_order, meant, without_union_nulls
+from nanoalign.data_recipes.calls import settled
 from nanoalign.data_recipes.conversation import Conversation, Message, Role, ToolCall
 from nanoalign.data_recipes.files import RowError, parse_json
-from nanoalign.data_recipes.thinking import split_thinking
+
+OPEN, CLOSE = "<think>", "</think>"
+_BARE = re.compile(r"<\s?/?\s?think\s?/?\s?>", re.IGNORECASE)
+_CODE = re.compile(r"^[ \t]*(`{3,8}|~{3,8}).*?^[ \t]*\1|(`{1,3})[^`\n]+\2", re.DOTALL | re.MULTILINE)
+_FOREIGN = re.compile(
+    r"\s*(<thinking>|<thought>|<seed:think>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|channel\|>)",
+    re.IGNORECASE,
+)
 
 MESSAGE_KEYS = {"role", "content", "reasoning_content", "tool_calls", "reasoning_cut", "weight", "name", "tool_call_id"}
 CALL_KEYS = {"name", "arguments", "id", "type", "index"}
@@ -21,8 +41,8 @@ MAY_FOLLOW: dict[str, tuple[str, ...]] = {
 def from_row(row: Any, origin: str = "", **defaults: str) -> Conversation:
     """The conversation in a row of the normal form (see data_recipes/conversation.py). ``defaults`` give domain,
     source, licence and language where the row has none. ``messages``, ``tools``, ``task`` and a call's ``arguments``
-    may be JSON text, as they are in Parquet files. Thinking tags are read by the rule of data_recipes/thinking.py,
-    results and nulls by those of data_recipes/calls.py. Raises RowError with the reason."""
+    may be JSON text, as they are in Parquet files. Thinking tags are read by the rule above, results
+    and nulls by those of data_recipes/calls.py. Raises RowError with the reason."""
     if not isinstance(row, Mapping):
         raise RowError("wrong type", f"the row is {_kind(row)}, not an object")
     raw_messages = _decoded_list(row.get("messages"))
@@ -34,7 +54,7 @@ def from_row(row: Any, origin: str = "", **defaults: str) -> Conversation:
     read = [_message(raw, number) for number, raw in enumerate(raw_messages)]
     check_order(read)
     check_calls(read, tools)
-    messages = tuple(meant(message, tools) for message in in_call_order(read, raw_messages))
+    messages, tools = settled(read, raw_messages, tools)
     task = _task(_decoded(row.get("task") if row.get("task") != "" else None, "task"))
     _check_training(messages, task)
     known = {key: _text(row.get(key) or defaults.get(key, ""), key) for key in ("domain", "source", "id")}
@@ -70,6 +90,17 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
         "language": conversation.language,
         **{key: value for key, value in values.items() if value},
     }
+
+
+def name_of(conversation: Conversation) -> tuple[int, int]:
+    """64 bits that name what a sample says and what is known of it, and how many bytes that is as JSON."""
+    text = json.dumps(to_row(conversation)).encode()
+    return digest(text), len(text)
+
+
+def digest(text: bytes) -> int:
+    """64 bits that name a text."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest())
 
 
 def check_order(messages: Sequence[Message]) -> None:
@@ -134,6 +165,47 @@ def check_keys(raw: Mapping[str, Any], known: Collection[str], where: str) -> No
         raise RowError("unknown key", f"{where} has {', '.join(map(repr, unknown))}; known: {sorted(known)}")
 
 
+def split_thinking(content: str, reasoning: str | None, where: str) -> tuple[str, str | None]:
+    """The answer and the reasoning of an assistant's ``content`` with the ``reasoning`` of its own field (None or "":
+    none there). Raises RowError, which begins with ``where``, as the module's text says."""
+    if content.lstrip().startswith(OPEN):
+        if reasoning:
+            raise _tag_fault(
+                where, "its reasoning stands in a field of its own and in <think> tags too; keep one of them"
+            )
+        thought, close, answer = content.lstrip().removeprefix(OPEN).partition(CLOSE)
+        if not close:
+            raise _tag_fault(where, "<think> is never closed; close it, or leave out an answer that was cut")
+        content, reasoning = answer.strip(), thought.strip()
+    if reasoning and (CLOSE in reasoning or _outside_code(reasoning)):
+        raise _tag_fault(where, "its reasoning holds thinking tags itself; take them out")
+    if tag := _outside_code(content):
+        raise _tag_fault(where, _advice(tag))
+    if foreign := _FOREIGN.match(content):
+        raise _tag_fault(
+            where, f"it begins with {foreign[1]}, another format's mark; write <think>...</think> or a field"
+        )
+    return content, reasoning
+
+
+def _outside_code(text: str) -> str | None:
+    """The first thinking tag of a text that does not stand in Markdown code."""
+    found = _BARE.search(text) and _BARE.search(_CODE.sub("", text))  # few texts hold any, and code is slow to find
+    return found[0] if found else None
+
+
+def _advice(tag: str) -> str:
+    if "/" in tag:
+        where = f"{tag} stands where no thinking is open; begin the text with <think> if what precedes it is reasoning"
+    else:
+        where = f"{tag} stands after the beginning; only one block, at the very beginning, is read as reasoning"
+    return f"{where} (or write reasoning_content), and put a tag that the answer speaks of in backticks"
+
+
+def _tag_fault(where: str, reason: str) -> RowError:
+    return RowError("thinking tags", f"{where}: {reason}")
+
+
 def _trained(weight: Any, role: str, where: str) -> bool:
     """OpenAI's ``weight`` of an assistant's turn in the loss."""
     if weight is None or (weight == 1 and role == "assistant"):
@@ -191,7 +263,7 @@ def _tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
             raise RowError("bad tool", f"tool {number} has no name")
         if not isinstance(tool["parameters"] if tool.get("parameters") is not None else {}, Mapping):
             raise RowError("bad tool", f"the parameters of tool {tool['name']} are not a JSON schema")
-    return tuple(without_union_nulls(tool) for tool in raw)
+    return tuple(raw)
 
 
 def _decoded_list(value: Any) -> Any:

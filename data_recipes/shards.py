@@ -1,34 +1,59 @@
-"""Shards of a prepared set: Arrow streams of one record batch, so that tokens are flat arrays in a mapped file.
+"""The files of a prepared set: shards, and the index of what they hold.
 
-Columns: ``input_ids`` and ``loss_mask``; ``sample``, the number of the example's sample in the shard; ``said``, 64 bits
-that name what the sample says; ``changed``, what transforms did to it; and ``FACTS``.
+They are Arrow streams of one record batch, so that tokens are flat arrays in a mapped file. A shard's columns:
+``input_ids`` and ``loss_mask``; ``sample``, the number of the example's sample in the shard; ``said``, 64 bits that
+name what the sample says; ``changed``, what transforms did to it; and ``FACTS``.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanoalign.common.files import whole_file
-from nanoalign.data_recipes.caps import digest
-from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.common.files import sha256_file, whole_file, write_json
+from nanoalign.data_recipes.card import card
+from nanoalign.data_recipes.conversation import Conversation, text_of
+from nanoalign.data_recipes.rows import digest
+from nanoalign.data_recipes.selection import MixtureReport, Selected
 from nanoalign.data_recipes.tokenize import ExampleEncoder
-from nanoalign.data_recipes.transforms import Transform, text_of
+from nanoalign.data_recipes.transforms import Transform, transformed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+EXAMPLES = "examples.arrow"
 FACTS = ("source", "domain", "language", "licence", "id", "row")
 """``row`` is the file's name and the line."""
+PART = 5_000
+"""Most rows of a part."""
+ROW = 20_000
+"""Bytes that a row counts at least: a part has no more than PART x ROW bytes of text either, but for one row's."""
 AT_ONCE = 256
 """Samples that are tokenized together, if they have no more than ``CHARACTERS``."""
 CHARACTERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a source that go into one shard."""
+
+    rows: slice
+    places: slice
+
+
+def parts(selected: Selected) -> list[Part]:
+    """All parts of what is taken of a source, each of about the same size at most."""
+    sizes = np.maximum(selected.sizes, ROW) * selected.copies.astype(np.int64)
+    number = (np.cumsum(sizes) - sizes) // (PART * ROW)
+    rows = np.append(np.flatnonzero(np.diff(number, prepend=-1)), len(number))
+    places = np.append(0, np.cumsum(selected.copies))[rows]
+    return [Part(slice(*r), slice(*p)) for r, p in zip(pairwise(rows.tolist()), pairwise(places.tolist()))]
 
 
 @dataclass(frozen=True)
@@ -124,18 +149,13 @@ def _batches(
     batch: list[tuple[int, Conversation, str]] = []
     characters = 0
     for number, (conversation, seed) in enumerate(samples):
-        rng, current, reasons = Random(seed), conversation, []
-        for transform in transforms:
-            changed, reason = transform(current, rng)
-            if reason:
-                reasons.append(reason)
-                fates[("changed " if changed else "dropped ") + reason] += 1
-            if changed is None:
-                break
-            current = changed
-        else:
-            batch.append((number, current, "; ".join(reasons)))
+        current, changes, drop = transformed(conversation, transforms, seed)
+        fates.update(f"changed {reason}" for reason in changes)
+        if current is not None:
+            batch.append((number, current, "; ".join(changes)))
             characters += len(text_of(current))
+        elif drop:
+            fates[f"dropped {drop}"] += 1
         if len(batch) == AT_ONCE or characters > CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -146,3 +166,87 @@ def _batches(
 def _facts(conversation: Conversation) -> dict[str, str]:
     values = {fact: getattr(conversation, fact) for fact in FACTS[:-1]}
     return values | {"row": conversation.origin.rpartition("/")[2] or conversation.id}
+
+
+def write_index(
+    folder: Path,
+    paths: Sequence[Path],
+    selected: Mapping[str, Selected],
+    report: MixtureReport,
+    made_from: Mapping[str, Any],
+) -> None:
+    """Counts exactly what the shards hold, and writes the list of examples, the card and the index; removes the shards
+    of earlier mixtures."""
+    (folder / "index.json").unlink(missing_ok=True)
+    listed: list[dict[str, Any]] = []
+    columns: dict[str, list[NDArray[Any]]] = {}
+    domains: dict[str, int] = {}
+    places = (each.places[part.places] for each in selected.values() for part in parts(each))
+    for number, (path, here) in enumerate(zip(paths, places, strict=True)):
+        table = read_table(path)
+        for fate, count in fates(table).items():
+            kind, _, reason = fate.partition(" ")
+            (report.changed if kind == "changed" else report.dropped)[reason] += count
+            report.samples -= count if kind == "dropped" else 0
+        lengths, trained = _tokens(table)
+        listed.append({"file": path.name, "sha256": sha256_file(path), "examples": table.num_rows,
+                       "by": _groups(table, lengths, trained)})  # fmt: skip
+        known = table["domain"].unique().to_pylist()
+        numbers = np.array([domains.setdefault(domain, len(domains)) for domain in known], np.int16)
+        found = {
+            "place": here[flat(table, "sample")],
+            "shard": np.full(table.num_rows, number, np.int32),
+            "row": np.arange(table.num_rows, dtype=np.int32),
+            "length": lengths.astype(np.int32),
+            "trained": trained.astype(np.int32),
+            "said": flat(table, "said").copy(),
+            "domain": numbers[table["domain"].combine_chunks().dictionary_encode().indices.to_numpy()],
+        }
+        for name, column in found.items():
+            columns.setdefault(name, []).append(column)
+    _write_examples(folder / EXAMPLES, columns)
+    index = {
+        "examples": sum(shard["examples"] for shard in listed),
+        "tokens": sum(group["tokens"] for shard in listed for group in shard["by"]),
+        "trained_tokens": sum(group["trained_tokens"] for shard in listed for group in shard["by"]),
+        "domains": list(domains),
+        "made_from": made_from,
+        "shards": listed,
+        "report": report.as_dict(),
+    }
+    with whole_file(folder / "README.md") as temporary:
+        temporary.write_text(card(index), encoding="utf-8")
+    write_json(folder / "index.json", index)
+    for path in set(folder.glob("*.arrow")) - {*paths, folder / EXAMPLES}:
+        path.unlink()
+
+
+def _write_examples(path: Path, columns: dict[str, list[NDArray[Any]]]) -> None:
+    """All examples in training order: those of a sample together, samples by their place."""
+    import pyarrow as pa
+
+    place = np.concatenate(columns.pop("place"))
+    order = np.argsort(place, kind="stable")
+    place = place[order]
+    sample = np.cumsum(np.diff(place, prepend=place[:1]) > 0, dtype=np.int32)  # by number, where some were dropped
+    ordered = {name: np.concatenate(columns.pop(name))[order] for name in [*columns]}
+    write_table(path, pa.table({**ordered, "sample": sample}))
+
+
+def _tokens(table: "pa.Table") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens, and trained tokens, of each example."""
+    starts = offsets(table)
+    if not table.num_rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.diff(starts), np.add.reduceat(flat(table, "loss_mask"), starts[:-1], dtype=np.int64)
+
+
+def _groups(table: "pa.Table", lengths: NDArray[np.int64], trained: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Examples and tokens of a shard by source, domain, language and licence."""
+    keys = ["source", "domain", "language", "licence"]
+    counted = table.select(keys).append_column("tokens", [lengths]).append_column("trained_tokens", [trained])
+    grouped = counted.group_by(keys, use_threads=False).aggregate(
+        [("tokens", "sum"), ("trained_tokens", "sum"), ("tokens", "count")]
+    )
+    renamed = {"tokens_sum": "tokens", "trained_tokens_sum": "trained_tokens", "tokens_count": "examples"}
+    return [{renamed.get(key, key): value for key, value in row.items()} for row in grouped.to_pylist()]

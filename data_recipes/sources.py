@@ -5,25 +5,22 @@ names the layout of all; all rows are its train split, test rows belong in anoth
 and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
 """
 
-import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from random import Random
 from typing import Any, Literal
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.data_recipes.adapters import ADAPTERS, LEFT_OUT, NotASample
+from nanoalign.data_recipes.adapters import ADAPTERS, NotASample, conversations_of
 from nanoalign.data_recipes.catalog import Source, Split, find_files, root_of, source
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import special_token_in
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.files import BadRow, Row, RowError, read_rows, without_nulls
 from nanoalign.data_recipes.generators import check_name, generate, in_test, is_generated
-from nanoalign.data_recipes.rows import from_row, to_row
-from nanoalign.data_recipes.transforms import Filter
+from nanoalign.data_recipes.rows import to_row
 
 LISTED = 25
 """Bad rows that an error message lists; the others are counted."""
@@ -61,100 +58,62 @@ class LoadReport:
             self.bad_rows.append(row)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """Conversations and what became of every row."""
-
-    conversations: list[Conversation]
-    report: LoadReport
-
-
-def load(
+def read(
     name: str,
     samples: int | None = None,
     split: Split = "train",
     data_root: Path | None = None,
     seed: int = 0,
-    on_bad_row: Literal["stop", "skip"] = "stop",
-    filters: Sequence[Filter] = (),
-    chat: ChatFormat | None = None,
-) -> Loaded:
-    """``samples`` conversations of a source (None: all of a finite one), in an order that ``seed`` decides.
-
-    What a filter gives a reason for is left out before the sampling, which is without replacement; more samples than
-    there are begin further epochs, each in an order of its own. A row that says a special token of ``chat`` is bad.
-    Raises ConfigError for an unknown source, and DataError for missing files, or, with ``stop``, for bad rows: one
-    error that names the bad rows.
-    """
-    report = LoadReport(name, split)
-    if is_generated(name):
-        return _generated(name, samples, split, seed, report, filters)
-    kept = _Sample(samples, Random(f"{seed}/{name}/{split}"))
-    for item in stream(name, split, data_root, report, chat):
-        if isinstance(item, BadRow):
-            report.count_bad(item)
-        elif reason := next((reason for check in filters if (reason := check(item))), None):
-            report.left_out[reason] += 1
-        else:
-            report.samples += 1
-            kept.add(item)
-    if report.bad_rows and on_bad_row == "stop":
-        raise DataError(faults(name, report))
-    first = kept.drawn()
-    if not first and samples != 0:
-        raise DataError(f"source {name} has no samples in its {split} split ({report.rows} rows read)")
-    conversations = list(first)
-    rng = Random(f"{seed}/{name}/{split}/again")
-    while samples is not None and (missing := samples - len(conversations)) > 0:
-        epoch = first[:missing]
-        conversations += rng.sample(epoch, len(epoch))
-    report.taken = len(conversations)
-    report.epochs = report.taken / report.samples if report.samples else 0.0
-    return Loaded(conversations, report)
-
-
-def stream(
-    name: str,
-    split: Split,
-    data_root: Path | None = None,
     report: LoadReport | None = None,
     chat: ChatFormat | None = None,
 ) -> Iterator[Conversation | BadRow]:
-    """All samples of a finite source's split in file order, one at a time, with bad rows in their place; one that says
-    a special token of ``chat`` is bad. What is left out is counted in ``report``."""
+    """A source's samples in its own order: as many as are asked for of a generated one, else all of the split, one at a
+    time, with bad rows in their place; one that says a special token of ``chat`` is bad.
+
+    What is read and left out is counted in ``report``. Raises ConfigError for a source that is unknown, or generated
+    without end, DataError for missing files.
+    """
     report = report or LoadReport(name, split)
+    if is_generated(name):
+        if samples is None:
+            raise ConfigError(f"source {name} is generated without end; say how many samples")
+        made = generate(name, samples, split, seed)
+        report.rows = len(made)
+        yield from made
+        return
+    entry, rows = _rows(name, split, data_root)
+    for origin, raw in rows:
+        report.rows += 1
+        for item in _adapted(origin, raw, name, entry, report):
+            if isinstance(item, Conversation):
+                if "all" in entry.files and in_test(item, entry.test_share) != (split == "test"):
+                    continue
+                if chat and (fault := special_token_in(item, chat)):
+                    item = BadRow(origin, "special token", fault)
+            yield item
+
+
+def _rows(name: str, split: Split, data_root: Path | None) -> tuple[Source, Iterable[Row]]:
+    """A source's entry (one made for a local file) and its raw rows."""
     if name.startswith("file:"):
         path, _, adapter = name.removeprefix("file:").partition("#")
         entry = _local_source(name, adapter)
         _checked_part(name, entry, split)
-        rows: Iterable[Row] = read_rows(_local_path(name, path, data_root))
+        return entry, read_rows(_local_path(name, path, data_root))
+    entry = source(name)
+    part = _checked_part(name, entry, split)
+    files = find_files(name, split, data_root)
+    if entry.replay:
+        rows: Iterable[Row] = _replayed_rows(split, data_root)
+    elif files:
+        rows = (row for file in files for row in read_rows(file))
     else:
-        entry = source(name)
-        part = _checked_part(name, entry, split)
-        files = find_files(name, split, data_root)
-        if entry.replay:
-            rows = _replayed_rows(split, data_root)
-        else:
-            rows = (
-                (row for file in files for row in read_rows(file)) if files else _hub_rows(name, entry, part, data_root)
-            )
-        if entry.join:
-            rows = _joined(rows, entry, data_root)
-        if entry.functions:
-            rows = _with_functions(rows, entry.functions, data_root)
-    for origin, raw in rows:
-        report.rows += 1
-        for item in _adapted(origin, raw, name, entry, report):
-            elsewhere = (
-                "all" in entry.files
-                and isinstance(item, Conversation)
-                and (in_test(item, entry.test_share) != (split == "test"))
-            )
-            if elsewhere:
-                continue
-            if chat and isinstance(item, Conversation) and (fault := special_token_in(item, chat)):
-                item = BadRow(origin, "special token", fault)
-            yield item
+        rows = _hub_rows(name, entry, part, data_root)
+    if entry.join:
+        rows = _joined(rows, entry, data_root)
+    if entry.functions:
+        rows = _with_functions(rows, entry.functions, data_root)
+    return entry, rows
 
 
 def describe(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:
@@ -197,40 +156,13 @@ def files_of(name: str, split: Split, data_root: Path | None) -> list[Path]:
     return [*find_files(name, split, data_root), *(root / file for file in beside)]
 
 
-class _Sample:
-    """Draws ``size`` of a stream in one pass and O(size) memory: those with the least random keys, in their order."""
-
-    def __init__(self, size: int | None, rng: Random) -> None:
-        self._size = size
-        self._rng = rng
-        self._heap: list[tuple[float, int, Conversation]] = []
-        self._seen = 0
-
-    def add(self, conversation: Conversation) -> None:
-        item = (-self._rng.random(), self._seen, conversation)
-        self._seen += 1
-        if self._size is None or len(self._heap) < self._size:
-            heapq.heappush(self._heap, item)
-        elif self._heap and item > self._heap[0]:
-            heapq.heapreplace(self._heap, item)
-
-    def drawn(self) -> list[Conversation]:
-        return [conversation for _, _, conversation in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
-
-
 def _adapted(origin: str, raw: Any, name: str, entry: Source, report: LoadReport) -> Iterator[Conversation | BadRow]:
     if isinstance(raw, BadRow):
         yield raw
         return
     defaults = {"source": name, "licence": entry.licence, "domain": entry.domain, "language": entry.languages[0]}
     try:
-        if not isinstance(raw, Mapping):
-            raise RowError("wrong type", "the row is not an object")
-        for number, row in enumerate(ADAPTERS[entry.adapter](raw)):
-            report.parts.update(row.pop(LEFT_OUT, ()))
-            conversation = from_row(row, origin, **defaults)
-            place = origin.rpartition("/")[2] + (f".{number}" if number else "")
-            yield replace(conversation, source=name, id=conversation.id or place)
+        yield from conversations_of(raw, entry.adapter, origin, defaults, report.parts)
     except NotASample as reason:
         report.left_out[str(reason)] += 1
     except RowError as error:
@@ -334,21 +266,3 @@ def _local_path(name: str, path: str, data_root: Path | None) -> Path:
     near = get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*")], n=1)
     hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
     raise DataError(f"source {name}: no such file {path}{hint}")
-
-
-def _generated(
-    name: str, samples: int | None, split: Split, seed: int, report: LoadReport, filters: Sequence[Filter]
-) -> Loaded:
-    if samples is None:
-        raise ConfigError(f"source {name} is generated without end; say how many samples")
-    made = generate(name, samples, split, seed)
-    kept = []
-    for conversation in made:
-        if reason := next((reason for check in filters if (reason := check(conversation))), None):
-            report.left_out[reason] += 1
-        else:
-            kept.append(conversation)
-    report.rows = len(made)
-    report.samples = report.taken = len(kept)
-    report.epochs = 1.0
-    return Loaded(kept, report)

@@ -9,8 +9,8 @@ from nanoalign.common.text import printable
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.duplicates import ExactDuplicates
-from nanoalign.data_recipes.mixture import MixtureReport
 from nanoalign.data_recipes.quality import FLAGS, flags
+from nanoalign.data_recipes.selection import MixtureReport
 from nanoalign.data_recipes.tokenize import encode_batch
 
 if TYPE_CHECKING:

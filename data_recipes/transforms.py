@@ -4,7 +4,6 @@ A transform takes a sample and a random generator of its own and gives ``(sample
 ``(new sample, reason)`` for a changed one and ``(None, reason)`` for a dropped one. Reasons are counted and shown.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,6 @@ from typing import Any
 from nanoalign.data_recipes.conversation import Conversation
 
 Transform = Callable[[Conversation, Random], tuple[Conversation | None, str | None]]
-Filter = Callable[[Conversation], str | None]
-"""The reason to leave a sample out, or None to keep it."""
-WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -40,79 +36,23 @@ def apply(
     changed: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     for number, conversation in enumerate(conversations):
-        rng = Random(f"{seed}/{number}")
-        current: Conversation | None = conversation
-        for transform in transforms:
-            assert current is not None
-            current, reason = transform(current, rng)
-            if reason:
-                (dropped if current is None else changed)[reason] += 1
-            if current is None:
-                break
-        if current is not None:
-            kept.append(current)
+        current, changes, drop = transformed(conversation, transforms, f"{seed}/{number}")
+        changed.update(changes)
+        dropped.update([drop] if drop else [])
+        kept += [current] if current else []
     return kept, changed, dropped
 
 
-def text_of(conversation: Conversation) -> str:
-    """All that is said in a conversation: contents and reasoning, one a line."""
-    return "\n".join(part for message in conversation.messages for part in (message.reasoning, message.content) if part)
-
-
-def words_of(text: str) -> list[str]:
-    """Words in lower case, without punctuation."""
-    return WORD.findall(text.lower())
-
-
-def licences(allow: Iterable[str]) -> Filter:
-    """Keeps rows under these SPDX identifiers, whatever their case."""
-    allowed = {licence.lower() for licence in allow}
-
-    def keep(conversation: Conversation) -> str | None:
-        licence = conversation.licence
-        return None if licence.lower() in allowed else f"licence {licence or 'unknown'} not allowed"
-
-    return keep
-
-
-def languages(keep_only: Iterable[str]) -> Filter:
-    """Keeps these language codes."""
-    wanted = set(keep_only)
-    return lambda conversation: None if conversation.language in wanted else f"language {conversation.language}"
-
-
-def at_most(characters: int) -> Filter:
-    """Keeps samples that say at most so many characters, reasoning included."""
-    return lambda conversation: (
-        None if len(text_of(conversation)) <= characters else f"longer than {characters} characters"
-    )
-
-
-class Contamination:
-    """Leaves out samples that hold ``n`` words in a row of a benchmark's prompt, or the whole of a shorter prompt (of
-    at least ``SHORTEST`` words). ``hits`` tells which sample met which benchmark."""
-
-    SHORTEST = 5
-
-    def __init__(self, benchmarks: Iterable[Conversation], n: int = 13) -> None:
-        self.hits: list[tuple[str, str]] = []
-        # Runs of words by their first few, so that a text is walked once, whatever the runs' lengths.
-        self._runs: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
-        for benchmark in benchmarks:
-            prompt = "\n".join(message.content for message in benchmark.messages if message.role == "user")
-            words = tuple(words_of(prompt))
-            size = min(n, len(words))
-            if size >= self.SHORTEST:
-                for start in range(len(words) - size + 1):
-                    run = words[start : start + size]
-                    name = f"{benchmark.source} {benchmark.id}"
-                    self._runs.setdefault(run[: self.SHORTEST], {}).setdefault(run, name)
-
-    def __call__(self, conversation: Conversation) -> str | None:
-        words = tuple(words_of(text_of(conversation)))
-        for start in range(len(words) - self.SHORTEST + 1):
-            for run, name in self._runs.get(words[start : start + self.SHORTEST], {}).items():
-                if words[start : start + len(run)] == run:
-                    self.hits.append((conversation.origin or conversation.id, name))
-                    return f"holds a prompt of {name.split(' ')[0] or 'a benchmark'}"
-        return None
+def transformed(
+    conversation: Conversation, transforms: Sequence[Transform], seed: str
+) -> tuple[Conversation | None, list[str], str | None]:
+    """A sample after all transforms (None: dropped), the reasons of its changes, and that of its drop."""
+    rng = Random(seed)
+    changes: list[str] = []
+    for transform in transforms:
+        current, reason = transform(conversation, rng)
+        if current is None:
+            return None, changes, reason
+        changes += [reason] if reason else []
+        conversation = current
+    return conversation, changes, None

@@ -93,12 +93,12 @@ def load_suite(
         played = environment(suite.environment, data_root)
         tasks = Tasks(name, suite, environment=played, played=played.tasks("test")[: suite.samples])
     else:
-        from nanoalign.data_recipes.mixture import build, uses
+        from nanoalign.data_recipes.mixture import build
 
         if suite.data is None or suite.data not in mixtures:
             raise ConfigError(f"suite {name}: unknown mixture {suite.data!r}")
         mixture = mixtures[suite.data]
-        if training := [source for source, use in uses(mixture).items() if use.split != "test"]:
+        if training := [source for source, use in mixture.uses.items() if use.split != "test"]:
             raise ConfigError(f"suite {name}: {', '.join(training)} is training data; take split: test")
         tasks = Tasks(name, suite, build(mixture, data_root, seed, chat=chat).conversations[: suite.samples])
     if not len(tasks):

@@ -163,14 +163,9 @@ def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, da
 
 def smaller(mixture: "Mixture", samples: int) -> "Mixture":
     """The mixture with its sources in the same proportions, at least one sample of each, about ``samples`` in all."""
-    from nanoalign.data_recipes.config import SourceUse
-
-    uses = {
-        source: use if isinstance(use, SourceUse) else SourceUse(samples=use) for source, use in mixture.sources.items()
-    }
-    share = samples / sum(use.samples for use in uses.values())
+    share = samples / sum(use.samples for use in mixture.uses.values())
     fewer = {
         source: use.model_copy(update={"samples": max(1, min(use.samples, round(use.samples * share)))})
-        for source, use in uses.items()
+        for source, use in mixture.uses.items()
     }
     return mixture.model_copy(update={"sources": fewer})

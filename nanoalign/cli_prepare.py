@@ -10,7 +10,7 @@ import typer
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
 
 if TYPE_CHECKING:
-    from nanoalign.data_recipes.draw import Tell
+    from nanoalign.data_recipes.selection import Tell
     from nanoalign.progress import Display
     from nanoalign.recipe.schema import Recipe
 

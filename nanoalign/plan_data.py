@@ -81,8 +81,7 @@ def plan_mixture(
 
     sources: list[SourcePlan] = []
     lengths: dict[str, list[list[int]]] = {}
-    for source, use in mixture.sources.items():
-        use = use if isinstance(use, SourceUse) else SourceUse(samples=use)
+    for source, use in mixture.uses.items():
         about = describe(source, data_root, use.split)
         sources.append(SourcePlan(source, use.samples, about["rows"], about["where"], about["licence"]))
         if not source.startswith(SLOW) and about["found"]:
@@ -116,14 +115,12 @@ def first_samples(
     """A few conversations of a source, without bad rows. Raises DataError for those that training stops at."""
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.data_recipes.files import BadRow
-    from nanoalign.data_recipes.sources import LoadReport, faults, load, stream
+    from nanoalign.data_recipes.sources import LoadReport, faults, read
 
-    if source.startswith("miniature:"):
-        return load(source, SAMPLED, use.split, data_root).conversations
     report = LoadReport(source, use.split)
     form = None if chat.startswith("hf:") else chat_format(chat)  # a template of transformers takes seconds to load
     found = []
-    for row in islice(stream(source, use.split, data_root, report, form), 4 * SAMPLED):
+    for row in islice(read(source, SAMPLED, use.split, data_root, 0, report, form), 4 * SAMPLED):
         if isinstance(row, BadRow):
             report.count_bad(row)
         else:

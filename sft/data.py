@@ -24,8 +24,8 @@ from nanoalign.common.stage import StageLog
 from nanoalign.data_recipes import prepared
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.data_recipes.draw import Tell
 from nanoalign.data_recipes.prepared import Prepared
+from nanoalign.data_recipes.selection import Tell, quiet
 from nanoalign.data_recipes.transforms import Teaching
 from nanoalign.models.packing import turn_pieces
 from nanoalign.sft.config import HELD_OUT, SFTStage
@@ -62,7 +62,7 @@ def prepare(
     data_root: Path | None,
     seed: int,
     workers: int = 1,
-    tell: Tell = prepared.quiet,
+    tell: Tell = quiet,
 ) -> Prepared:
     """The stage's mixture, taught its budgets, as a prepared set beside the stage's ``folder``.
 

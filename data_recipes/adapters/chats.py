@@ -17,15 +17,9 @@ from nanoalign.data_recipes.adapters.parts import (
     with_input,
 )
 from nanoalign.data_recipes.files import RowError
-from nanoalign.data_recipes.rows import check_keys
-from nanoalign.data_recipes.thinking import split_thinking
+from nanoalign.data_recipes.rows import check_keys, split_thinking
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-
-
-def normal(raw: Raw) -> list[dict[str, Any]]:
-    """Rows that are in the normal form already."""
-    return [dict(raw)]
 
 
 def document(raw: Raw) -> list[dict[str, Any]]:

@@ -28,28 +28,6 @@ PARTS = {
 """What is read of each type of part."""
 
 
-def is_openai_form(raw: Raw) -> bool:
-    """Whether something in a row of ``messages`` can only be OpenAI's: parts, nested calls or tools, its names."""
-    tools = raw.get("tools")
-    tools = tools if isinstance(tools, list) else []
-    return (
-        any(raw.get(key) for key in ("functions", "system"))
-        or any(isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping) for tool in tools)
-        or any(_is_openais(message) for message in raw["messages"] or () if isinstance(message, Mapping))
-    )
-
-
-def _is_openais(message: Raw) -> bool:
-    calls = message.get("tool_calls")
-    calls = calls if isinstance(calls, list) else []
-    return (
-        isinstance(message.get("content"), list)
-        or message.get("role") in ("developer", "function")
-        or any(message.get(key) for key in ("reasoning", "thinking", "function_call", "refusal"))
-        or any(isinstance(call, Mapping) and isinstance(call.get("function"), Mapping) for call in calls)
-    )
-
-
 def openai_messages(raw: Iterable[Raw]) -> list[dict[str, Any]]:
     """Messages of the normal form. Parts of type ``tool_result`` become messages of their own, before the text that
     stands after them. Raises RowError that names the message."""

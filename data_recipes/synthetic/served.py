@@ -25,8 +25,8 @@ from nanoalign.data_recipes.chat import FORMATS
 from nanoalign.data_recipes.chat.answers import NO_CHARACTER, SPECIAL_TOKEN, read_calls
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.rows import split_thinking
 from nanoalign.data_recipes.synthetic.config import Served
-from nanoalign.data_recipes.thinking import split_thinking
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0

@@ -14,7 +14,8 @@ import pytest
 
 from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.files import BadRow
-from nanoalign.data_recipes.sources import load, stream
+from nanoalign.data_recipes.mixture import load
+from nanoalign.data_recipes.sources import read
 
 U = {"role": "user", "content": "2+2?"}
 A = {"role": "assistant", "content": "4"}
@@ -175,7 +176,7 @@ LINES: dict[str, tuple[bytes, str]] = {
 
 
 def check_middle(path: Path, kind: str, line: int = 2, sound: int = 2) -> None:
-    items = list(stream(f"file:{path}", "train"))
+    items = list(read(f"file:{path}"))
     [bad] = [item for item in items if isinstance(item, BadRow)]
     assert (bad.kind, bad.origin) == (kind, f"{path}:{line}"), bad
     assert len(bad.reason) > 5

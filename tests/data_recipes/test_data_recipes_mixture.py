@@ -14,8 +14,9 @@ from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.duplicates import ExactDuplicates, NearDuplicates
+from nanoalign.data_recipes.filters import Contamination
 from nanoalign.data_recipes.mixture import build
-from nanoalign.data_recipes.transforms import Contamination, apply
+from nanoalign.data_recipes.transforms import apply
 
 WORDS = [
     "river",

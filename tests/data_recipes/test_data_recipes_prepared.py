@@ -17,7 +17,7 @@ import pytest
 from nanoalign.budget_control.transforms import teaching
 from nanoalign.common.errors import DataError
 from nanoalign.common.files import sha256_file
-from nanoalign.data_recipes import draw, prepared
+from nanoalign.data_recipes import prepared, shards
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.chat.chatml import ChatML
 from nanoalign.data_recipes.config import Mixture
@@ -33,7 +33,7 @@ STRIPPED = Teaching(partial(teaching, 0.5, None, None), {"strip_reasoning": 0.5}
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "PART", 20)
+    monkeypatch.setattr(shards, "PART", 20)
 
 
 def write(path: Path, count: int, **more: str) -> str:
@@ -169,7 +169,7 @@ def test_a_whole_set_is_used_as_it_is(tmp_path: Path, gpt2_like: Any, monkeypatc
     def refused(*args: Any) -> None:
         raise AssertionError("the sources were read again")
 
-    monkeypatch.setattr(prepared, "draw", refused)
+    monkeypatch.setattr(prepared, "select", refused)
     assert len(prepare(mixture, CHAT, gpt2_like, tmp_path / "set")) == 30
     with pytest.raises(AssertionError):
         prepare(mixture, CHAT, gpt2_like, tmp_path / "set", seed=1)
@@ -225,7 +225,7 @@ def test_teaching_that_draws_by_place_is_drawn_anew_where_places_change(tmp_path
 
 
 def test_large_rows_make_small_parts(tmp_path: Path, gpt2_like: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw, "ROW", 100)  # 2,000 bytes a part
+    monkeypatch.setattr(shards, "ROW", 100)  # 2,000 bytes a part
     monkeypatch.chdir(tmp_path)  # a row holds its source's name, whose length counts
     name = write(Path("one.jsonl"), 100, licence="x" * 400)
     data = prepare(Mixture(sources={name: 100}), CHAT, gpt2_like, tmp_path / "set")
@@ -259,10 +259,10 @@ import time
 from pathlib import Path
 from tokenizers import Tokenizer
 from nanoalign.budget_control.transforms import teaching
-from nanoalign.data_recipes import draw, prepared
+from nanoalign.data_recipes import prepared, shards
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture
-draw.PART = 20
+shards.PART = 20
 write_shard = prepared.write_shard
 def slowly(*args, **more):
     write_shard(*args, **more)

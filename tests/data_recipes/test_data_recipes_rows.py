@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoalign.common.errors import DataError
+from nanoalign.data_recipes import sources
 from nanoalign.data_recipes.adapters import ADAPTERS
 from nanoalign.data_recipes.calls import in_call_order
 from nanoalign.data_recipes.chat import FORMATS
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.files import BadRow, RowError
-from nanoalign.data_recipes.mixture import MixtureReport
-from nanoalign.data_recipes.rows import from_row, to_row
-from nanoalign.data_recipes.sources import load, stream
-from nanoalign.data_recipes.thinking import split_thinking
+from nanoalign.data_recipes.mixture import load
+from nanoalign.data_recipes.rows import from_row, split_thinking, to_row
+from nanoalign.data_recipes.selection import MixtureReport
 from nanoalign.data_recipes.tokenize import tokenize
 
 U = {"role": "user", "content": "2+2?"}
@@ -368,7 +368,7 @@ def test_columns_of_json_text_are_read(layout: str, tmp_path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(each), tmp_path / "rows.parquet")
         assert load(f"file:{tmp_path / 'rows.parquet'}{layout}").conversations == [found]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": "[{", "tools": "[]"}))
-    [bad] = stream(f"file:{tmp_path / 'rows.jsonl'}{layout}", "train")
+    [bad] = sources.read(f"file:{tmp_path / 'rows.jsonl'}{layout}")
     assert isinstance(bad, BadRow) and bad.kind in ("bad JSON", "no messages")
 
 

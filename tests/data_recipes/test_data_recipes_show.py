@@ -8,7 +8,7 @@ from rich.console import Console
 
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.data_recipes.mixture import MixtureReport
+from nanoalign.data_recipes.selection import MixtureReport
 from nanoalign.data_recipes.show import CONTEXT, TRAINED, coloured, show
 from nanoalign.data_recipes.sources import LoadReport
 from nanoalign.data_recipes.stats import stats, tables
