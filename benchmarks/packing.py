@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.common.files import write_json
-from nanoalign.sft.packing import Packs, pack
+from nanoalign.models.packing import Packs, pack
 
 CAPACITY = 131_072
 

@@ -27,7 +27,8 @@ WHOLE = "whole"
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` becomes ``cuda`` where there is one, else ``cpu``; ``cuda:1`` is the second.
+    """``auto`` becomes ``cuda`` where there is one, else ``cpu``; ``cuda:1`` is the second. Of several processes on a
+    machine each has a GPU of its own.
 
     Raises:
         ConfigError: the requested CUDA device does not exist, or the name is unknown.
@@ -37,8 +38,8 @@ def resolve_device(device: str) -> str:
     if device.startswith("cuda") and (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {device} is requested, but torch finds {torch.cuda.device_count()} CUDA devices")
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def training_arguments(
@@ -106,6 +107,8 @@ def training_arguments(
     arguments = cls(**{**settings, **more})
     # A process trains on one GPU; if it saw more, the Trainer would spread its batches over them (DataParallel).
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if on_cpu:  # several processes would have "cpu:0", onto which torch.load restores no optimizer
+        vars(arguments)["_setup_devices"] = torch.device("cpu")
     return arguments
 
 

@@ -60,7 +60,7 @@ def show(
     from nanoalign.data_recipes.show import show as show_samples
     from nanoalign.data_recipes.tokenize import encode_batch
     from nanoalign.models.loading import load_tokenizer
-    from nanoalign.sft.packing import pack
+    from nanoalign.models.packing import pack
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = _stage(loaded, stage)

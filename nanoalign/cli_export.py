@@ -103,9 +103,9 @@ def _sft(
 ) -> "Export":
     """The documents of :func:`sft.stage.run`, or its packs if they are concatenated without isolation."""
     from nanoalign.data_recipes.tokenize import Example
+    from nanoalign.models.packing import pack, singly
     from nanoalign.nemo_rl.supervised import Packing, export_sft
     from nanoalign.sft.data import prepare, stage_data
-    from nanoalign.sft.packing import pack, singly
 
     prepared = prepare(stage, mixture, chat, tokenizer, folder, data_root, target.seed)
     documents = stage_data(stage, prepared, target.seed).documents

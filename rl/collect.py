@@ -48,9 +48,36 @@ class Collected:
     counts: Counter[str] = field(default_factory=Counter)
     """Completions counted by reason, for the log, added up over the processes."""
 
+    def part(self, first: int, count: int) -> "Collected":
+        """These completions alone; figures and counts are the first part's."""
+        here = slice(first, first + count)
+        return Collected(
+            self.prompt_ids[here], self.completion_ids[here], self.logprobs[here], self.trained[here],
+            {name: values[here] for name, values in self.rewards.items()},
+            self.metrics, Counter() if first else self.counts,
+        )  # fmt: skip
+
 
 Collect = Callable[[int, int, int], Collected]
 """(optimizer step, first completion, number of completions) to completions: this process's part of the step's."""
+
+
+@dataclass(frozen=True)
+class FromFirst:
+    """A :data:`Collect` of processes that share one engine: the first asks it for the whole step."""
+
+    collect: Collect | None
+    """None on the others."""
+    completions: int
+    """Of the whole step."""
+
+    def __call__(self, step: int, first: int, count: int) -> Collected:
+        from accelerate.utils import broadcast_object_list
+
+        whole = [self.collect(step, 0, self.completions) if self.collect else None]
+        collected = broadcast_object_list(whole)[0]
+        assert collected is not None
+        return collected.part(first, count)
 
 
 @dataclass
@@ -118,7 +145,7 @@ class StepRollouts:
         }
         if isinstance(self.engine, RestartingEngine):
             metrics["engines_lost"] = self.engine.lost
-        self.keep_samples(asked, samples, scores, total, step)
+        self.keep_samples(asked, samples, scores, total, step, first)
         return Collected(
             prompt_ids=[list(prompt.ids) for prompt in asked],
             completion_ids=[list(completion.token_ids) for completion in completions],
@@ -141,10 +168,10 @@ class StepRollouts:
 
     def keep_samples(
         self, asked: Sequence[Prompt], samples: Sequence[Sample], scores: Mapping[str, list[float]],
-        total: Sequence[float], step: int,
+        total: Sequence[float], step: int, first: int,
     ) -> None:  # fmt: skip
-        """The best and the worst answer to the step's first prompt, every so often."""
-        if step % max(1, self.steps // SAMPLE_TABLES):
+        """The best and the worst answer to the step's first prompt, every so often; on the first process."""
+        if first or step % max(1, self.steps // SAMPLE_TABLES):
             return
         group = range(self.stage.group_size)
         for place in sorted({max(group, key=total.__getitem__), min(group, key=total.__getitem__)}):

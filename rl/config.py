@@ -79,6 +79,9 @@ class GRPOStage(Section):
     """Weight of the KL to the starting model; 0 keeps no reference."""
     rollouts: Rollouts
     thinking: Thinking = Thinking()
+    pack_tokens: int | None = Field(None, ge=1)
+    """Prompts and completions are trained on end to end, isolated from each other, so many tokens in a forward pass on
+    a device (more only for one that is longer); null pads them, train.micro_batch_size in a pass."""
     max_mismatch: float = Field(1.05, gt=1)
     """Largest mean exp|logprob difference| between engine and trainer after a weight sync."""
     train: Training

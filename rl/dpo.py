@@ -12,6 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
 from nanoalign.common.files import whole_file, write_json
 from nanoalign.common.stage import StageContext
 from nanoalign.common.stats import proportion
@@ -44,9 +47,11 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
     from nanoalign.rollouts.environments import environment
 
     device = resolve_device(context.device)
+    processes = PartialState(cpu=device == "cpu")
+    first = processes.is_main_process
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
-    player = _Player(config, context, environment(config.environment, context.data_root), chat, tokenizer)
+    player = _Player(config, context, environment(config.environment, context.data_root), chat, tokenizer, processes)
     current = context.inputs["from"]
     rounds: list[dict[str, Any]] = []
     for number in range(config.rounds + 1):
@@ -57,9 +62,11 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
             if number:
                 if not (folder / "pairs.jsonl").is_file():
                     episodes = player.train_episodes(model, number)
-                    pairs = pair_up(episodes, config.pairs_per_task, config.pairing, seed_of(context.seed, number))
-                    _write_lines(folder / "episodes.jsonl", episodes)
-                    _write_lines(folder / "pairs.jsonl", pairs)
+                    if first:
+                        pairs = pair_up(episodes, config.pairs_per_task, config.pairing, seed_of(context.seed, number))
+                        _write_lines(folder / "episodes.jsonl", episodes)
+                        _write_lines(folder / "pairs.jsonl", pairs)
+                    processes.wait_for_everyone()
                 rows = _read_lines(folder / "episodes.jsonl")
                 successes = [row["success"] for row in rows]
                 outcome["ended"] = dict(Counter(row["ended"] for row in rows).most_common())
@@ -70,17 +77,23 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 outcome["tasks_with_pairs"] = len({pair.task for pair in pairs})
                 if pairs:
                     model = train_round(config, context, model, tokenizer, pairs, folder, device, f"round {number}")
-                save_model(model, tokenizer, folder / "model")
+                if first:
+                    save_model(model, tokenizer, folder / "model")
             outcome["held_out"] = player.held_out_success(model)
-            write_json(folder / "round.json", outcome)
+            if first:
+                write_json(folder / "round.json", outcome)
+            processes.wait_for_everyone()
         rounds.append(json.loads((folder / "round.json").read_text(encoding="utf-8")))
         if number:
             current = folder / "model"
-        log_round(context, rounds[-1], config.rounds)
+        if first:
+            log_round(context, rounds[-1], config.rounds)
         if config.stop_when_flat and number and rounds[-1]["held_out"]["value"] <= rounds[-2]["held_out"]["value"]:
             break
     player.close()
-    save_model(load_model(current), tokenizer, context.folder / "model")
+    if first:
+        save_model(load_model(current), tokenizer, context.folder / "model")
+    processes.wait_for_everyone()
     return {
         "success_first": rounds[0]["held_out"],
         "success_last": rounds[-1]["held_out"],
@@ -98,9 +111,10 @@ class _Player:
     """Plays training and held-out tasks with whatever model a round has come to."""
 
     def __init__(
-        self, config: DPOStage, context: StageContext, environment: Environment, chat: ChatFormat, tokenizer: Any
-    ) -> None:
-        self.config, self.context, self.environment = config, context, environment
+        self, config: DPOStage, context: StageContext, environment: Environment, chat: ChatFormat, tokenizer: Any,
+        processes: PartialState,
+    ) -> None:  # fmt: skip
+        self.config, self.context, self.environment, self.processes = config, context, environment, processes
         self.chat, self.tokenizer = chat, tokenizer
         self.train_tasks = list(environment.tasks("train"))
         self.order = row_schedule(len(self.train_tasks), config.rounds * config.tasks_per_round, context.seed)
@@ -141,18 +155,29 @@ class _Player:
     def _play(
         self, model: Any, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts
     ) -> list[EpisodeRecord]:
-        seed = self.context.seed
+        """On every process the episodes of all: each plays its share of the tasks where each has an engine of its own,
+        the first plays all where there is but one."""
+        seed, rank = self.context.seed, self.processes.process_index
         modes = [draw_mode(self.config.thinking, seed_of(seed, number, task)) for task in range(len(tasks))]
+        if rollouts.engine == "hf":
+            bounds = [len(tasks) * part // self.processes.num_processes for part in (rank, rank + 1)]
+        else:
+            bounds = [0, 0 if rank else len(tasks)]
+        mine = range(*bounds)
 
-        def settings(task: int, sample: int, turn: int) -> tuple[Mode, Sampling]:
+        def settings(place: int, sample: int, turn: int) -> tuple[Mode, Sampling]:
+            task = mine[place]
             return modes[task], sampling(rollouts, modes[task], seed_of(seed, number, task, sample, turn))
 
-        engine = self.engine(model)
-        episodes = play(
-            engine, self.environment, tasks, samples, settings, self.chat, self.tokenizer, self.config.max_turns
-        )
-        engine.sleep()
-        return episodes
+        episodes: list[EpisodeRecord] = []
+        if mine:
+            engine = self.engine(model)
+            own = [tasks[task] for task in mine]
+            episodes = play(
+                engine, self.environment, own, samples, settings, self.chat, self.tokenizer, self.config.max_turns
+            )
+            engine.sleep()
+        return gather_object(episodes)
 
     def close(self) -> None:
         if self.vllm is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,10 +75,22 @@ def make_trainer(
     return PairTrainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_dict(rows),
+        train_dataset=_on_disk(Dataset.from_dict(rows), folder.with_name("rows")),
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
         train=train,
         log=log,
         phase=phase,
     )
+
+
+def _on_disk(dataset: Dataset, folder: Path) -> Dataset:
+    """The data set; of several processes, one that lies in ``folder``: TRL's first process caches the reference's
+    log-probabilities beside it, and the others look there."""
+    processes = PartialState()
+    if processes.num_processes == 1:
+        return dataset
+    if processes.is_main_process:
+        dataset.save_to_disk(folder)
+    processes.wait_for_everyone()
+    return Dataset.load_from_disk(str(folder))

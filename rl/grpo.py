@@ -5,6 +5,7 @@ each, a probe proves the weights fresh, the rewards judge the answers (rl/collec
 them (rl/grpo_trainer.py) under one of the losses of rl/loss.py.
 """
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from nanoalign.data_recipes.mixture import build
 from nanoalign.models.schedules import optimizer_steps
 from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
-from nanoalign.rl.collect import REASON, StepRollouts
+from nanoalign.rl.collect import REASON, Collect, FromFirst, StepRollouts
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rl.prompts import prompts_of
+from nanoalign.rollouts.base import RolloutEngine
 
 
 def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
 
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
-    device = resolve_device(context.device)
+    device, first_process = resolve_device(context.device), int(os.environ.get("RANK", "0")) == 0
     model: Any = load_model(context.inputs["from"], device=device)
     built = build(mixtures[config.data], context.data_root, context.seed, chat=chat)
     prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
@@ -48,25 +50,35 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         if not shares_weights:
             raise ConfigError("train.lora: adapters are not handed to vLLM; use `engine: hf` or train all weights")
         model = attach(model, config.train.lora, context.seed)
+    steps = optimizer_steps(config.train, len(prompts) * config.group_size)
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype
     scorer = open_engine("hf", model, tokenizer, chat, batch_size=batch_size, dtype=dtype)
-    engine = scorer
-    if not shares_weights:
-        longest = max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens
-        engine = open_engine(
-            config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-            max_length=longest, settings=config.rollouts, exchange=context.folder / "exchange",
-            budgets=any(prompt.mode.budget is not None for prompt in prompts),
-        )  # fmt: skip
-    judge = None
-    if config.reward_model is not None:
-        from nanoalign.reward.preference import load_reward_model
 
-        judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
-        judge = load_reward_model(context.inputs["reward_model"], judge_device)
-    rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
-    steps = optimizer_steps(config.train, len(prompts) * config.group_size)
-    collect = StepRollouts(config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
+    def open_collect(engine: RolloutEngine) -> StepRollouts:
+        judge = None
+        if config.reward_model is not None:
+            from nanoalign.reward.preference import load_reward_model
+
+            judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
+            judge = load_reward_model(context.inputs["reward_model"], judge_device)
+        rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
+        return StepRollouts(
+            config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards, steps
+        )  # fmt: skip
+
+    if shares_weights:
+        own = open_collect(scorer)
+        collect: Collect = own
+    else:  # one engine for all processes, which the first one asks
+        own = None
+        if first_process:
+            own = open_collect(open_engine(
+                config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
+                max_length=max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
+                settings=config.rollouts, exchange=context.folder / "exchange",
+                budgets=any(prompt.mode.budget is not None for prompt in prompts),
+            ))  # fmt: skip
+        collect = FromFirst(own, config.train.batch_size)
     # without adapters the reference is a model of its own, with them the model below them
     reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
     trainer = make_trainer(
@@ -74,8 +86,11 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         correct_engine=not shares_weights and config.rollouts.temperature == 1.0, reference=reference,
     )  # fmt: skip
     trainer.train_or_resume()
-    engine.close()
-    save_model(merge(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model")
+    if own is not None:
+        own.engine.close()
+    if first_process:
+        save_model(merge(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model")
+    trainer.accelerator.wait_for_everyone()
     report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
     return learning_figures(trainer.state.log_history, config) | report
 

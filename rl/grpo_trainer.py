@@ -3,9 +3,11 @@
 Shapes: B completions, P prompt columns (padded on the left), C completion columns (padded on the right), K rewards.
 """
 
+import os
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +23,9 @@ from trl.trainer import add_fused_lm_head
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.stage import StageLog
+from nanoalign.models.documents import packed_inputs
+from nanoalign.models.isolation import require_isolation
+from nanoalign.models.packing import pack
 from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.rl.collect import Collect, Collected
 from nanoalign.rl.config import GRPOStage
@@ -69,33 +74,46 @@ class PolicyTrainer(RecipeTrainer):
                     model.get_base_model() if isinstance(model, PeftModel) else model, stage.rollouts.temperature,
                     cast_lm_head_to_fp32=self.args.bf16, outputs=("log_probs", "entropy"),
                 )  # fmt: skip
-        self.waiting: list[Rows] = []
-        """Micro-batches of the step that are still to be trained on."""
         self.tokens = torch.zeros(())
         """Trained tokens of the step, divided by the number of processes."""
-        self.seconds = 0.0
+        self.sums: dict[str, Tensor] = {}
+        """Sums over the step's trained tokens on this process, their number last."""
+        self.isolated = False
+        """Whether a real pack was checked."""
         self.logged: dict[str, list[float]] = defaultdict(list)
         """Figures since the last row of the log, which has their means."""
 
     def get_train_dataloader(self) -> DataLoader:
-        """Counts micro-batches: what is in them comes from :meth:`collect_step`."""
-        micro_batches = range(self.args.max_steps * self.args.gradient_accumulation_steps)
-        return DataLoader(micro_batches, collate_fn=lambda numbers: {})
+        """Counts steps: what is in them comes from :meth:`collect_step`."""
+        return DataLoader(range(self.args.max_steps), collate_fn=lambda numbers: {})
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         started = time.perf_counter()
-        if not self.waiting:
-            self.collect_step()
-        loss: Tensor = super().training_step(model, {"rows": self.waiting.pop(0)}, self.tokens)
-        self.seconds += time.perf_counter() - started
-        if not self.waiting:
-            self.logged["step_time"].append(self.seconds)
-            self.seconds = 0.0
-        return loss
+        micro_batches = self.collect_step()
+        if self.stage.pack_tokens and not self.isolated:
+            with self.accelerator.autocast():
+                require_isolation(self.model, self.packed(max(micro_batches, key=lambda rows: len(rows.prompt_ids))))
+            self.isolated = True
+        losses = []
+        for number, rows in enumerate(micro_batches, 1):
+            # gradients meet those of other processes with the last micro-batch
+            last = number == len(micro_batches)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, {"rows": rows}, self.tokens))
+        names, sums = (
+            list(self.sums),
+            self.accelerator.reduce(torch.stack([*self.sums.values()]).float(), "sum").tolist(),
+        )
+        self.sums.clear()
+        for name, total in zip(names[:-1], sums):
+            self.logged[name].append(total / max(1.0, sums[-1]))
+        self.logged["step_time"].append(time.perf_counter() - started)
+        return torch.stack(losses).sum()
 
-    def collect_step(self) -> None:
+    def collect_step(self) -> list[Rows]:
         """Fetches the step's completions, and cuts them into micro-batches."""
-        count = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        count = self.args.per_device_train_batch_size
         first = self.accelerator.process_index * count
         collected = self.collect(self.state.global_step, first, count)
         device = self.args.device
@@ -114,9 +132,11 @@ class PolicyTrainer(RecipeTrainer):
             [torch.tensor(x, device=device) for x in column] for column in columns
         )
         rows = Rows(prompts, completions, logprobs, trained, advantages_B[first : first + count])
-        order = torch.randperm(count).split(self.args.per_device_train_batch_size)
-        self.waiting = [self.with_signal(rows.take(places)) for places in order]
         self.tokens = self._log_step(collected, scores_BK, rewards_B, deviation_B)
+        if self.stage.pack_tokens:
+            return self.packs(rows, self.stage.pack_tokens)
+        micro = self.stage.train.micro_batch(self.accelerator.num_processes)
+        return [self.with_signal(rows.take(places)) for places in torch.randperm(count).split(micro)]
 
     def with_signal(self, rows: Rows) -> Rows:
         """The rows with an advantage: others add nothing to the gradient where there is no KL term. One row is always
@@ -125,6 +145,16 @@ class PolicyTrainer(RecipeTrainer):
         if self.stage.kl or len(places) == len(rows.advantages_B):
             return rows
         return rows.take(places if len(places) else torch.tensor([0]))
+
+    def packs(self, rows: Rows, capacity: int) -> list[Rows]:
+        """The rows in micro-batches of at most ``capacity`` tokens (more only for a longer row), equally many on every
+        process: the last ones are repeated with nothing to train on where a process has fewer."""
+        rows = self.with_signal(rows)
+        lengths = [len(prompt) + len(ids) for prompt, ids in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
+        packed = [rows.take(torch.tensor(places)) for places in pack(lengths, max(capacity, *lengths))]
+        most = int(self.accelerator.gather(torch.tensor([len(packed)], device=self.args.device)).max())
+        untrained = replace(packed[-1], trained=[torch.zeros_like(trained) for trained in packed[-1].trained])
+        return packed + [untrained] * (most - len(packed))
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Tensor:
         """One micro-batch's part of the step's loss."""
@@ -146,28 +176,45 @@ class PolicyTrainer(RecipeTrainer):
         logged |= {"clip_ratio/low_mean": found.below, "clip_ratio/high_mean": found.above}
         logged["clip_ratio/region_mean"] = found.below | found.above
         for name, values in logged.items():
-            total = (values.detach().expand_as(trained_BC) * trained_BC).sum() / trained_BC.sum().clamp(min=1)
-            self.logged[name].append(float(self.accelerator.reduce(total, "mean")))
-        completions = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return reduce(
-            self.objective, losses_BC, trained_BC, completions, self.tokens, self.stage.rollouts.max_tokens
-        )  # fmt: skip
+            self.sums[name] = self.sums.get(name, 0.0) + (values.detach().expand_as(trained_BC) * trained_BC).sum()
+        self.sums["tokens"] = self.sums.get("tokens", 0.0) + trained_BC.sum()
+        completions, longest = self.args.per_device_train_batch_size, self.stage.rollouts.max_tokens
+        return reduce(self.objective, losses_BC, trained_BC, completions, self.tokens, longest)
 
     def logprobs(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
         """Each completion token's log-probability at the sampling temperature, and the entropy there, both (B, C)."""
-        prompt = max(len(ids) for ids in rows.prompt_ids)
-        sequences = [torch.cat(pair) for pair in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
-        lengths = [prompt - len(ids) for ids in rows.prompt_ids]
-        longest = max(left + len(ids) for left, ids in zip(lengths, sequences, strict=True))
-        ids_BT = sequences[0].new_full((len(sequences), longest), self.processing_class.pad_token_id)
-        mask_BT = torch.zeros_like(ids_BT)
-        for row, (left, ids) in enumerate(zip(lengths, sequences, strict=True)):
-            ids_BT[row, left : left + len(ids)], mask_BT[row, left : left + len(ids)] = ids, 1
-        labels_BT = ids_BT.masked_fill(mask_BT == 0, -100)
-        labels_BT[:, :prompt] = -100
+        batch = self.packed(rows) if self.stage.pack_tokens else self.padded(rows)
         with self.accelerator.autocast():
-            outputs = model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT, fused_lm_head=True)
-        return outputs.log_probs[:, prompt - 1 :], outputs.entropy[:, prompt - 1 :]
+            outputs = model(**batch, fused_lm_head=True)
+        counted_BT = batch["labels"][:, 1:] != -100
+        lengths = [len(ids) for ids in rows.completion_ids]
+        logprobs_BC, entropy_BC = (
+            pad_sequence(list(values_BT[counted_BT].split(lengths)), batch_first=True)
+            for values_BT in (outputs.log_probs, outputs.entropy)
+        )
+        return logprobs_BC, entropy_BC
+
+    def padded(self, rows: Rows) -> dict[str, Tensor]:
+        """A model's inputs, (B, T): prompts padded on the left, completions on the right."""
+        sequences = [torch.cat(pair) for pair in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
+        prompt = max(len(ids) for ids in rows.prompt_ids)
+        longest = prompt + max(len(ids) for ids in rows.completion_ids)
+        ids_BT = sequences[0].new_full((len(sequences), longest), self.processing_class.pad_token_id)
+        labels_BT, mask_BT = torch.full_like(ids_BT, -100), torch.zeros_like(ids_BT)
+        for row, (ids, completion) in enumerate(zip(sequences, rows.completion_ids, strict=True)):
+            end = prompt + len(completion)
+            ids_BT[row, end - len(ids) : end], mask_BT[row, end - len(ids) : end] = ids, 1
+            labels_BT[row, prompt:end] = completion
+        return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+
+    def packed(self, rows: Rows) -> dict[str, Any]:
+        """A model's inputs: prompts and completions laid end to end, (1, T), each pair a document of its own."""
+        pairs = list(zip(rows.prompt_ids, rows.completion_ids, strict=True))
+        ids = torch.cat([piece for pair in pairs for piece in pair])
+        labels = torch.cat([torch.cat([torch.full_like(prompt, -100), completion]) for prompt, completion in pairs])
+        lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
+        inputs = packed_inputs(lengths, device=ids.device)
+        return {"input_ids": ids.unsqueeze(0), "labels": labels.unsqueeze(0), **inputs}
 
     @torch.no_grad()
     def reference_logprobs(self, model: nn.Module, rows: Rows) -> Tensor:
@@ -236,8 +283,10 @@ def make_trainer(
     if stage.rollouts.temperature == 0:
         raise ConfigError("rollouts.temperature: 0 samples the same completion every time; GRPO needs different ones")
     arguments = training_arguments(
-        stage.train, folder, batch, device, seed, max_steps=steps, include_num_input_tokens_seen="no"
-    )
+        stage.train, folder, batch, device, seed, max_steps=steps, include_num_input_tokens_seen="no",
+        gradient_accumulation_steps=1,
+        per_device_train_batch_size=batch // int(os.environ.get("WORLD_SIZE", "1")),
+    )  # fmt: skip
     return PolicyTrainer(
         model=model, args=arguments, train_dataset=range(steps * batch), processing_class=tokenizer, train=stage.train,
         log=log, stage=stage, collect=collect, correct_engine=correct_engine, reference=reference,

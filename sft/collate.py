@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nanoalign.models.packing import Packs
 from nanoalign.sft.documents import Documents
-from nanoalign.sft.packing import Packs
 
 IGNORE = -100
 """The label of a token that is not trained, as transformers and torch have it."""

@@ -27,9 +27,9 @@ from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.prepared import Prepared
 from nanoalign.data_recipes.selection import Tell, quiet
 from nanoalign.data_recipes.transforms import Teaching
+from nanoalign.models.packing import turn_pieces
 from nanoalign.sft.config import HELD_OUT, SFTStage
 from nanoalign.sft.documents import Documents
-from nanoalign.sft.packing import turn_pieces
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""
@@ -121,7 +121,7 @@ def within(
     """Examples as documents of at most ``longest`` tokens; what was changed and what was dropped, by reason.
 
     Args:
-        over_long: what happens to longer ones; ``split`` cuts at turn boundaries, see :func:`sft.packing.turn_pieces`.
+        over_long: what happens to longer ones; ``split`` cuts at turns, see :func:`models.packing.turn_pieces`.
 
     Raises:
         DataError: as :func:`stage_data`.

@@ -36,10 +36,10 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.adapters import attach, merge
     from nanoalign.models.loading import load_model, load_tokenizer, save_model
+    from nanoalign.models.packing import pack, singly
     from nanoalign.models.sequence_parallel import sequence_group, spread
     from nanoalign.sft.collate import Collator
     from nanoalign.sft.data import prepare, stage_data, telling
-    from nanoalign.sft.packing import pack, singly
     from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)

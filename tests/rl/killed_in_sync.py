@@ -9,10 +9,11 @@ import signal
 import sys
 from pathlib import Path
 
+from nanoalign import rollouts
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.models.loading import load_model
-from nanoalign.rl import grpo, rollouts
+from nanoalign.rl import grpo
 from nanoalign.rl.config import GRPOStage
 
 open_engine = rollouts.open_engine

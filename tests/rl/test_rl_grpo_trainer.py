@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 import torch
 
-from nanoalign.common.errors import ConfigError
+from nanoalign.common.errors import ConfigError, IsolationError
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
+from nanoalign.models.documents import isolate, unisolate
 from nanoalign.models.loading import load_model
 from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import GRPOStage
@@ -65,8 +66,7 @@ def trainer_for(settings, model, tokenizer, folder, collect=random_collected, **
 
 def step_loss(trainer):
     """The loss of the first step, all its micro-batches, with gradients."""
-    trainer.collect_step()
-    return sum(trainer.compute_loss(trainer.model, {"rows": rows}) for rows in trainer.waiting)
+    return sum(trainer.compute_loss(trainer.model, {"rows": rows}) for rows in trainer.collect_step())
 
 
 def reference_loss(loss, clip, kl, advantages, new, old, ref, trained, max_tokens):
@@ -178,7 +178,6 @@ def test_what_an_engine_says_of_forced_tokens_does_not_matter(loss, make_model, 
 def test_no_attention_under_a_mask_runs_on_cudnn_nor_masks_a_query_whole(make_model, tokenizer, tmp_path, monkeypatch):
     """Left padding under cuDNN's kernel gave gradients that were no numbers (docs/results/smollm2_135m.md)."""
     from nanoalign.models import documents
-    from nanoalign.models.documents import isolate
 
     seen = []
     forward = documents.sdpa_attention_forward
@@ -206,8 +205,7 @@ def test_trainer_and_scorer_compute_the_same_in_half_precision(kind, make_model,
     model = make_model(kind)
     trainer = trainer_for(stage(train={"dtype": "bfloat16"}), model, tokenizer, tmp_path)
     trainer.with_signal = lambda rows: rows
-    trainer.collect_step()
-    rows, collected = trainer.waiting[0], random_collected(0)
+    rows, collected = trainer.collect_step()[0], random_collected(0)
     places = [collected.completion_ids.index(ids.tolist()) for ids in rows.completion_ids]
     logps = trainer.logprobs(model, rows)[0][torch.tensor(places).argsort()]
     scorer = HFEngine(model, thinking, autocast=torch.bfloat16)
@@ -254,19 +252,45 @@ def test_kl_to_the_starting_model(adapters, make_model, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_micro_batches_add_up_to_the_whole(loss, make_model, tokenizer, tmp_path):
-    """The gradient of a step does not depend on how it is split, nor on the padding that the split brings."""
-    weights = []
-    for micro in (8, 2):
-        settings = stage(loss, train={"micro_batch_size": micro, "steps": 1})
-        trainer = trainer_for(settings, make_model("hybrid"), tokenizer, tmp_path / str(micro))
+@pytest.mark.parametrize("split", [{"train": {"micro_batch_size": 2}}, {"pack_tokens": 24}, {"pack_tokens": 1}])
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_micro_batches_add_up_to_the_whole(loss, split, kl, make_model, tokenizer, tmp_path):
+    """The gradient of a step does not depend on how it is split, padded or packed."""
+    reference = make_model("hybrid", 1) if kl else None
+    gradients = []
+    for how in ({}, split):
+        model = make_model("hybrid")
+        trainer = trainer_for(stage(loss, kl=kl, **how), model, tokenizer, tmp_path, reference=reference)
+        step_loss(trainer).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "llama"])
+def test_packed_logprobs_equal_padded_ones(kind, make_model, tokenizer, tmp_path):
+    model = make_model(kind)
+    isolate(model)
+    trainers = [
+        trainer_for(stage(pack_tokens=tokens, kl=0.1), model, tokenizer, tmp_path, reference=model)
+        for tokens in (None, 1000)
+    ]
+    rows = trainers[1].collect_step()[0]
+    assert len(rows.completion_ids) == 2 * GROUP
+    for padded, packed in zip(*(trainer.logprobs(model, rows) for trainer in trainers), strict=True):
+        for place, ids in enumerate(rows.completion_ids):
+            torch.testing.assert_close(packed[place, : len(ids)], padded[place, : len(ids)], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_leaks_does_not_train_on_packs(make_model, tokenizer, tmp_path):
+    model = make_model("llama")
+    unisolate(model)
+    trainer = trainer_for(stage(pack_tokens=1000), model, tokenizer, tmp_path)
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {"input_ids": kwargs["input_ids"]}), with_kwargs=True
+    )
+    with pytest.raises(IsolationError, match="influence each other"):
         trainer.train_or_resume()
-        weights.append(trainer.model.state_dict())
-    start = make_model("hybrid").state_dict()
-    for name, tensor in weights[0].items():
-        # Adam's first step is the gradient's sign: compare where the gradient is not noise.
-        moved = (tensor - start[name]).abs() > 5e-4
-        torch.testing.assert_close(tensor[moved], weights[1][name][moved], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_step_asks_once_and_columns_stay_with_their_rows(make_model, tokenizer, tmp_path):
@@ -280,7 +304,7 @@ def test_a_step_asks_once_and_columns_stay_with_their_rows(make_model, tokenizer
     trainer.train_or_resume()
     assert calls == [(0, 0, 2 * GROUP), (1, 0, 2 * GROUP)]
     trainer.with_signal = lambda rows: rows
-    trainer.collect_step()
+    micro_batches = trainer.collect_step()
     collected = random_collected(2)
     advantages = reference_advantages("dapo", collected.rewards, {"task": 1.0, "length": 0.5})
     given = {
@@ -288,8 +312,8 @@ def test_a_step_asks_once_and_columns_stay_with_their_rows(make_model, tokenizer
         for p, c, m, o, a in zip(collected.prompt_ids, collected.completion_ids, collected.trained, collected.logprobs,
                                  advantages.tolist(), strict=True)
     }  # fmt: skip
-    assert [len(rows.completion_ids) for rows in trainer.waiting] == [2] * GROUP
-    for rows in trainer.waiting:
+    assert [len(rows.completion_ids) for rows in micro_batches] == [2] * GROUP
+    for rows in micro_batches:
         columns = (rows.prompt_ids, rows.completion_ids, rows.trained, rows.logprobs, rows.advantages_B)
         for prompt, completion, trained, logprobs, advantage in zip(*columns, strict=True):
             found = (prompt.tolist(), trained.tolist(), logprobs.tolist(), advantage.item())

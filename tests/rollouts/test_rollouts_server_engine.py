@@ -21,7 +21,7 @@ from nanoalign.rollouts.base import EngineLostError, Request, Sampling
 from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.hf import HFEngine
 from nanoalign.rollouts.server import ServerEngine
-from tests.rl.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
+from tests.rollouts.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
 from tests.tiny import tied_llama, tiny_tokenizer, token_ids
 
 PROMPT = "<SPECIAL_11>User\nsay words\n<SPECIAL_11>Assistant\n<think>\n"

@@ -13,7 +13,7 @@ from nanoalign.data_recipes.chat import chat_format
 from nanoalign.models.loading import load_model, load_tokenizer
 from nanoalign.rollouts import open_engine
 from nanoalign.rollouts.base import Request, Sampling
-from tests.rl.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
+from tests.rollouts.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.mixture import build
 from nanoalign.data_recipes.rows import to_row
 from nanoalign.data_recipes.tokenize import Example, encode_batch
+from nanoalign.models.packing import pack, turn_pieces
 from nanoalign.sft.config import SFTStage
 from nanoalign.sft.data import StageData, hold_out, prepare, runs, shown, stage_data
-from nanoalign.sft.packing import pack, turn_pieces
 
 CHAT = chat_format("nemotron-nano-v2")
 EXTENDING = chat_format("chatml")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.sft.packing import Packs, pack, turn_pieces
+from nanoalign.models.packing import Packs, pack, turn_pieces
 
 
 def rooms(lengths: np.ndarray, packs: Packs) -> list[int]:

@@ -1,0 +1,131 @@
+"""Trains GRPO and DPO in several ways on gloo ranks of this machine: python ranks_worker.py BASE FOLDER WAY ..."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanoalign import rollouts
+from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.models.adapters import attach
+from nanoalign.models.config import LoRA, Training
+from nanoalign.rl import dpo
+from nanoalign.rl.collect import Collected, FromFirst
+from nanoalign.rl.config import DPOStage, GRPOStage
+from nanoalign.rl.grpo_trainer import make_trainer
+from nanoalign.rollouts.config import Rollouts, Thinking
+from tests.rl.test_rl_dpo import EvenEnvironment
+from tests.rl.test_rl_grpo_trainer import random_collected
+from tests.toy import toy_model, toy_tokenizer
+
+WHOLE = 24
+"""Completions of a step."""
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {}),
+    "two": (2, {}),
+    "three": (3, {}),
+    "micro": (2, {"micro_batch_size": 2}),
+    "packed": (2, {"pack_tokens": 40}),
+    "shared_engine": (2, {"shared": True}),
+    "resumed": (2, {"killed": True}),
+    "lora": (1, {"lora": LoRA(rank=4)}),
+    "lora_two": (2, {"lora": LoRA(rank=4), "pack_tokens": 40}),
+    "kl": (1, {"kl": 0.1}),
+    "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
+    "dpo": (1, {}),
+    "dpo_two": (2, {}),
+}
+"""Processes and settings."""
+
+
+def share(step: int, first: int, count: int) -> Collected:
+    return random_collected(step, 0, WHOLE).part(first, count)
+
+
+def train(folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False,
+          killed: bool = False, micro_batch_size: int | None = None, kl: float = 0.0) -> None:  # fmt: skip
+    stage = GRPOStage(**{
+        "kind": "grpo", "from": "base", "data": "prompts", "reward": {"task": 1.0, "length": 0.5}, "group_size": 4,
+        "rollouts": Rollouts(max_tokens=12), "pack_tokens": pack_tokens, "kl": kl,
+        "train": Training(learning_rate=1e-3, batch_size=WHOLE, micro_batch_size=micro_batch_size, steps=3,
+                          dtype="float32", checkpoint_every=1, lora=lora),
+    })  # fmt: skip
+    rank = int(os.environ.get("RANK", "0"))
+
+    def run(collect: Any) -> Any:
+        model = toy_model("hybrid")
+        reference = toy_model("hybrid") if kl else None
+        trainer = make_trainer(
+            attach(model, lora, 0) if lora else model, toy_tokenizer(), stage, 3, collect, folder / "checkpoints",
+            StageLog(folder), "cpu", 3, reference=reference,
+        )  # fmt: skip
+        trainer.train_or_resume()
+        return trainer
+
+    collect: Any = FromFirst(share if rank == 0 else None, WHOLE) if shared else share
+    if killed:
+
+        def dies(step: int, *part: int) -> Collected:
+            if step == 2:
+                raise KeyboardInterrupt
+            return share(step, *part)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            run(dies)
+    trainer = run(collect)
+    if rank == 0:
+        log = [row for row in trainer.state.log_history if "reward" in row]
+        torch.save({"weights": trainer.model.state_dict(), "log": log}, folder / "end.pt")
+
+
+def play_and_train(folder: Path, base: Path) -> None:
+    """A whole stage, on an environment of the tests."""
+    rollouts.environments.environment = lambda name, data_root: EvenEnvironment()
+    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype="float32", checkpoint_every=1)
+    stage = DPOStage(**{
+        "kind": "dpo", "from": "base", "environment": "even", "rounds": 2, "tasks_per_round": 4, "samples_per_task": 4,
+        "held_out_tasks": 5, "max_turns": 2, "train": train, "rollouts": Rollouts(max_tokens=6, batch_size=16),
+        "thinking": Thinking(on=0.5),
+    })  # fmt: skip
+    context = StageContext("even", folder, {"from": base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder))
+    figures = dpo.run(stage, {}, context)
+    if int(os.environ.get("RANK", "0")) == 0:
+        (folder / "figures.json").write_text(json.dumps(figures))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    base, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    for way in sys.argv[3:]:
+        ranks, settings = WAYS[way]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        children = []
+        for rank in range(ranks):
+            pid = os.fork()
+            if pid == 0:
+                if ranks > 1:
+                    os.environ |= {
+                        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                    }  # fmt: skip
+                if way.startswith("dpo"):
+                    play_and_train(folder / way, base)
+                else:
+                    train(folder / way, **settings)
+                if ranks > 1:
+                    torch.distributed.destroy_process_group()
+                os._exit(0)
+            children.append(pid)
+        if any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children):
+            sys.exit(f"{way} failed")
+
+
+if __name__ == "__main__":
+    main()
