@@ -35,7 +35,7 @@ from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.rows import to_row
 from nanoalign.models.config import Training
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.rollouts.config import Rollouts, Thinking, VLLMSettings
 
 CHAT, GROUP = "smollm2", 8
 TOKENS = {"sums": 64, "instructions": 128}
@@ -72,7 +72,7 @@ def stage_of(task: str, options: argparse.Namespace) -> GRPOStage:
         dtype="bfloat16" if on_gpu() else "float32",
     )  # fmt: skip
     tokens = options.tokens or TOKENS[task]
-    rollouts = Rollouts(engine="vllm", max_tokens=tokens, batch_size=options.batch, gpu_memory=0.3)
+    rollouts = Rollouts(engine=VLLMSettings(gpu_memory=0.3), max_tokens=tokens, batch_size=options.batch)
     return GRPOStage.model_validate(
         {
             "kind": "grpo", "from": "base", "data": "prompts", "train": train, "rollouts": rollouts,

@@ -112,7 +112,7 @@ class _Engines:
         from nanoalign.models.loading import load_model
         from nanoalign.rollouts import open_for_measuring
 
-        if self.engine is not None and self.rollouts.engine != "hf":
+        if self.engine is not None and self.rollouts.engine.kind != "hf":
             self.engine.load_weights(load_model(folder).state_dict().items())
             return self.engine
         self.close()

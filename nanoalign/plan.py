@@ -109,6 +109,10 @@ def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: b
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
+    for name, stage in recipe.stages.items():
+        rollouts = getattr(stage, "rollouts", None)
+        if rollouts is not None and (hint := rollouts.hint()):
+            yield f"stages.{name}.rollouts: {hint}"
     """`launch` settings that no stage of the recipe uses."""
     launch = recipe.launch
     if any(stage.kind in PARALLEL for stage in recipe.stages.values()):

@@ -16,7 +16,6 @@ from nanoalign.rl.freshness import mismatch, require_fresh
 from nanoalign.rl.prompts import Prompt, row_schedule
 from nanoalign.rollouts.base import Completion, Request, RolloutEngine
 from nanoalign.rollouts.modes import sampling
-from nanoalign.rollouts.restarts import RestartingEngine
 from nanoalign.rollouts.samples import judged, never_empty
 from nanoalign.rollouts.sampling import seed_of
 
@@ -143,7 +142,7 @@ class StepRollouts:
             "closed_share": statistics.fmean(sample.closed for sample in samples),
             "completions/clipped_ratio": statistics.fmean(each.finish == "length" for each in completions),
         }
-        if isinstance(self.engine, RestartingEngine):
+        if self.engine is not self.scorer:
             metrics["engines_lost"] = self.engine.lost
         self.keep_samples(asked, samples, scores, total, step, first)
         return Collected(

@@ -128,14 +128,14 @@ class _Player:
         from nanoalign.rollouts import open_engine
 
         settings: Rollouts = self.config.rollouts
-        if settings.engine == "hf":
+        if settings.engine.kind == "hf":
             return open_engine(
                 "hf", model, self.tokenizer, self.chat, batch_size=settings.batch_size, dtype=self.config.train.dtype
             )
         if self.vllm is None:
             self.vllm = open_engine(
                 settings.engine, self.context.inputs["from"], self.tokenizer, self.chat,
-                batch_size=settings.batch_size, dtype=self.config.train.dtype, settings=settings,
+                batch_size=settings.batch_size, dtype=self.config.train.dtype,
                 exchange=self.context.folder / "exchange",
                 budgets=any(budget is not None for budget in self.config.thinking.budgets),
             )  # fmt: skip
@@ -159,7 +159,7 @@ class _Player:
         the first plays all where there is but one."""
         seed, rank = self.context.seed, self.processes.process_index
         modes = [draw_mode(self.config.thinking, seed_of(seed, number, task)) for task in range(len(tasks))]
-        if rollouts.engine == "hf":
+        if rollouts.engine.kind == "hf":
             bounds = [len(tasks) * part // self.processes.num_processes for part in (rank, rank + 1)]
         else:
             bounds = [0, 0 if rank else len(tasks)]

@@ -45,7 +45,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     model: Any = load_model(context.inputs["from"], device=device)
     built = build(mixtures[config.data], context.data_root, context.seed, chat=chat)
     prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
-    shares_weights = config.rollouts.engine == "hf"
+    shares_weights = config.rollouts.engine.kind == "hf"
     if config.train.lora is not None:
         if not shares_weights:
             raise ConfigError("train.lora: adapters are not handed to vLLM; use `engine: hf` or train all weights")
@@ -75,7 +75,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
             own = open_collect(open_engine(
                 config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
                 max_length=max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
-                settings=config.rollouts, exchange=context.folder / "exchange",
+                exchange=context.folder / "exchange",
                 budgets=any(prompt.mode.budget is not None for prompt in prompts),
             ))  # fmt: skip
         collect = FromFirst(own, config.train.batch_size)

@@ -5,12 +5,15 @@ Ids are never decoded and tokenized again on the way to the trainer.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nanoalign.common.errors import NanoalignError
 
 if TYPE_CHECKING:
     import torch
+
+    from nanoalign.budget_control.vocabulary import ThinkingTokens
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,31 @@ class Completion:
     finish: Literal["stop", "length"]
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What every engine is opened with; see :func:`rollouts.open_engine`."""
+
+    model: Any
+    thinking: "ThinkingTokens"
+    tags: tuple[str, str]
+    """The texts that open and close thinking."""
+    batch_size: int
+    device: str
+    dtype: Literal["float32", "bfloat16"]
+    max_length: int | None
+    budgets: bool
+    exchange: Path | None
+
+
 class EngineLostError(NanoalignError, RuntimeError):
     """The engine is gone, failed or does not answer; a new one may do what it was asked."""
 
 
 class RolloutEngine(Protocol):
     """HF batched generation and vLLM both are one."""
+
+    lost: int
+    """Engines lost and replaced so far."""
 
     @property
     def max_length(self) -> int | None:

@@ -1,18 +1,91 @@
 """Recipe sections on how a model is asked: engine, sampling, thinking."""
 
-from typing import Annotated, Literal, Self
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from nanoalign.common.config import HOW_IT_RUNS, Section
+
+
+class HFSettings(Section):
+    """Batched generation in process, on the trainer's own weights: CPU, small models."""
+
+    opens: ClassVar[str] = "nanoalign.rollouts.hf:open_hf"
+    kind: Literal["hf"] = "hf"
+
+
+class _OnVLLM(Section):
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Precision of weights and activations; null is that of training. float16 rounds eight times finer than bfloat16
+    and ends at 65,504; a trainer that rounds its weights to bfloat16 is best matched by the same."""
+    gpu_memory: Annotated[float, HOW_IT_RUNS] = Field(0.45, gt=0, lt=1)
+    """Share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
+    cache_gb: Annotated[float | None, HOW_IT_RUNS] = Field(None, gt=0)
+    """Its cache in GB, in place of what gpu_memory leaves for it; for GPUs that several stages share, where vLLM would
+    take what a neighbour allocates for its own."""
+    restarts: Annotated[int, HOW_IT_RUNS] = Field(2, ge=0)
+    """How often in a row a lost engine is restarted (or, at a `server`, asked again) before the stage ends with an
+    error."""
+
+
+class VLLMSettings(_OnVLLM):
+    """vLLM in the trainer's process, on its GPU."""
+
+    opens: ClassVar[str] = "nanoalign.rollouts.vllm:open_vllm"
+    kind: Literal["vllm"] = "vllm"
+    sleep: Annotated[Literal[0, 1, 2], HOW_IT_RUNS] = 0
+    """On a GPU: what is given back while the trainer works. 0: nothing; 1: the cache, and the weights wait in the
+    host's memory; 2: cache and weights (every sync brings new ones)."""
+
+
+class ServerSettings(_OnVLLM):
+    """A vLLM server, in a process of its own, here or elsewhere."""
+
+    opens: ClassVar[str] = "nanoalign.rollouts.server:open_server"
+    kind: Literal["vllm_server"] = "vllm_server"
+    server: Annotated[str | None, HOW_IT_RUNS] = Field(None, pattern=r"^https?://")
+    """Its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`); null starts one on this machine."""
+    gpus: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    """Of one started on this machine: which of the stage's GPUs it runs on, its tensors split over them (the stage
+    itself trains on the first, 0); null is the trainer's own. NCCL needs others than the trainer's."""
+    weights: Annotated[Literal["folder", "nccl"], HOW_IT_RUNS] = "folder"
+    """How weights get there. folder: through a file system that both see; nccl: from GPU to GPU."""
+    deadline_s: Annotated[float, HOW_IT_RUNS] = Field(1800.0, gt=0)
+    """Seconds for one batch of completions, or one sync; a later answer counts as a lost server."""
+
+    @model_validator(mode="after")
+    def _where_it_runs(self) -> Self:
+        if self.gpus is not None and self.server is not None:
+            raise ValueError("gpus: only for a server that the stage starts, one without `server`")
+        if self.weights == "nccl" and self.server is None and 0 in (self.gpus or [0]):
+            raise ValueError("weights: nccl needs a server on GPUs of its own: set `gpus`, without 0, the trainer's")
+        return self
+
+
+Engine = HFSettings | VLLMSettings | ServerSettings
+ENGINES: dict[str, type[Engine]] = {engine().kind: engine for engine in get_args(Engine)}
+"""The rollout engines: by kind, each with its settings and, in ``opens``, where the code is (``module:function``)."""
+
+OWNERS: dict[str, list[str]] = {
+    key: [kind for kind, engine in ENGINES.items() if key in engine.model_fields]
+    for engine in ENGINES.values() for key in engine.model_fields if key != "kind"
+}  # fmt: skip
+"""Setting to the engines that have it."""
+NEVER_IDLE = ("server", "gpus", "sleep")
+"""Settings that are refused beside an engine without them; others there have no effect."""
+
+
+def _or_its_name(schema: dict[str, Any]) -> None:
+    """An engine's schema also allows its kind alone."""
+    schema["anyOf"] = [{"enum": [*ENGINES]}, {key: schema.pop(key) for key in ("discriminator", "oneOf")}]
 
 
 class Rollouts(Section):
     """How completions are sampled."""
 
-    engine: Literal["hf", "vllm", "vllm_server"] = "hf"
-    """hf: batched generation in process (CPU, small models); vllm: colocated vLLM; vllm_server: a vLLM server in a
-    process of its own, here or elsewhere."""
+    engine: Annotated[Engine, Field(discriminator="kind", json_schema_extra=_or_its_name)] = HFSettings()
+    """Who generates, and the settings of that engine: `vllm`, or `{kind: vllm, gpu_memory: 0.3}`."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -23,41 +96,34 @@ class Rollouts(Section):
     """Tokens past a thinking budget in which a newline is awaited."""
     batch_size: int = Field(64, ge=1)
     """Sequences generated together."""
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    """vllm and vllm_server: precision of weights and activations; null is that of training. float16 rounds eight times
-    finer than bfloat16 and ends at 65,504; a trainer that rounds its weights to bfloat16 is met best by the same."""
-    gpu_memory: Annotated[float, HOW_IT_RUNS] = Field(0.45, gt=0, lt=1)
-    """vllm: share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
-    cache_gb: Annotated[float | None, HOW_IT_RUNS] = Field(None, gt=0)
-    """vllm and vllm_server: its cache in GB, in place of what gpu_memory leaves for it; for GPUs that several stages
-    share, where vLLM would take what a neighbour allocates for its own."""
-    sleep: Annotated[Literal[0, 1, 2], HOW_IT_RUNS] = 0
-    """vllm on a GPU: what is given back while the trainer works. 0: nothing; 1: the cache, and the weights wait in the
-    host's memory; 2: cache and weights (they come anew with every sync)."""
-    server: Annotated[str | None, HOW_IT_RUNS] = Field(None, pattern=r"^https?://")
-    """vllm_server: its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`); null starts one on this machine."""
-    gpus: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
-    """vllm_server: for one started on this machine, which of the stage's GPUs it runs on, its tensors split over them
-    (the stage itself trains on the first, 0); null is the trainer's own. NCCL asks for others than the trainer's."""
-    weights: Annotated[Literal["folder", "nccl"], HOW_IT_RUNS] = "folder"
-    """vllm_server: how weights get there. folder: through a file system that both see; nccl: from GPU to GPU."""
-    deadline_s: Annotated[float, HOW_IT_RUNS] = Field(1800.0, gt=0)
-    """vllm_server: seconds for one batch of completions, or one sync; a later answer counts as a lost server."""
-    restarts: Annotated[int, HOW_IT_RUNS] = Field(2, ge=0)
-    """vllm and vllm_server: how often in a row a lost engine is started anew (or, at a `server`, asked again) before
-    the stage ends with an error."""
+    _flat: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _of_this_engine(self) -> Self:
-        if self.server is not None and self.engine != "vllm_server":
-            raise ValueError(f"server: engine {self.engine} asks none; set `engine: vllm_server`")
-        if self.gpus is not None and (self.engine != "vllm_server" or self.server is not None):
-            raise ValueError("gpus: only for a server that the stage starts: `engine: vllm_server` without `server`")
-        if self.weights == "nccl" and self.server is None and self.engine == "vllm_server" and 0 in (self.gpus or [0]):
-            raise ValueError("weights: nccl needs a server on GPUs of its own: set `gpus`, without 0, the trainer's")
-        if self.sleep and self.engine != "vllm":
-            raise ValueError(f"sleep: engine {self.engine} does not sleep; only vllm does")
-        return self
+    @model_validator(mode="wrap")
+    @classmethod
+    def _gather_engine(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """An engine may be given by its name alone, and its settings beside it, as recipes had them before."""
+        engine = data.get("engine", "hf") if isinstance(data, dict) else None
+        engine = {"kind": engine} if isinstance(engine, str) else engine
+        if not isinstance(engine, dict) or engine.get("kind") not in ENGINES:
+            return handler(data)
+        flat = {key: value for key, value in data.items() if key in OWNERS}
+        for key in (*engine, *(key for key in flat if key in NEVER_IDLE)):
+            if engine["kind"] not in OWNERS.get(key, ENGINES):
+                owners = " and ".join(OWNERS[key])
+                raise ValueError(f"{key}: not a setting of engine {engine['kind']}; engine {owners} has it")
+        own = {key: value for key, value in flat.items() if engine["kind"] in OWNERS[key]}
+        rest = {key: value for key, value in data.items() if key not in flat}
+        found = handler(rest | {"engine": engine | own})
+        found._flat = tuple(flat)
+        return found
+
+    def hint(self) -> str | None:
+        """How settings that a recipe has beside the engine are written today."""
+        if not self._flat:
+            return None
+        own = [key for key in self._flat if self.engine.kind in OWNERS[key]]
+        written = "".join(f", {key}: {json.dumps(getattr(self.engine, key))}" for key in own)
+        return f"{', '.join(self._flat)}: settings of the engine; write `engine: {{kind: {self.engine.kind}{written}}}`"
 
     def require_room(self, budget: int) -> None:
         """Raises ValueError where a thinking budget and its grace leave no room for an answer."""

@@ -9,6 +9,7 @@ Shapes: B live rows, C columns of the cache, V vocabulary.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,9 +22,11 @@ from nanoalign.budget_control.batch import BatchBudget
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.models.loading import load_model
 from nanoalign.rollouts.attention import decoding_attention
-from nanoalign.rollouts.base import Completion, Request
+from nanoalign.rollouts.base import Completion, Opening, Request
 from nanoalign.rollouts.cache import extend_rows, new_cache, take_rows
+from nanoalign.rollouts.config import HFSettings
 from nanoalign.rollouts.sampling import draw, uniform
 
 THIN_OUT = 8
@@ -98,6 +101,16 @@ class _Batch:
         self.budget.take(kept)
 
 
+def open_hf(settings: HFSettings, opening: Opening) -> "HFEngine":
+    """An engine around a live model, or around the one of a folder."""
+    model, autocast = opening.model, None
+    if isinstance(model, str | Path):
+        model = load_model(str(model), dtype=opening.dtype, device=opening.device)
+    elif opening.dtype == "bfloat16" and model.device.type == "cuda":
+        autocast = torch.bfloat16
+    return HFEngine(model, opening.thinking, batch_size=opening.batch_size, autocast=autocast)
+
+
 class HFEngine:
     """A :class:`rollouts.base.RolloutEngine` around a live model.
 
@@ -118,6 +131,7 @@ class HFEngine:
         self.batch_size, self.autocast = batch_size, autocast
         self.device = model.device
         self.max_length: int | None = None
+        self.lost = 0
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion a request, in order.

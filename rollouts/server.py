@@ -7,23 +7,26 @@ Weights go by NCCL, through vLLM's weight-transfer engine as TRL drives it, or t
 """
 
 import json
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from nanoalign.budget_control.rule import BudgetRule
-from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import whole_folder
-from nanoalign.rollouts.base import Completion, EngineLostError, Request, Sampling
-from nanoalign.rollouts.config import Rollouts
+from nanoalign.models.loading import resolve
+from nanoalign.rollouts.base import Completion, EngineLostError, Opening, Request, Sampling
+from nanoalign.rollouts.config import ServerSettings
 from nanoalign.rollouts.own_server import OwnServer
+from nanoalign.rollouts.restarts import RestartingEngine
 from nanoalign.rollouts.vllm import vllm_options
 
 
@@ -35,27 +38,19 @@ class ServerEngine:
     """
 
     def __init__(
-        self,
-        url: str,
-        thinking: ThinkingTokens,
-        *,
-        exchange: Path,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        parallel: int,
-        deadline_s: float,
-        weights: Literal["folder", "nccl"] = "folder",
-        own: OwnServer | None = None,
+        self, url: str, settings: ServerSettings, opening: Opening, exchange: Path, own: OwnServer | None = None
     ) -> None:
-        """``exchange`` is the folder through which weights go; ``dtype`` that of the server's matrices; ``parallel``
-        requests are under way at once; ``own`` is a server that ends with this engine."""
-        self.url, self.thinking, self.own = url.rstrip("/"), thinking, own
-        self.exchange, self.dtype = exchange, getattr(torch, dtype)
-        self.deadline_s, self.parallel = deadline_s, parallel
+        """``exchange`` is the folder through which weights go; ``own`` a server that ends with this engine."""
+        self.url, self.thinking, self.own, self.lost = url.rstrip("/"), opening.thinking, own, 0
+        self.exchange = exchange
+        self.dtype = getattr(torch, settings.dtype or opening.dtype)
+        """That of the server's matrices."""
+        self.deadline_s, self.parallel = settings.deadline_s, opening.batch_size
         served = self._ask("/v1/models")["data"][0]
         self.model = served["id"]
         self.max_length: int | None = served.get("max_model_len")
         self.transfer: Any = None
-        if weights == "nccl":
+        if settings.weights == "nccl":
             from trl.generation.vllm_client import VLLMClient
 
             self.transfer = VLLMClient(base_url=self.url)
@@ -195,36 +190,30 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def open_server(
-    model: Path,
-    thinking: ThinkingTokens,
-    tags: tuple[str, str],
-    settings: Rollouts,
-    exchange: Path,
-    dtype: Literal["float32", "bfloat16", "float16"],
-    batch_size: int,
-    max_length: int | None,
-) -> ServerEngine:
-    """The engine at ``settings.server``, given the model's weights, or on a server of our own that serves the model.
+def open_server(settings: ServerSettings, opening: Opening) -> RestartingEngine:
+    """The engine at ``settings.server``, or on a server of our own, restarted or asked again where it is lost.
 
     Raises:
         ConfigError: our own server does not start. EngineLostError: the other one does not answer.
     """
+    exchange = opening.exchange or Path(tempfile.mkdtemp(prefix="nanoalign-exchange-"))
+    opening = replace(opening, model=resolve(opening.model), exchange=exchange)
+    return RestartingEngine(lambda: _server(settings, opening, exchange), settings.restarts)
+
+
+def _server(settings: ServerSettings, opening: Opening, exchange: Path) -> ServerEngine:
+    """The server, with the model's weights."""
     own = None
     if settings.server is None:
-        options = vllm_options(dtype, batch_size, max_length, settings.gpu_memory, settings.cache_gb)
-        arguments = command_line(options)
+        arguments = command_line(vllm_options(settings, opening))
         if settings.weights == "nccl":
             arguments += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
         if not torch.cuda.is_available():
             arguments += ["--worker-extension-cls", "nanoalign.rollouts.vllm.PackedHead"]
         if settings.gpus is not None:
             arguments += ["--tensor-parallel-size", str(len(settings.gpus))]
-        own = OwnServer(model, tags, exchange / "server.log", arguments, settings.gpus)
-    engine = ServerEngine(
-        own.url if own else str(settings.server), thinking, exchange=exchange / "weights", dtype=dtype,
-        parallel=batch_size, deadline_s=settings.deadline_s, weights=settings.weights, own=own,
-    )  # fmt: skip
+        own = OwnServer(opening.model, opening.tags, exchange / "server.log", arguments, settings.gpus)
+    engine = ServerEngine(own.url if own else str(settings.server), settings, opening, exchange / "weights", own)
     if own is None:
-        engine.load_folder(model)
+        engine.load_folder(opening.model)
     return engine

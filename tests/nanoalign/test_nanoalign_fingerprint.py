@@ -13,8 +13,9 @@ from nanoalign.recipe.schema import Recipe
 
 LEFT_OUT = {
     "Training.checkpoint_every",
-    "Rollouts.gpu_memory", "Rollouts.cache_gb", "Rollouts.sleep", "Rollouts.server", "Rollouts.weights",
-    "Rollouts.deadline_s", "Rollouts.restarts",
+    *(f"{engine}.{field}" for engine in ("VLLMSettings", "ServerSettings")
+      for field in ("gpu_memory", "cache_gb", "restarts")),
+    "VLLMSettings.sleep", "ServerSettings.server", "ServerSettings.weights", "ServerSettings.deadline_s",
     "GRPOStage.reward_gpu",
     "Judge.deadline_s", "Judge.retries", "Judge.parallel", "Judge.key_variable",
 }  # fmt: skip
@@ -66,6 +67,7 @@ def test_all_that_is_not_left_out_is_there(name: str) -> None:
     [
         ("stages.instruct.train.checkpoint_every=3", False),
         ("stages.instruct.rollouts.deadline_s=60", False),
+        ("stages.instruct.rollouts.engine={kind: hf}", False),
         ("stages.instruct.rollouts.gpu_memory=0.3", False),
         ("stages.instruct.rollouts.batch_size=32", True),
         ("stages.instruct.train.micro_batch_size=8", True),

@@ -17,8 +17,8 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.models.loading import load_model, load_tokenizer, save_model
 from nanoalign.rollouts import open_engine
-from nanoalign.rollouts.base import EngineLostError, Request, Sampling
-from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.base import EngineLostError, Opening, Request, Sampling
+from nanoalign.rollouts.config import ServerSettings
 from nanoalign.rollouts.hf import HFEngine
 from nanoalign.rollouts.server import ServerEngine
 from tests.rollouts.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
@@ -31,9 +31,8 @@ PROMPT = "<SPECIAL_11>User\nsay words\n<SPECIAL_11>Assistant\n<think>\n"
 def engines(small_base, tmp_path_factory):
     """(the server's engine behind restarts, HF) on the same weights."""
     chat, tokenizer = chat_format("nemotron-nano-v2"), load_tokenizer(small_base)
-    settings = Rollouts(engine="vllm_server", max_tokens=1, deadline_s=120, restarts=1)
     server = open_engine(
-        "vllm_server", small_base, tokenizer, chat, batch_size=8, max_length=256, settings=settings,
+        ServerSettings(deadline_s=120.0, restarts=1), small_base, tokenizer, chat, batch_size=8, max_length=256,
         exchange=tmp_path_factory.mktemp("exchange"),
     )  # fmt: skip
     yield server, open_engine("hf", load_model(small_base), tokenizer, chat, batch_size=8)
@@ -102,10 +101,9 @@ def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
     tokenizer = tiny_tokenizer("nemotron-nano-v2")
     model = tied_llama(len(tokenizer), **token_ids(tokenizer))
     save_model(model, tokenizer, tmp_path / "model")
-    settings = Rollouts(engine="vllm_server", max_tokens=1, deadline_s=120)
     server = open_engine(
-        "vllm_server", tmp_path / "model", tokenizer, chat_format("nemotron-nano-v2"), batch_size=8, max_length=256,
-        settings=settings, exchange=tmp_path / "exchange",
+        ServerSettings(deadline_s=120.0), tmp_path / "model", tokenizer, chat_format("nemotron-nano-v2"), batch_size=8,
+        max_length=256, exchange=tmp_path / "exchange",
     )  # fmt: skip
     changed = changed_model(tmp_path / "model")
     server.load_weights(changed.state_dict().items())
@@ -116,9 +114,8 @@ def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
 
 def test_a_server_that_hangs_is_given_up_at_the_deadline(engines, small_base):
     server = engines[0].engine
-    hasty = ServerEngine(
-        server.url, server.thinking, exchange=server.exchange, dtype="float32", parallel=4, deadline_s=2.0
-    )  # fmt: skip
+    opening = Opening(None, server.thinking, ("", ""), 4, "cpu", "float32", None, True, None)
+    hasty = ServerEngine(server.url, ServerSettings(deadline_s=2.0), opening, server.exchange)
     family = [server.own.process.pid, *(c.pid for c in psutil.Process(server.own.process.pid).children(recursive=True))]
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
