@@ -109,10 +109,10 @@ def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
 
     from nanoalign.budget_control.vocabulary import ThinkingTokens
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.data_recipes.mixture import build
+    from nanoalign.data_recipes.selection import build
     from nanoalign.models.loading import load_tokenizer, resolve
     from nanoalign.reward import make_reward
-    from nanoalign.rl.prompts import prompts_of, row_schedule
+    from nanoalign.rl.collect import prompts_of, row_schedule
     from nanoalign.rollouts.base import Completion
     from nanoalign.rollouts.samples import judged
 

@@ -62,7 +62,7 @@ def prepare(
     parts that are there already.
 
     The bytes do not depend on ``workers``, nor on how often the work was interrupted. ``teaching`` transforms each
-    sample with a generator seeded by its place in the training order, as :func:`data_recipes.mixture.build` does.
+    sample with a generator seeded by its place in the training order, as :func:`data_recipes.selection.build` does.
 
     Raises:
         ConfigError, DataError: as :func:`data_recipes.selection.select` does.

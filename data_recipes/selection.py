@@ -2,7 +2,7 @@
 some bytes of a sample and no text, unless the samples themselves are wanted in memory.
 
 Everything that trains, evaluates or shows samples selects them here: prepared sets read the rows that were taken once
-more (:mod:`data_recipes.prepared`), :mod:`data_recipes.mixture` has them held.
+more (:mod:`data_recipes.prepared`), :mod:`data_recipes.selection` has them held.
 """
 
 from array import array
@@ -28,6 +28,7 @@ from nanoalign.data_recipes.filters import Filter, make_filters
 from nanoalign.data_recipes.generators import is_generated
 from nanoalign.data_recipes.rows import name_of
 from nanoalign.data_recipes.sources import LoadReport, faults, read
+from nanoalign.data_recipes.transforms import Transform, apply
 
 Tell = Callable[[str, int, int | None], None]
 """Told how far a long piece of work is: what it does, how much is done, and of how much (None: unknown)."""
@@ -279,3 +280,53 @@ def _selected(rows: _Rows, taken: NDArray[np.int32], places: NDArray[np.int32]) 
         places[np.argsort(taken, kind="stable")],
         [rows.held[row] for row in held.tolist()] if rows.held else [],
     )
+
+
+@dataclass(frozen=True)
+class Built:
+    """The samples of a mixture, in training order, and what became of every row."""
+
+    conversations: list[Conversation]
+    report: MixtureReport
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The samples of a source and what became of every row."""
+
+    conversations: list[Conversation]
+    report: LoadReport
+
+
+def build(
+    mixture: Mixture,
+    data_root: Path | None = None,
+    seed: int = 0,
+    transforms: Sequence[Transform] = (),
+    chat: ChatFormat | None = None,
+) -> Built:
+    """The samples of ``mixture``, shuffled, those that :func:`data_recipes.selection.select` takes, after
+    ``transforms``; the same for the same arguments. Raises as ``select`` does."""
+    selected, report = select(mixture, data_root, seed, chat, hold=True)
+    places = np.concatenate([each.places for each in selected.values()])
+    copies = [row for each in selected.values() for row, n in zip(each.held, each.copies.tolist()) for _ in range(n)]
+    in_order = (copies[copy] for copy in np.argsort(places).tolist())
+    kept, report.changed, dropped = apply(in_order, transforms, seed)
+    report.samples = len(kept)
+    report.dropped.update(dropped)
+    return Built(kept, report)
+
+
+def load(
+    name: str,
+    samples: int | None = None,
+    split: Split = "train",
+    data_root: Path | None = None,
+    seed: int = 0,
+    on_bad_row: Literal["stop", "skip"] = "stop",
+    chat: ChatFormat | None = None,
+) -> Loaded:
+    """``samples`` of a source (None: all of a finite one), as :func:`data_recipes.selection.take` draws them, which
+    tells the errors."""
+    taken = take(name, samples, split, data_root, seed, on_bad_row, chat)
+    return Loaded(taken.conversations, taken.report)

@@ -11,8 +11,8 @@ from nanoalign.common.stats import Estimate
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.evaluation.suites import Enforcement, SuiteResult, evaluate, load_suite, suite_reward
+from nanoalign.rollouts.base import Mode
 from nanoalign.rollouts.config import Rollouts
-from nanoalign.rollouts.modes import Mode
 
 SHOWN_FIGURES = (
     "well_formed", "overshoot", "overshoot_max", "cut", "thinking_tokens", "answer_tokens", "compensation", "leakage",

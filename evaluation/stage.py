@@ -14,8 +14,7 @@ from nanoalign.evaluation.budget_curve import Curve, budget_curve, label
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.evaluation.suites import SuiteResult, evaluate, load_suite, suite_reward
 from nanoalign.reward.base import Tally
-from nanoalign.rollouts.base import RolloutEngine
-from nanoalign.rollouts.modes import Mode
+from nanoalign.rollouts.base import Mode, RolloutEngine
 
 SHOWN = 4
 """Samples of each suite and mode written to samples.jsonl."""

@@ -15,8 +15,8 @@ from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.evaluation.config import Suite
 from nanoalign.reward.base import Reward, Tally
+from nanoalign.rollouts.base import Mode, sampling
 from nanoalign.rollouts.config import Rollouts
-from nanoalign.rollouts.modes import Mode, sampling
 
 if TYPE_CHECKING:
     from nanoalign.rollouts.base import RolloutEngine, Sampling
@@ -93,7 +93,7 @@ def load_suite(
         played = environment(suite.environment, data_root)
         tasks = Tasks(name, suite, environment=played, played=played.tasks("test")[: suite.samples])
     else:
-        from nanoalign.data_recipes.mixture import build
+        from nanoalign.data_recipes.selection import build
 
         if suite.data is None or suite.data not in mixtures:
             raise ConfigError(f"suite {name}: unknown mixture {suite.data!r}")

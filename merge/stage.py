@@ -19,7 +19,7 @@ from nanoalign.merge.interpolate import Progress, write_interpolations
 from nanoalign.merge.pair import Pair, make_pair
 from nanoalign.merge.sweep import sweep
 from nanoalign.reward.base import Tally
-from nanoalign.rollouts.modes import Mode
+from nanoalign.rollouts.base import Mode
 
 if TYPE_CHECKING:
     import torch

@@ -97,7 +97,7 @@ def stats(
     from rich.console import Console
 
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.data_recipes.mixture import build
+    from nanoalign.data_recipes.selection import build
     from nanoalign.data_recipes.stats import stats as count
     from nanoalign.data_recipes.stats import tables
     from nanoalign.models.loading import load_tokenizer
@@ -151,7 +151,7 @@ def _conversations(recipe: "Recipe", name: str, samples: int, tokenizer: Any, da
     """About ``samples`` conversations of a stage's mixture, taught as the stage teaches them."""
     from nanoalign.budget_control.transforms import teaching
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.data_recipes.mixture import build
+    from nanoalign.data_recipes.selection import build
     from nanoalign.graph import stage_seed
 
     section: Any = recipe.stages[name]

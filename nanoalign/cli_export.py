@@ -71,11 +71,11 @@ def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
 
 def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | None, root: Path) -> "Export":
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.data_recipes.mixture import build
+    from nanoalign.data_recipes.selection import build
     from nanoalign.models.loading import load_tokenizer
     from nanoalign.nemo_rl.policy import export_grpo
     from nanoalign.nemo_rl.preference import export_dpo
-    from nanoalign.rl.prompts import prompts_of
+    from nanoalign.rl.collect import prompts_of
 
     section: Any = recipe.stages[name]
     if section.kind == "dpo":

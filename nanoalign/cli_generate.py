@@ -115,7 +115,7 @@ def _trajectories(config: "Trajectories", data_root: Path | None) -> "Iterator[M
 
 def _long_context(config: "LongContext", data_root: Path | None) -> "Iterator[Maker]":
     from nanoalign.data_recipes.conversation import Conversation
-    from nanoalign.data_recipes.mixture import load
+    from nanoalign.data_recipes.selection import load
     from nanoalign.data_recipes.synthetic.long_context import across, contexts
 
     loaded = [load(name, None, "train", data_root, config.seed) for name in config.sources]
@@ -139,7 +139,7 @@ def _translation(config: "Translation", data_root: Path | None) -> "Iterator[Mak
 def _drawn(config: "Rejection | Translation", data_root: Path | None) -> "list[Conversation]":
     """The samples to start from, each once. Raises ConfigError where the source has fewer."""
     from nanoalign.common.errors import ConfigError
-    from nanoalign.data_recipes.mixture import load
+    from nanoalign.data_recipes.selection import load
 
     loaded = load(config.source, config.samples, config.split, data_root, config.seed)
     if loaded.report.epochs > 1:

@@ -1,5 +1,7 @@
-"""The completions of one GRPO step: fresh weights into the engine, answers out of it, proof, and rewards."""
+"""One GRPO step's completions: prompts, fresh weights into the engine, answers out of it, proof, and rewards."""
 
+import math
+import random
 import statistics
 import time
 from collections import Counter
@@ -7,17 +9,85 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanoalign.common.errors import DataError, StaleWeightsError
 from nanoalign.common.stage import StageLog
 from nanoalign.data_recipes.chat.base import ChatFormat
+from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.reward import ComposedReward, Sample
 from nanoalign.reward.base import Tally
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.freshness import mismatch, require_fresh
-from nanoalign.rl.prompts import Prompt, row_schedule
-from nanoalign.rollouts.base import Completion, Request, RolloutEngine
-from nanoalign.rollouts.modes import sampling
+from nanoalign.rollouts.base import Completion, Mode, Request, RolloutEngine, draw_mode, sampling
+from nanoalign.rollouts.config import Thinking
 from nanoalign.rollouts.samples import judged, never_empty
 from nanoalign.rollouts.sampling import seed_of
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given, and what a verifier knows of a right answer."""
+
+    ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    mode: Mode
+    task: Mapping[str, Any] = field(default_factory=dict)
+    domain: str = ""
+
+
+def prompts_of(
+    conversations: Sequence[Conversation], thinking: Thinking, chat: ChatFormat, tokenizer: Any, seed: int
+) -> list[Prompt]:
+    """One prompt a conversation. The mode belongs to the prompt, so that a group compares answers of one mode; it is
+    drawn from ``seed`` and the conversation's place.
+
+    Raises:
+        DataError: a conversation without a user's message to answer.
+    """
+    prompts = []
+    for place, conversation in enumerate(conversations):
+        messages = (
+            conversation.messages[:-1] if conversation.messages[-1].role == "assistant" else conversation.messages
+        )
+        if not any(message.role == "user" for message in messages):
+            raise DataError(f"{conversation.origin or conversation.id}: no user message to answer")
+        mode = draw_mode(thinking, seed_of(seed, place))
+        text = chat.prompt(messages, conversation.tools, thinking=mode.thinking)
+        ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        prompts.append(Prompt(ids, messages, mode, conversation.task or {}, conversation.domain))
+    return prompts
+
+
+def row_schedule(rows: int, needed: int, seed: int) -> list[int]:
+    """Which of ``rows`` prompts or tasks are asked, in order: one permutation after the other, whole up to the last. A
+    resumed run finds its place in it by counting."""
+    schedule: list[int] = []
+    generator = random.Random(seed)
+    while len(schedule) < needed:
+        schedule += generator.sample(range(rows), rows)
+    return schedule[:needed]
+
+
+def mismatch(
+    engine: Sequence[Sequence[float]], trainer: Sequence[Sequence[float]], forced: Sequence[Sequence[bool]]
+) -> float:
+    """Mean exp|difference| of log-probabilities over the sampled tokens: 1 is perfect agreement (NeMo-RL's figure, with
+    its bound of 1.05). Forced tokens are left out: engines report them after forcing. 1 where there is no token."""
+    ratios = [
+        math.exp(min(abs(a - b), 700.0))
+        for row_a, row_b, row_forced in zip(engine, trainer, forced, strict=True)
+        for a, b, is_forced in zip(row_a, row_b, row_forced, strict=True)
+        if not is_forced
+    ]
+    return math.fsum(ratios) / len(ratios) if ratios else 1.0
+
+
+def require_fresh(value: float, limit: float, step: int) -> None:
+    """Raises StaleWeightsError where ``value`` is above ``limit`` or not a number."""
+    if not value <= limit:
+        raise StaleWeightsError(
+            f"step {step}: the rollout engine's log-probabilities differ from the trainer's by a mean factor of "
+            f"{value:.3f}, more than max_mismatch {limit}: it runs on other weights or in another precision"
+        )
+
 
 PROBE = 8
 """Completions a step on which engine and trainer are compared."""

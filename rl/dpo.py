@@ -21,14 +21,13 @@ from nanoalign.common.stats import proportion
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.reward.base import Tally
+from nanoalign.rl.collect import row_schedule
 from nanoalign.rl.config import DPOStage
 from nanoalign.rl.pairs import Pair, pair_up
-from nanoalign.rl.prompts import row_schedule
-from nanoalign.rollouts.base import Completion, RolloutEngine, Sampling
+from nanoalign.rollouts.base import Completion, Mode, RolloutEngine, Sampling, draw_mode, sampling
 from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.environments.base import Environment, Task
 from nanoalign.rollouts.episodes import EpisodeRecord, play
-from nanoalign.rollouts.modes import Mode, draw_mode, sampling
 from nanoalign.rollouts.sampling import seed_of
 
 HELD_OUT = 1_000_000

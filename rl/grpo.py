@@ -16,13 +16,12 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.common.stage import StageContext
 from nanoalign.common.stats import mean
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.data_recipes.mixture import build
+from nanoalign.data_recipes.selection import build
 from nanoalign.models.schedules import optimizer_steps
 from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
-from nanoalign.rl.collect import REASON, Collect, FromFirst, StepRollouts
+from nanoalign.rl.collect import REASON, Collect, FromFirst, StepRollouts, prompts_of
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.prompts import prompts_of
 from nanoalign.rollouts.base import RolloutEngine
 
 

@@ -10,7 +10,7 @@ from nanoalign.common.stats import proportion
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.data_recipes.mixture import build
+from nanoalign.data_recipes.selection import build
 from nanoalign.reward.preference import answer_ids
 from nanoalign.rl.config import RewardModelStage
 

@@ -3,17 +3,14 @@
 Ids are never decoded and tokenized again on the way to the trainer.
 """
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from nanoalign.common.errors import NanoalignError
-
-if TYPE_CHECKING:
-    import torch
-
-    from nanoalign.budget_control.vocabulary import ThinkingTokens
+from nanoalign.rollouts.config import Rollouts, Thinking
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,41 @@ class Sampling:
     seed: int = 0
     """The completion is a function of (weights, prompt, sampling) with this seed, whatever else is in the batch
     (HF engine; vLLM promises it per request as far as its kernels are batch-invariant)."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a prompt is to be answered."""
+
+    thinking: bool
+    budget: int | None = None
+    """Thinking tokens; None is unlimited (and means nothing without thinking)."""
+
+
+def draw_mode(thinking: Thinking, seed: int) -> Mode:
+    """A mode by the shares of the recipe's `thinking` section; equal seeds give equal modes."""
+    generator = random.Random(seed)
+    if generator.random() >= thinking.on:
+        return Mode(False)
+    return Mode(True, generator.choice(thinking.budgets))
+
+
+def sampling(rollouts: Rollouts, mode: Mode, seed: int) -> Sampling:
+    """The settings of one completion under the recipe's `rollouts` section."""
+    return Sampling(
+        max_tokens=rollouts.max_tokens,
+        temperature=rollouts.temperature,
+        top_p=rollouts.top_p,
+        thinking_budget=mode.budget if mode.thinking else None,
+        grace=rollouts.grace,
+        seed=seed,
+    )
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from nanoalign.budget_control.vocabulary import ThinkingTokens
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.chat.answers import SPECIAL_TOKEN, as_message, in_plain_text
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Answer, Message
-from nanoalign.rollouts.base import Completion, Request, RolloutEngine, Sampling
+from nanoalign.rollouts.base import Completion, Mode, Request, RolloutEngine, Sampling
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
-from nanoalign.rollouts.modes import Mode
 from nanoalign.rollouts.samples import never_empty, read_answer
 
 

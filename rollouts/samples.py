@@ -8,8 +8,7 @@ from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Answer, Message
 from nanoalign.reward.base import Sample
-from nanoalign.rollouts.base import Completion
-from nanoalign.rollouts.modes import Mode
+from nanoalign.rollouts.base import Completion, Mode
 
 
 def completion_text(completion: Completion, tokenizer: Any) -> str:

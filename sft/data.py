@@ -28,8 +28,8 @@ from nanoalign.data_recipes.prepared import Prepared
 from nanoalign.data_recipes.selection import Tell, quiet
 from nanoalign.data_recipes.transforms import Teaching
 from nanoalign.models.packing import turn_pieces
+from nanoalign.sft.collate import Documents
 from nanoalign.sft.config import HELD_OUT, SFTStage
-from nanoalign.sft.documents import Documents
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""

@@ -14,7 +14,7 @@ from nanoalign.sft.config import SFTStage
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
     from nanoalign.data_recipes.prepared import Prepared
-    from nanoalign.sft.documents import Documents
+    from nanoalign.sft.collate import Documents
 
 SHOWN = 8
 """Documents written to samples.jsonl."""

@@ -8,8 +8,8 @@ from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.nemo_rl.settings import PLUGIN, Export, Target, common_notes, merged, training
 from nanoalign.reward.compose import COMPONENTS
+from nanoalign.rl.collect import Prompt
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.prompts import Prompt
 
 LOSSES: dict[str, dict[str, bool]] = {
     "grpo": {"token_level_loss": False, "sequence_level_importance_ratios": False},

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nanoalign.cli import app
-from nanoalign.data_recipes.mixture import load
+from nanoalign.data_recipes.selection import load
 
 
 def call(*arguments: str) -> tuple[int, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.files import BadRow
-from nanoalign.data_recipes.mixture import load
+from nanoalign.data_recipes.selection import load
 from nanoalign.data_recipes.sources import read
 
 U = {"role": "user", "content": "2+2?"}

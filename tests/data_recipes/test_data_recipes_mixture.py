@@ -15,7 +15,7 @@ from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.duplicates import ExactDuplicates, NearDuplicates
 from nanoalign.data_recipes.filters import Contamination
-from nanoalign.data_recipes.mixture import build
+from nanoalign.data_recipes.selection import build
 from nanoalign.data_recipes.transforms import apply
 
 WORDS = [

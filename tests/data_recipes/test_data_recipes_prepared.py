@@ -22,8 +22,8 @@ from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.chat.chatml import ChatML
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.mixture import build
 from nanoalign.data_recipes.prepared import Prepared, prepare
+from nanoalign.data_recipes.selection import build
 from nanoalign.data_recipes.tokenize import Example, encode_batch
 from nanoalign.data_recipes.transforms import Teaching, Transform
 

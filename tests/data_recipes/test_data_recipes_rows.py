@@ -21,9 +21,8 @@ from nanoalign.data_recipes.calls import in_call_order
 from nanoalign.data_recipes.chat import FORMATS
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.files import BadRow, RowError
-from nanoalign.data_recipes.mixture import load
 from nanoalign.data_recipes.rows import from_row, split_thinking, to_row
-from nanoalign.data_recipes.selection import MixtureReport
+from nanoalign.data_recipes.selection import MixtureReport, load
 from nanoalign.data_recipes.tokenize import tokenize
 
 U = {"role": "user", "content": "2+2?"}

@@ -18,8 +18,8 @@ from nanoalign.data_recipes.adapters import ADAPTERS
 from nanoalign.data_recipes.catalog import catalog
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.generators import in_test, reasoning_gym_names
-from nanoalign.data_recipes.mixture import load
 from nanoalign.data_recipes.rows import from_row, to_row
+from nanoalign.data_recipes.selection import load
 from nanoalign.data_recipes.sources import describe
 
 SHARED = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))

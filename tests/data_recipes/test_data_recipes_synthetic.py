@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nanoalign.data_recipes.chat import FORMATS
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
-from nanoalign.data_recipes.mixture import load
+from nanoalign.data_recipes.selection import load
 from nanoalign.data_recipes.synthetic import make
 from nanoalign.data_recipes.synthetic.config import Generate
 from nanoalign.data_recipes.synthetic.long_context import across, contexts

@@ -19,8 +19,8 @@ from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.evaluation.suites import Tasks, evaluate, load_suite, make_scorer, prompt_messages, suite_reward
 from nanoalign.models.loading import load_tokenizer, resolve
 from nanoalign.rollouts import open_engine
+from nanoalign.rollouts.base import Mode
 from nanoalign.rollouts.config import Rollouts
-from nanoalign.rollouts.modes import Mode
 
 CHAT = chat_format("nemotron-nano-v2")
 MODEL = resolve("builtin:miniature-base")

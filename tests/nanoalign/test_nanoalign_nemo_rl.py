@@ -22,9 +22,9 @@ from nanoalign.nemo_rl.preference import export_dpo
 from nanoalign.nemo_rl.schema import check, keys, require
 from nanoalign.nemo_rl.settings import Target, schedule
 from nanoalign.nemo_rl.supervised import Packing, export_sft
+from nanoalign.rl.collect import Prompt
 from nanoalign.rl.config import DPOStage, GRPOStage
-from nanoalign.rl.prompts import Prompt
-from nanoalign.rollouts.modes import Mode
+from nanoalign.rollouts.base import Mode
 
 PLAIN = {"int": 1, "float": 0.5, "bool": True, "str": "x", "list": [], "null": None, "any": 1}
 TRAIN = Training(learning_rate=1e-3, batch_size=8, micro_batch_size=2, steps=10, lora=LoRA())

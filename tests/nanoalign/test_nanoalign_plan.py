@@ -95,7 +95,7 @@ def test_what_is_exact(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_tokens_are_close_to_those_of_training(recipe: Recipe, tmp_path: Path) -> None:
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.data_recipes.mixture import build
+    from nanoalign.data_recipes.selection import build
     from nanoalign.data_recipes.tokenize import encode_batch
     from nanoalign.models.loading import load_tokenizer
 

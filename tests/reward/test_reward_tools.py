@@ -52,7 +52,7 @@ def test_the_first_request_of_several_wants_its_calls_in_order() -> None:
 
 @pytest.mark.skipif(not (DATA / "bfcl_v4").is_dir(), reason="no mirrored BFCL here")
 def test_bfcls_own_first_turns_earn_everything() -> None:
-    from nanoalign.data_recipes.mixture import load
+    from nanoalign.data_recipes.selection import load
 
     for row in load("bfcl-multi-turn", 20, "train", DATA, 0).conversations:
         made = tuple(ToolCall(call["name"], call["arguments"]) for call in row.task["expected"][0])

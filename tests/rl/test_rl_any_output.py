@@ -27,11 +27,10 @@ from nanoalign.reward.preference import load_reward_model
 from nanoalign.rl import dpo, grpo
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rl.pairs import pair_up
-from nanoalign.rollouts.base import Completion, Request, Sampling
+from nanoalign.rollouts.base import Completion, Mode, Request, Sampling
 from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.environments import environment
 from nanoalign.rollouts.episodes import play
-from nanoalign.rollouts.modes import Mode
 from nanoalign.rollouts.samples import judged
 
 CHAT = chat_format("nemotron-nano-v2")

@@ -18,8 +18,8 @@ from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.rows import to_row
 from nanoalign.models.config import Training
 from nanoalign.rl import grpo
+from nanoalign.rl.collect import mismatch, require_fresh
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.freshness import mismatch, require_fresh
 from nanoalign.rollouts.config import Rollouts, Thinking
 
 

@@ -12,11 +12,10 @@ from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
 from nanoalign.models.documents import isolate, unisolate
 from nanoalign.models.loading import load_model
-from nanoalign.rl.collect import Collected
+from nanoalign.rl.collect import Collected, row_schedule
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rl.grpo_trainer import make_trainer
 from nanoalign.rl.loss import LOSSES
-from nanoalign.rl.prompts import row_schedule
 from nanoalign.rollouts.config import Rollouts
 from tests.rl.trl_oracle import oracle
 

@@ -6,10 +6,9 @@ from hypothesis import strategies as st
 
 from nanoalign.data_recipes.conversation import Answer
 from nanoalign.rl.pairs import pair_up, parted
-from nanoalign.rollouts.base import Completion
+from nanoalign.rollouts.base import Completion, Mode
 from nanoalign.rollouts.environments.base import Task
 from nanoalign.rollouts.episodes import EpisodeRecord, Turn
-from nanoalign.rollouts.modes import Mode
 
 
 def episode(task: str, sample: int, success: bool, *turns: tuple[tuple[int, ...], tuple[int, ...]]) -> EpisodeRecord:

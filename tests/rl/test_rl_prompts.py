@@ -7,7 +7,7 @@ import pytest
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.data_recipes.mixture import build
+from nanoalign.data_recipes.selection import build
 from nanoalign.models.config import Training
 from nanoalign.rl import grpo
 from nanoalign.rl.config import GRPOStage

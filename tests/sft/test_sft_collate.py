@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from nanoalign.data_recipes.tokenize import Example
 from nanoalign.models.packing import singly
-from nanoalign.sft.collate import IGNORE, collate
-from nanoalign.sft.documents import Documents, gather
+from nanoalign.sft.collate import IGNORE, Documents, collate, gather
 
 examples = st.lists(
     st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=12).map(

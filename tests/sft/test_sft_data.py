@@ -17,8 +17,8 @@ from nanoalign.data_recipes import shards
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.data_recipes.mixture import build
 from nanoalign.data_recipes.rows import to_row
+from nanoalign.data_recipes.selection import build
 from nanoalign.data_recipes.tokenize import Example, encode_batch
 from nanoalign.models.packing import pack, turn_pieces
 from nanoalign.sft.config import SFTStage
