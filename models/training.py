@@ -230,6 +230,9 @@ class RecipeTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card: checkpoints are for resuming only."""
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices decay; vectors do not: norms, biases, and Mamba's A, D and dt, which its authors exempt.
 

@@ -28,9 +28,6 @@ class PairTrainer(RecipeTrainer, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: checkpoints are for resuming only."""
-
 
 class PairCollator(DataCollatorForPreference):
     """Pads pairs on the right, chosen ones first, and leaves forced tokens out of ``completion_mask``."""

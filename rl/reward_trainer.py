@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,9 +18,6 @@ GRPO's `preference` reward takes a score of 0 for as good as not."""
 
 class PreferenceTrainer(RecipeTrainer, RewardTrainer):
     """Reward training with this suite's schedules, checkpoints and log."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: checkpoints are for resuming only."""
 
 
 def make_trainer(

@@ -135,9 +135,6 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         model.load_state_dict(state)
         return model
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No card: checkpoints are for resuming only."""
-
 
 class _Bounds(TrainerCallback):
     """Runs a trainer's checks when model and optimizer are ready and no step has been made; keeps the time."""
