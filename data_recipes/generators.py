@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import nearest
 from nanoalign.data_recipes.catalog import Split, catalog
 from nanoalign.data_recipes.conversation import Conversation, Message
 
@@ -57,12 +57,10 @@ def check_name(source: str) -> None:
     elif kind == "reasoning-gym":
         known = reasoning_gym_names()
     else:
-        near = get_close_matches(f"{kind}:{name}", [*catalog(), "miniature:", "reasoning-gym:", "file:"], n=1)
-        raise ConfigError(f"unknown source '{kind}:{name}'" + (f"; did you mean {near[0]}?" if near else ""))
+        known = [*catalog(), "miniature:", "reasoning-gym:", "file:"]
+        raise ConfigError(f"unknown source `{kind}:{name}`{nearest(f'{kind}:{name}', known)}")
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {kind}:{near[0]}?" if near else f"known: {', '.join(known[:12])}"
-        raise ConfigError(f"unknown source '{kind}:{name}'; {hint}")
+        raise ConfigError(f"unknown {kind} source `{name}`{nearest(name, known)}")
 
 
 @lru_cache(maxsize=1)

@@ -49,7 +49,7 @@ def load_recipe(recipe: str, overrides: list[str] | None, device: str | None, da
 def known(what: str, name: str, names: Any) -> str:
     """``name``, if it is one of ``names``. Raises ConfigError with the nearest otherwise."""
     from nanoalign.common.errors import ConfigError
-    from nanoalign.recipe.explain import nearest
+    from nanoalign.common.text import nearest
 
     if name not in names:
         raise ConfigError(f"unknown {what} `{name}`{nearest(name, names)}")

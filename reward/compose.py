@@ -1,11 +1,11 @@
 """Rewards by name, and their weighted sum with every component kept for the log."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import nearest
 from nanoalign.data_recipes.generators import reasoning_gym_names
 from nanoalign.reward.answers import stated_answer
 from nanoalign.reward.base import FLOOR, RewardError, Sample, Score
@@ -89,8 +89,7 @@ def make_reward(
         raise ConfigError(f"a reward needs at least one component of {', '.join(COMPONENTS)}")
     for name, weight in weights.items():
         if name not in COMPONENTS:
-            nearest = difflib.get_close_matches(name, COMPONENTS, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"unknown reward {name!r}: did you mean {nearest!r}? ({', '.join(COMPONENTS)})")
+            raise ConfigError(f"unknown reward `{name}`{nearest(name, COMPONENTS)}")
         if not math.isfinite(weight):
             raise ConfigError(f"reward {name!r}: the weight must be a finite number, not {weight}")
     if "preference" in weights and reward_model is None:

@@ -1,9 +1,9 @@
 """Chat formats: how a conversation is written as text, which parts of it are trained, and how answers are read back."""
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.text import nearest
 from nanoalign.data_recipes.chat.chatml import ChatML, Qwen3
 from nanoalign.data_recipes.chat.llama3 import Llama3
 from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
@@ -32,7 +32,5 @@ def chat_format(name: str) -> "ChatFormat":
 
         return HFTemplate.load(name)
     if name not in FORMATS:
-        near = get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, hf:FOLDER_OR_HUB_ID"
-        raise ConfigError(f"unknown chat format {name!r}; {hint}")
+        raise ConfigError(f"unknown chat format `{name}`{nearest(name, [*FORMATS, 'hf:FOLDER_OR_HUB_ID'])}")
     return FORMATS[name]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nanoalign.common.text import nearest
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
-from nanoalign.recipe.explain import nearest
 from nanoalign.recipe.source import Path_
 from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
 from nanoalign.rollouts.config import Rollouts, Thinking

@@ -9,10 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import nearest
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
-from nanoalign.recipe.explain import describe, kind_of, locate, nearest, relevant
+from nanoalign.recipe.explain import describe, kind_of, locate, relevant
 from nanoalign.recipe.schema import Launch, Recipe, Stage
 from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
 

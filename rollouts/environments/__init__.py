@@ -1,9 +1,9 @@
 """Environments by name."""
 
-import difflib
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.text import nearest
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
 
 NAMES = ("miniature-workplace", "workbench", "workbench-all-tools")
@@ -13,8 +13,7 @@ def environment(name: str, data_root: Path | None) -> Environment:
     """The environment called ``name``. Raises ConfigError for an unknown name, or where it needs mirrored data and
     ``data_root`` is None."""
     if name not in NAMES:
-        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown environment {name!r}: did you mean {nearest!r}? ({', '.join(NAMES)})")
+        raise ConfigError(f"unknown environment `{name}`{nearest(name, NAMES)}")
     if name == "miniature-workplace":
         from nanoalign.rollouts.environments.miniature_workplace import MiniatureWorkplace
 

@@ -175,7 +175,7 @@ def test_special_tokens_in_text_are_refused() -> None:
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean nemotron-nano-v2"):
+    with pytest.raises(ConfigError, match="did you mean `nemotron-nano-v2`"):
         chat_format("nemotron-nano-2")
 
 
