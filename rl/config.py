@@ -17,7 +17,7 @@ class DPOStage(Section):
     from_: str = Field(alias="from")
     """`base` or the stage whose model starts."""
     environment: str
-    """Name of an environment, e.g. miniature-workplace or workbench."""
+    """Name of an environment (rollouts/environments)."""
     rounds: int = Field(3, ge=1)
     """Rounds of sampling, pairing and training."""
     tasks_per_round: int = Field(ge=1)

@@ -1,0 +1,34 @@
+"""A written table of names: where the code behind each is, and a line about it. Reading a table imports no such code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.text import nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a table."""
+
+    code: str
+    """``module:name`` of a class or function."""
+    about: str
+    """What it is, for the recipe's schema and docs/names.md."""
+
+    def load(self) -> Any:
+        """The class or function; imports its module."""
+        module, _, name = self.code.partition(":")
+        return getattr(import_module(module), name)
+
+
+E = TypeVar("E", bound=Entry)
+
+
+def find(table: Mapping[str, E], what: str, name: str) -> E:
+    """The entry of that name. Raises ConfigError with the nearest one."""
+    if name not in table:
+        raise ConfigError(f"unknown {what} `{name}`{nearest(name, table)}")
+    return table[name]
