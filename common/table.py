@@ -1,4 +1,4 @@
-"""A written table of names: where the code behind each is, and a line about it. Reading a table imports no such code."""
+"""A written table of names: where the code of each is, imported only when it is used, and a line about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -62,7 +62,7 @@ class GRPOStage(Section):
     data: str
     """Mixture of prompts."""
     reward: dict[str, float] = Field(min_length=1)
-    """Reward name to weight: task, instruction, math, tools, code, format, length, preference, judge."""
+    """Name of a reward (reward/table.py) to its weight."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
     reward_gpu: Annotated[int | None, HOW_IT_RUNS] = Field(None, ge=0)

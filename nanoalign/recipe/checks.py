@@ -14,6 +14,7 @@ from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
 from nanoalign.recipe.source import Path_
+from nanoalign.reward.table import RewardEntry
 from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
 from nanoalign.rollouts.config import Rollouts, Thinking
 from nanoalign.sft.config import SFTStage
@@ -31,7 +32,7 @@ class Known:
     """Why no reward can judge a single answer to a source's tasks, or None."""
     chats: Iterable[str]
     environments: Iterable[str]
-    rewards: Iterable[str]
+    rewards: Mapping[str, RewardEntry]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), suite.data, "test", parts)
     yield from _scored(suite.data, suite.reward, parts, known)
     yield from _environment(suite.environment, known)
-    without_endpoint = replace(known, rewards=[name for name in known.rewards if name != "judge"])
+    without_endpoint = replace(known, rewards={name: entry for name, entry in known.rewards.items() if name != "judge"})
     yield from _reward(suite.reward, suite.reward_model, without_endpoint)
     if suite.reward_model is not None:
         yield from _model(("reward_model",), suite.reward_model, "reward_model", parts)
@@ -139,8 +140,8 @@ def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterato
 
 def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Parts, known: Known) -> Iterator[Finding]:
     """Rewards that ask a verifier need tasks that a verifier can judge."""
-    asks_verifier = {*(reward or ["task"])} - {"format", "preference", "judge"}
-    if mixture is not None and asks_verifier:
+    reads = any(known.rewards[name].kind for name in reward or ["task"] if name in known.rewards)
+    if mixture is not None and reads:
         for source in parts.sources.get(mixture, ()):
             if (reason := known.unscored(source)) is not None:
                 yield ("data",), f"mixture `{mixture}` takes {source}, which no reward can judge: {reason}"
