@@ -95,9 +95,8 @@ def _rejection(config: "Rejection", data_root: Path | None) -> "Iterator[Maker]"
             task = augment(task, Random(f"{config.seed}/{number}/instructions"), most=config.instructions)
         if task.task is None or task.task["kind"] not in verifiers():
             kind = task.task["kind"] if task.task else "none"
-            raise ConfigError(
-                f"{task.origin or config.source}: task of kind {kind}; verifiers know {', '.join(verifiers())}"
-            )
+            known = ", ".join(verifiers())
+            raise ConfigError(f"{task.origin or config.source}: task of kind {kind}; verifiers know {known}")
         yield rejection(task, config.tries, config.keep, verify, config.seed)
 
 

@@ -18,7 +18,9 @@ class RewardEntry(Entry):
 
 
 REWARDS = {
-    "task": RewardEntry("nanoalign.reward.compose:score_tasks", "what the verifier of the task's kind says", kind="any"),
+    "task": RewardEntry(
+        "nanoalign.reward.compose:score_tasks", "what the verifier of the task's kind finds", kind="any"
+    ),
     "math": RewardEntry(
         "nanoalign.reward.compose:score_math", "the final answer equals the task's", kind="math", verifier=True
     ),
