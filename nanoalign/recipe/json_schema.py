@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanoalign.common.table import Entry
+from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.recipe.schema import Recipe
 from nanoalign.reward.table import REWARDS
 from nanoalign.rollouts.environments import ENVIRONMENTS
@@ -13,6 +14,7 @@ from nanoalign.rollouts.environments import ENVIRONMENTS
 def json_schema() -> str:
     """The schema as JSON text. It also knows `extends`, which the loader resolves before the recipe is checked."""
     schema = Recipe.model_json_schema(by_alias=True)
+    _list(schema, "chat", CHAT_FORMATS)
     for section in schema["$defs"].values():
         _list(section, "reward", REWARDS)
         _list(section, "environment", ENVIRONMENTS)

