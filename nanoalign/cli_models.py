@@ -113,7 +113,7 @@ def _sweep(
     from nanoalign.common.stage import StageContext, StageLog
     from nanoalign.graph import inputs_of, stage_seed
     from nanoalign.merge.stage import run
-    from nanoalign.recipe.checks import suites_of
+    from nanoalign.stages import suites_of
 
     loaded = load_recipe(recipe, overrides, None, data_root)
     name = next((name for name, stage in loaded.stages.items() if stage.kind == "merge"), None)

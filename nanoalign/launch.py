@@ -2,12 +2,15 @@
 
 import shlex
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanoalign.common.files import write_json
-from nanoalign.recipe.schema import PARALLEL, LocalLaunch, RayLaunch, Recipe, SlurmLaunch
+from nanoalign.recipe.checks import unspreadable
+from nanoalign.recipe.schema import LocalLaunch, RayLaunch, Recipe, SlurmLaunch
+from nanoalign.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Command:
 def command(recipe: Recipe, name: str, job: Path) -> Command:
     """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is used."""
     launch = recipe.launch
-    parallel = recipe.stages[name].kind in PARALLEL
+    parallel = STAGES[recipe.stages[name].kind].parallel
     module = ["-m", "nanoalign.stage_process", str(job.resolve())]
     # a package of the user's in the working folder, `datasets` say, is not to hide a library's
     environment = {"PYTHONSAFEPATH": "1"} | (deepspeed_environment(launch.zero, job) if parallel else {})
@@ -43,6 +46,13 @@ def command(recipe: Recipe, name: str, job: Path) -> Command:
             else:
                 argv += [sys.executable, *module]
     return Command(argv, environment)
+
+
+def unspread(recipe: Recipe, names: Iterable[str]) -> Iterator[str]:
+    """Of these stages, those that the launch cannot spread, each with the reason."""
+    for name in names:
+        if reason := unspreadable(recipe.stages[name], recipe.launch):
+            yield f"stages.{name}: {reason} (--set launch.KEY=VALUE with --until STAGE; finished stages are kept)"
 
 
 def _python(processes: int, nodes: int = 1) -> list[str]:

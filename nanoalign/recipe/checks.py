@@ -15,9 +15,10 @@ from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
 from nanoalign.recipe.source import Path_
 from nanoalign.reward.table import RewardEntry
-from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
+from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
 from nanoalign.sft.config import SFTStage
+from nanoalign.stages import STAGES, suites_of, uses
 
 Finding = tuple[Path_, str]
 
@@ -51,37 +52,8 @@ class Parts:
     """All names under `stages`, `data`, `suites` and `seeds`."""
     kinds: Mapping[str, Any]
     """The `kind` of every stage, as written."""
-    devices: int | None
-    """Processes of a training stage; None where `launch` is wrong by itself."""
-
-
-def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, str]]:
-    """The models a stage takes: (path within the stage or (), role, stage name or `base`). The one place that knows
-    the graph's edges."""
-    roles: list[tuple[Path_, str, str | None]] = []
-    if isinstance(stage, SFTStage | DPOStage | RewardModelStage | GRPOStage):
-        roles.append((("from",), "from", stage.from_))
-    if isinstance(stage, GRPOStage):
-        roles.append((("reward_model",), "reward_model", stage.reward_model))
-    if isinstance(stage, MergeStage):
-        roles += [(("reasoning",), "reasoning", stage.reasoning), (("chat",), "chat", stage.chat)]
-    if isinstance(stage, EvaluateStage):
-        roles += [(("of", index), name, name) for index, name in enumerate(stage.of)]
-    judges = [suites[name].reward_model for _, name in suites_of(stage) if name in suites]
-    roles += [((), judge, judge) for judge in dict.fromkeys(judges) if judge is not None]
-    yield from ((path, role, name) for path, role, name in roles if name is not None)
-
-
-def suites_of(stage: Any) -> Iterator[tuple[Path_, str]]:
-    """The suites that a stage names, with their paths within it."""
-    named: list[tuple[Path_, str | None]] = []
-    if isinstance(stage, MergeStage):
-        named += [(("reasoning_suite",), stage.reasoning_suite), (("chat_suite",), stage.chat_suite)]
-        named += [(("more_suites", index), name) for index, name in enumerate(stage.more_suites)]
-    if isinstance(stage, EvaluateStage):
-        named += [(("suites", index), name) for index, name in enumerate(stage.suites)]
-        named.append((("budget_suite",), stage.budget_suite))
-    yield from ((path, name) for path, name in named if name is not None)
+    launch: Any
+    """None where it is wrong by itself."""
 
 
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
@@ -102,8 +74,10 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
-            if parts.devices is not None:
-                yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.devices))
+            if parts.launch is not None and STAGES[stage.kind].parallel and not unspreadable(stage, parts.launch):
+                yield from (
+                    (("stages", name, *path), message) for path, message in _spread(stage, parts.launch.devices)
+                )
     for name in parts.names["seeds"]:
         if name not in parts.names["stages"]:
             yield ("seeds", name), f"unknown stage `{name}`{nearest(name, parts.names['stages'])}"
@@ -150,31 +124,27 @@ def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Part
 def _model(path: Path_, name: str, role: str, parts: Parts) -> Iterator[Finding]:
     """A language model is wanted, or with role reward_model a reward model."""
     judge = role == "reward_model"
-    candidates = [n for n in parts.names["stages"] if (parts.kinds.get(n) == "reward_model") == judge]
-    candidates = [n for n in candidates if parts.kinds.get(n) != "evaluate"] + ([] if judge else ["base"])
+    wanted = f"{'reward' if judge else 'language'} model"
+    made = {n: STAGES[kind].makes if kind in STAGES else wanted for n, kind in parts.kinds.items()}
+    candidates = [n for n in parts.names["stages"] if made.get(n, wanted) == wanted] + ([] if judge else ["base"])
     what = "reward_model stage" if judge else "stage"
     if name == "base" and not judge:
         return
     if name not in parts.names["stages"]:
         yield path, f"unknown {what} `{name}`{nearest(name, candidates)}"
     elif name not in candidates:
-        yield (
-            path,
-            f"`{name}` is of kind {parts.kinds.get(name)} and makes no {'reward' if judge else 'language'} model",
-        )
+        yield path, f"`{name}` is of kind {parts.kinds.get(name)} and makes no {wanted}"
 
 
 def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     """Names of one stage that must exist."""
     for path, role, name in uses(stage, {}):
         yield from _model(path, name, role, parts)
-    if isinstance(stage, SFTStage | RewardModelStage | GRPOStage):
-        yield from _mixture(("data",), stage.data, "train", parts)
+    yield from _mixture(("data",), getattr(stage, "data", None), "train", parts)
     for path, name in suites_of(stage):
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
-    if isinstance(stage, DPOStage):
-        yield from _environment(stage.environment, known)
+    yield from _environment(getattr(stage, "environment", None), known)
     if isinstance(stage, GRPOStage):
         yield from _scored(stage.data, stage.reward, parts, known)
         yield from _reward(stage.reward, stage.reward_model, known)
@@ -231,8 +201,6 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
 
 def _spread(stage: Any, devices: int) -> Iterator[Finding]:
     """A stage that trains on several processes: packs and batches must divide over them."""
-    if not isinstance(stage, SFTStage | RewardModelStage):
-        return
     ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
     if devices % ranks:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
@@ -243,6 +211,18 @@ def _spread(stage: Any, devices: int) -> Iterator[Finding]:
         shared = "" if ranks == 1 else f" groups of {ranks}"
         at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
         yield ("train", "batch_size"), f"{batch} is no multiple of {at_once}"
+
+
+def unspreadable(stage: Any, launch: Any) -> str | None:
+    """Why a launch cannot spread a stage over its processes, or None."""
+    if isinstance(stage, DPOStage | GRPOStage) and launch.zero == 3:
+        return f"{stage.kind} samples from weights that `launch.zero` 3 shards; set it to 2 or less for this stage"
+    if isinstance(stage, DPOStage | GRPOStage) and launch.devices > 1 and stage.rollouts.engine == "vllm":
+        return (
+            f"`rollouts.engine: vllm` shares one GPU with one process, and `launch` has {launch.devices}; use hf or "
+            "vllm_server, or launch this stage on one process"
+        )
+    return None
 
 
 def _merge(stage: MergeStage) -> Iterator[Finding]:

