@@ -23,7 +23,7 @@ from nanoalign.common.errors import ConfigError, NanoalignError, StageError
 from nanoalign.common.files import alone, whole_file, write_json
 from nanoalign.going_on import advice, log_end
 from nanoalign.graph import BASE, Node, after, makes_model, needed_by, nodes, stage_seed
-from nanoalign.launch import command
+from nanoalign.launch import command, unspread
 from nanoalign.progress import Display, Events, clock, display
 from nanoalign.recipe.load import dump
 from nanoalign.recipe.schema import Recipe
@@ -74,6 +74,8 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
         every = nodes(recipe, folder, options.data_root, ignore_code=options.ignore_code)
         plan = [node for node in every if node.name in wanted]
         stale = [node for node in plan if node.reason is not None]
+        if refused := list(unspread(recipe, [node.name for node in stale])):
+            raise ConfigError("\n".join(refused))
         if stale:
             shown = display(console)
             try:

@@ -74,10 +74,8 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
-            if parts.launch is not None and STAGES[stage.kind].parallel and not unspreadable(stage, parts.launch):
-                yield from (
-                    (("stages", name, *path), message) for path, message in _spread(stage, parts.launch.devices)
-                )
+            if parts.launch is not None:
+                yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.launch))
     for name in parts.names["seeds"]:
         if name not in parts.names["stages"]:
             yield ("seeds", name), f"unknown stage `{name}`{nearest(name, parts.names['stages'])}"
@@ -199,8 +197,11 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
 
 
-def _spread(stage: Any, devices: int) -> Iterator[Finding]:
+def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     """A stage that trains on several processes: packs and batches must divide over them."""
+    if not STAGES[stage.kind].parallel or unspreadable(stage, launch):
+        return
+    devices = launch.devices
     ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
     if devices % ranks:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"

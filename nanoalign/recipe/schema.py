@@ -1,5 +1,7 @@
 """The recipe: one strict section composed of the rooms' sections. Importing this never imports torch."""
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -15,7 +17,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 if TYPE_CHECKING:
     Stage = Any
 else:
-    Stage = Annotated[tuple(entry.section for entry in STAGES.values()), Field(discriminator="kind")]
+    Stage = Annotated[reduce(or_, (entry.section for entry in STAGES.values())), Field(discriminator="kind")]
 
 
 class LocalLaunch(Section):
