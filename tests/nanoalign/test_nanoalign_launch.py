@@ -1,12 +1,17 @@
 """Packs and batches must divide over the processes of a launch, and a plan shows how they do."""
 
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from nanoalign import plan as planning
+from nanoalign.common.errors import ConfigError
+from nanoalign.launch import unspread
 from nanoalign.plan_text import as_text
 from nanoalign.recipe.load import RecipeError, load
+from nanoalign.runner import Options, run
 
 RECIPE = """
 name: spread
@@ -48,6 +53,52 @@ def test_what_does_not_divide_is_named(tmp_path: Path, old: str, new: str, messa
     with pytest.raises(RecipeError) as error:
         load(recipe(tmp_path, old, new))
     assert message in str(error.value)
+
+
+GRPO = """
+name: spread
+seed: 1
+model: builtin:miniature-base
+chat: nemotron-nano-v2
+data: {sums: {sources: {miniature:math: 64}}}
+stages:
+  asked:
+    kind: grpo
+    from: base
+    data: sums
+    reward: {math: 1.0}
+    rollouts: {engine: hf, max_tokens: 16}
+    train: {learning_rate: 1e-4, batch_size: 16}
+"""
+
+
+@pytest.mark.parametrize(
+    ("launch", "engine", "said"),
+    [
+        ("{kind: local, processes: 2}", "hf", ""),
+        ("{kind: local, processes: 1}", "vllm", ""),
+        ("{kind: local, processes: 2}", "vllm", "stages.asked: `rollouts.engine: vllm` shares one GPU"),
+        ("{kind: local, processes: 2, zero: 2}", "hf", ""),
+        ("{kind: slurm, nodes: 2, zero: 3}", "hf", "stages.asked: grpo samples from weights that `launch.zero` 3"),
+    ],
+)
+def test_a_stage_that_cannot_be_spread_is_refused_before_anything_runs(
+    tmp_path: Path, launch: str, engine: str, said: str
+) -> None:
+    (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
+    loaded = load(str(tmp_path / "spread.yaml"), [f"launch={launch}", f"stages.asked.rollouts.engine={engine}"])
+    refused = list(unspread(loaded, loaded.stages))
+    assert [text[: len(said)] for text in refused] == ([said] if said else [])
+    if said:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            run(loaded, Options(root=tmp_path / "runs"), Console())
+        assert not (tmp_path / "runs" / "spread" / "asked").exists()
+
+
+def test_grpo_batches_divide_over_processes_too(tmp_path: Path) -> None:
+    (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
+    with pytest.raises(RecipeError, match="16 is no multiple of 15 sequences at once, 5 on each of 3 processes"):
+        load(str(tmp_path / "spread.yaml"), ["launch={kind: local, processes: 3}"])
 
 
 def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:
