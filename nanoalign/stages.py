@@ -31,8 +31,8 @@ class StageEntry(Entry):
     where it names any."""
 
     section: type[Section]
-    """Its section of a recipe; ``kind`` there is its name here. The keys `from`, `data`, `environment`, `reward`,
-    `reward_model`, `rollouts` and `train` mean in every section the same, and are checked alike."""
+    """Its section of a recipe; ``kind`` there is its name here. The keys `from`, `data`, `environment`, `reward_model`
+    and `train` mean the same in every section, and are checked alike."""
     rooms: tuple[str, ...]
     """Rooms whose source its fingerprint covers."""
     makes: Literal["language model", "reward model", ""] = "language model"
@@ -45,26 +45,21 @@ class StageEntry(Entry):
 
 STAGES = {
     "pretrain": StageEntry(
-        "nanoalign.sft.pretrain:run", "pre-trains the miniature on its generated corpus", PretrainStage, (*CORE, "sft")
-    ),
+        "nanoalign.sft.pretrain:run", "pre-trains the miniature on a generated corpus", PretrainStage, (*CORE, "sft")),
     "sft": StageEntry(
-        "nanoalign.sft.stage:run", "supervised fine-tuning on a mixture",
-        SFTStage, (*CORE, "budget_control", "sft"), result="data.json", parallel=True,
-    ),
+        "nanoalign.sft.stage:run", "supervised fine-tuning on a mixture", SFTStage, (*CORE, "budget_control", "sft"),
+        result="data.json", parallel=True),
     "dpo": StageEntry("nanoalign.rl.dpo:run", "iterative DPO in an environment", DPOStage, RL, parallel=True),
     "reward_model": StageEntry(
-        "nanoalign.rl.reward_model:run", "trains a Bradley-Terry reward model on pairs",
-        RewardModelStage, RL, makes="reward model", parallel=True,
-    ),
+        "nanoalign.rl.reward_model:run", "trains a Bradley-Terry reward model on pairs", RewardModelStage, RL,
+        makes="reward model", parallel=True),
     "grpo": StageEntry("nanoalign.rl.grpo:run", "GRPO on prompts with rewards", GRPOStage, RL, parallel=True),
     "merge": StageEntry(
-        "nanoalign.merge.stage:run", "interpolates two models at the best alpha",
-        MergeStage, (*GENERATING, "evaluation", "merge"), result="sweep.json",
-    ),
+        "nanoalign.merge.stage:run", "interpolates two models at the best alpha", MergeStage,
+        (*GENERATING, "evaluation", "merge"), result="sweep.json"),
     "evaluate": StageEntry(
-        "nanoalign.evaluation.stage:run", "measures models on suites and budgets",
-        EvaluateStage, (*GENERATING, "evaluation"), makes="", result="evaluation.json",
-    ),
+        "nanoalign.evaluation.stage:run", "measures models on suites and budgets", EvaluateStage,
+        (*GENERATING, "evaluation"), makes="", result="evaluation.json"),
 }  # fmt: skip
 
 

@@ -19,55 +19,36 @@ class RewardEntry(Entry):
 
 REWARDS = {
     "task": RewardEntry(
-        "nanoalign.reward.compose:score_tasks", "what the verifier of the task's kind finds", kind="any"
-    ),
+        "nanoalign.reward.compose:score_tasks", "what the verifier of the task's kind finds", kind="any"),
     "math": RewardEntry(
-        "nanoalign.reward.compose:score_math", "the final answer equals the task's", kind="math", verifier=True
-    ),
+        "nanoalign.reward.compose:score_math", "the final answer equals the task's", kind="math", verifier=True),
     "exact": RewardEntry(
-        "nanoalign.reward.compose:score_exact",
-        "the stated answer, or the whole text, is the task's, ignoring case",
-        each=True, kind="exact", verifier=True,
-    ),
+        "nanoalign.reward.compose:score_exact", "the stated answer, or the whole text, is the task's, ignoring case",
+        kind="exact", each=True, verifier=True),
     "instruction": RewardEntry(
-        "nanoalign.reward.instructions.score:share_followed",
-        "the share of the instructions that is followed",
-        each=True, kind="instruction",
-    ),
+        "nanoalign.reward.instructions.score:share_followed", "the share of the instructions that is followed",
+        kind="instruction", each=True),
     "instruction_all": RewardEntry(
-        "nanoalign.reward.instructions.score:all_followed",
-        "all instructions are followed",
-        each=True, kind="instruction", verifier=True,
-    ),
+        "nanoalign.reward.instructions.score:all_followed", "all instructions are followed",
+        kind="instruction", each=True, verifier=True),
     "instruction_loose": RewardEntry(
-        "nanoalign.reward.instructions.score:share_loosely_followed",
-        "the share of the instructions that is followed by IFEval's loose rule",
-        each=True, kind="instruction",
-    ),
+        "nanoalign.reward.instructions.score:share_loosely_followed", "the same share by IFEval's loose rule",
+        kind="instruction", each=True),
     "tools": RewardEntry(
-        "nanoalign.reward.tools:score_tools",
-        "the end state is right, or the calls match",
-        each=True, kind="tools", verifier=True,
-    ),
+        "nanoalign.reward.tools:score_tools", "the end state is right, or the calls match",
+        kind="tools", each=True, verifier=True),
     "code": RewardEntry(
-        "nanoalign.reward.compose:score_code", "all tests pass, in the sandbox", kind="code", verifier=True
-    ),
+        "nanoalign.reward.compose:score_code", "all tests pass, in the sandbox", kind="code", verifier=True),
     "reasoning_gym": RewardEntry(
-        "nanoalign.reward.compose:score_reasoning_gym",
-        "reasoning-gym's own verifier gives full marks",
-        kind="reasoning_gym", verifier=True,
-    ),
+        "nanoalign.reward.compose:score_reasoning_gym", "reasoning-gym's own verifier gives full marks",
+        kind="reasoning_gym", verifier=True),
     "bfcl_multi_turn": RewardEntry(
-        "nanoalign.reward.tools:score_first_turn",
-        "the first request's calls are made, in order, and no other",
-        each=True, kind="bfcl_multi_turn", verifier=True,
-    ),
+        "nanoalign.reward.tools:score_first_turn", "the first request's calls are made, in order, and no other",
+        kind="bfcl_multi_turn", each=True, verifier=True),
     "format": RewardEntry(
-        "nanoalign.reward.shape:score_format", "thinking was closed once, and an answer or a call follows", each=True
-    ),
+        "nanoalign.reward.shape:score_format", "thinking was closed once, and an answer or a call follows", each=True),
     "length": RewardEntry(
-        "nanoalign.reward.compose:score_lengths", "correctness times how well the thinking budget is kept", kind="any"
-    ),
+        "nanoalign.reward.compose:score_lengths", "correctness times how well the thinking budget is kept", kind="any"),
     "preference": RewardEntry("nanoalign.reward.compose:score_preferences", "what a reward model prefers"),
     "judge": RewardEntry("nanoalign.reward.compose:score_judged", "what a judge behind an endpoint says"),
 }  # fmt: skip

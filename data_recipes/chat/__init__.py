@@ -8,17 +8,14 @@ if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
 
 CHAT_FORMATS = {
-    "nemotron-nano-v2": Entry(
-        "nanoalign.data_recipes.chat.nemotron:NemotronNanoV2", "Nemotron Nano v2's, as it is trained here"
-    ),
+    "nemotron-nano-v2": Entry("nanoalign.data_recipes.chat.nemotron:NemotronNanoV2", "as it is trained here"),
     "nemotron-nano-v2-reference": Entry(
-        "nanoalign.data_recipes.chat.nemotron:NemotronNanoV2Reference", "the released models' template, byte for byte"
-    ),
+        "nanoalign.data_recipes.chat.nemotron:NemotronNanoV2Reference", "the released models' template, byte for byte"),
     "chatml": Entry("nanoalign.data_recipes.chat.chatml:ChatML", "plain ChatML"),
     "smollm2": Entry("nanoalign.data_recipes.chat.chatml:smollm2", "ChatML with SmolLM2's default system text"),
     "qwen3": Entry("nanoalign.data_recipes.chat.chatml:Qwen3", "Qwen3's own template"),
     "llama3": Entry("nanoalign.data_recipes.chat.llama3:Llama3", "Llama 3's, with thinking"),
-}
+}  # fmt: skip
 """``code`` makes a format from nothing."""
 
 

@@ -5,7 +5,7 @@ Each check is a generator of (path, message). They run, and report, even where p
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from nanoalign.common.text import nearest
@@ -14,9 +14,10 @@ from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
 from nanoalign.recipe.source import Path_
-from nanoalign.reward.table import RewardEntry
+from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.rollouts.environments import ENVIRONMENTS
 from nanoalign.sft.config import SFTStage
 from nanoalign.stages import STAGES, suites_of, uses
 
@@ -31,9 +32,6 @@ class Known:
     """What is wrong with a source (name, split), or None."""
     unscored: Callable[[str], str | None]
     """Why no reward can judge a single answer to a source's tasks, or None."""
-    chats: Iterable[str]
-    environments: Iterable[str]
-    rewards: Mapping[str, RewardEntry]
 
 
 @dataclass(frozen=True)
@@ -85,16 +83,15 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), suite.data, "test", parts)
     yield from _scored(suite.data, suite.reward, parts, known)
-    yield from _environment(suite.environment, known)
-    without_endpoint = replace(known, rewards={name: entry for name, entry in known.rewards.items() if name != "judge"})
-    yield from _reward(suite.reward, suite.reward_model, without_endpoint)
+    yield from _environment(suite.environment)
+    yield from _reward(suite.reward, suite.reward_model, [name for name in REWARDS if name != "judge"])
     if suite.reward_model is not None:
         yield from _model(("reward_model",), suite.reward_model, "reward_model", parts)
 
 
-def _environment(name: str | None, known: Known) -> Iterator[Finding]:
-    if name is not None and name not in known.environments:
-        yield ("environment",), f"unknown environment `{name}`{nearest(name, known.environments)}"
+def _environment(name: str | None) -> Iterator[Finding]:
+    if name is not None and name not in ENVIRONMENTS:
+        yield ("environment",), f"unknown environment `{name}`{nearest(name, ENVIRONMENTS)}"
 
 
 def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterator[Finding]:
@@ -112,7 +109,7 @@ def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterato
 
 def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Parts, known: Known) -> Iterator[Finding]:
     """Rewards that ask a verifier need tasks that a verifier can judge."""
-    reads = any(known.rewards[name].kind for name in reward or ["task"] if name in known.rewards)
+    reads = any(REWARDS[name].kind for name in reward or ["task"] if name in REWARDS)
     if mixture is not None and reads:
         for source in parts.sources.get(mixture, ()):
             if (reason := known.unscored(source)) is not None:
@@ -142,10 +139,10 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     for path, name in suites_of(stage):
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
-    yield from _environment(getattr(stage, "environment", None), known)
+    yield from _environment(getattr(stage, "environment", None))
     if isinstance(stage, GRPOStage):
         yield from _scored(stage.data, stage.reward, parts, known)
-        yield from _reward(stage.reward, stage.reward_model, known)
+        yield from _reward(stage.reward, stage.reward_model, REWARDS)
         if stage.reward_gpu is not None and stage.reward_model is None:
             yield ("reward_gpu",), "is the reward model's, and there is no `reward_model`"
         if "judge" in stage.reward and stage.judge is None:
@@ -270,12 +267,12 @@ def _unique(path: Path_, values: list[Any]) -> Iterator[Finding]:
             yield (*path, index), f"{'null' if value is None else value} stands here twice"
 
 
-def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Known) -> Iterator[Finding]:
+def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Iterable[str]) -> Iterator[Finding]:
     if reward is None:
         return
     for name, weight in reward.items():
-        if name not in known.rewards:
-            yield ("reward", name), f"unknown reward{nearest(name, known.rewards)}"
+        if name not in known:
+            yield ("reward", name), f"unknown reward{nearest(name, known)}"
         if not math.isfinite(weight):
             yield ("reward", name), f"expected a finite weight, got {weight}"
     if not any(reward.values()):

@@ -109,15 +109,10 @@ def _members(model: Any) -> list[Any]:
     return [model]
 
 
-def kind_of(model: type[BaseModel]) -> str | None:
-    """The one value of a section's `kind`, or None where it has no such key."""
-    kind = model.model_fields.get("kind")
-    return get_args(kind.annotation)[0] if kind else None
-
-
 def _tag(member: Any) -> str:
     if isinstance(member, type) and issubclass(member, BaseModel):
-        return kind_of(member) or member.__name__
+        kind = member.model_fields.get("kind")
+        return get_args(kind.annotation)[0] if kind else member.__name__
     return str(member)
 
 

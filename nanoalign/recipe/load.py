@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.common.text import nearest
+from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
@@ -77,7 +78,7 @@ def validate(source: Source, known: Known) -> tuple[Recipe | None, list[Problem]
         problems = explain(error, source)
     for path, message in check(_parts(source.data), known):
         problems.append(Problem(source.place(path), dotted(path), message))
-    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data, known)]
+    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data)]
     return recipe, problems
 
 
@@ -89,10 +90,8 @@ def dump(recipe: Recipe) -> str:
 def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
     from nanoalign.data_recipes.catalog import catalog
-    from nanoalign.data_recipes.chat import CHAT_FORMATS
     from nanoalign.data_recipes.sources import describe
-    from nanoalign.reward import PLAYED, REWARDS
-    from nanoalign.rollouts.environments import ENVIRONMENTS
+    from nanoalign.reward import PLAYED
 
     def source_fault(name: str, split: str) -> str | None:
         try:
@@ -107,7 +106,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
         adapter = catalog()[name].adapter if name in catalog() else ""
         return PLAYED.get(adapter.removesuffix("_prompt"))
 
-    return Known(source_fault, unscored, CHAT_FORMATS, ENVIRONMENTS, REWARDS)
+    return Known(source_fault, unscored)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
@@ -213,7 +212,7 @@ def _is_local(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~"))
 
 
-def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
+def _models(data: dict[str, Any]) -> list[tuple[Path_, str]]:
     """What is wrong with the names of the base model and the chat format."""
     found: list[tuple[Path_, str]] = []
     chat, model = data.get("chat"), data.get("model")
@@ -221,8 +220,8 @@ def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
         tokenizer = chat.removeprefix("hf:")
         if not tokenizer or (_is_local(tokenizer) and not Path(tokenizer).expanduser().is_dir()):
             found.append((("chat",), f"no tokenizer at `{tokenizer}`; expected hf: and a folder or a hub id"))
-    elif isinstance(chat, str) and chat not in known.chats:
-        found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, known.chats)}"))
+    elif isinstance(chat, str) and chat not in CHAT_FORMATS:
+        found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, CHAT_FORMATS)}"))
     if isinstance(model, str) and model.startswith(("builtin:", "pip:")) and model not in PACKAGED_MODELS:
         found.append((("model",), f"unknown model{nearest(model, PACKAGED_MODELS)}"))
     stages = data.get("stages")

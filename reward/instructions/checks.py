@@ -160,12 +160,10 @@ def _no_comma(text: str) -> bool:
     return "," not in text
 
 
-CHECKERS: dict[str, Checker] = {
+BY_OWN_WORDS: dict[str, Checker] = {
     "keywords:existence": _existence,
     "keywords:frequency": _frequency,
-    "keywords:forbidden_words": _forbidden,
     "keywords:letter_frequency": _letter_frequency,
-    "language:response_language": _language,
     "length_constraints:number_sentences": _number_sentences,
     "length_constraints:number_words": _number_words,
     "length_constraints:number_paragraphs": _number_paragraphs,
@@ -173,40 +171,27 @@ CHECKERS: dict[str, Checker] = {
     "detectable_content:number_placeholders": _placeholders,
     "detectable_content:postscript": _postscript,
     "detectable_format:number_bullet_lists": _bullets,
-    "detectable_format:constrained_response": _constrained,
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,
-    "detectable_format:json_format": _json,
     "detectable_format:title": _title,
+    "change_case:capital_word_frequency": _capital_words,
+}
+"""Instructions that quoted or repeated text could meet: as a reward they must hold for the answer's own words too."""
+CHECKERS: dict[str, Checker] = {
+    **BY_OWN_WORDS,
+    "keywords:forbidden_words": _forbidden,
+    "language:response_language": _language,
+    "detectable_format:constrained_response": _constrained,
+    "detectable_format:json_format": _json,
     "combination:two_responses": _two_responses,
     "combination:repeat_prompt": _repeat_prompt,
     "startend:end_checker": _end,
     "startend:quotation": _quotation,
-    "change_case:capital_word_frequency": _capital_words,
     "change_case:english_capital": _capitals,
     "change_case:english_lowercase": _lowercase,
     "punctuation:no_comma": _no_comma,
 }
 """Instruction id to its checker."""
-BY_OWN_WORDS = frozenset(
-    (
-        "keywords:existence",
-        "keywords:frequency",
-        "keywords:letter_frequency",
-        "length_constraints:number_sentences",
-        "length_constraints:number_words",
-        "length_constraints:number_paragraphs",
-        "length_constraints:nth_paragraph_first_word",
-        "detectable_content:number_placeholders",
-        "detectable_content:postscript",
-        "detectable_format:number_bullet_lists",
-        "detectable_format:number_highlighted_sections",
-        "detectable_format:multiple_sections",
-        "detectable_format:title",
-        "change_case:capital_word_frequency",
-    )
-)
-"""Instructions that quoted or repeated text could meet: as a reward they must hold for the answer's own words too."""
 _PARAMETERS = {
     id: frozenset(
         name for name, value in inspect.signature(check).parameters.items() if value.kind is value.KEYWORD_ONLY

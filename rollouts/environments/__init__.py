@@ -17,18 +17,13 @@ class EnvironmentEntry(Entry):
 
 ENVIRONMENTS = {
     "miniature-workplace": EnvironmentEntry(
-        "nanoalign.rollouts.environments.miniature_workplace:MiniatureWorkplace",
-        "a small simulated office, its tasks drawn from a seed",
-    ),
+        "nanoalign.rollouts.environments.miniature_workplace:MiniatureWorkplace", "a small simulated office"),
     "workbench": EnvironmentEntry(
-        "nanoalign.rollouts.environments.workbench:WorkBenchEnvironment",
-        "WorkBench with the tools of each task's database",
-        needs_data=True,
-    ),
+        "nanoalign.rollouts.environments.workbench:WorkBenchEnvironment", "WorkBench, with a task's own tools",
+        needs_data=True),
     "workbench-all-tools": EnvironmentEntry(
-        "nanoalign.rollouts.environments.workbench:all_tools", "WorkBench with all 27 tools", needs_data=True
-    ),
-}
+        "nanoalign.rollouts.environments.workbench:all_tools", "WorkBench, with all 27 tools", needs_data=True),
+}  # fmt: skip
 
 
 def environment(name: str, data_root: Path | None) -> Environment:
