@@ -1,12 +1,8 @@
 """A written table of names: where the code of each is, imported only when it is used, and a line about it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
-
-from nanoalign.common.errors import ConfigError
-from nanoalign.common.text import nearest
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -22,13 +18,3 @@ class Entry:
         """The class or function; imports its module."""
         module, _, name = self.code.partition(":")
         return getattr(import_module(module), name)
-
-
-E = TypeVar("E", bound=Entry)
-
-
-def find(table: Mapping[str, E], what: str, name: str) -> E:
-    """The entry of that name. Raises ConfigError with the nearest one."""
-    if name not in table:
-        raise ConfigError(f"unknown {what} `{name}`{nearest(name, table)}")
-    return table[name]

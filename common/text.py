@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from nanoalign.common.errors import ConfigError
+
 # An escape sequence is removed completely, so that its parameters do not remain as text. A string that a terminal
 # swallows (title, link, clipboard) is removed with its body only where it is closed: an unclosed one must not hide what
 # follows it. Bodies hold no control character, so each scan ends at the next one and the total stays linear.
@@ -35,3 +37,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"; did you mean `{next(name for name in words if name.lower() == close[0])}`?"
     more = f" and {len(words) - 12} more" if len(words) > 12 else ""
     return f"; known: {', '.join(words[:12])}{more}" if words else "; there are none"
+
+
+def known(what: str, name: str, names: Iterable[str]) -> str:
+    """``name``, if it is one of ``names``. Raises ConfigError with the nearest otherwise."""
+    if name not in names:
+        raise ConfigError(f"unknown {what} `{name}`{nearest(name, names)}")
+    return name

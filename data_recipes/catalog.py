@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.text import nearest
+from nanoalign.common.text import known
 
 Split = Literal["train", "test"]
 Part = Literal["train", "test", "all"]
@@ -65,9 +65,7 @@ def catalog() -> dict[str, Source]:
 
 def source(name: str) -> Source:
     """The source of that name. Raises ConfigError with the nearest valid one."""
-    if name not in catalog():
-        raise ConfigError(f"unknown source `{name}`{nearest(name, catalog())}")
-    return catalog()[name]
+    return catalog()[known("source", name, catalog())]
 
 
 def root_of(data_root: Path | None) -> Path | None:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.text import nearest
+from nanoalign.common.text import known, nearest
 from nanoalign.data_recipes.catalog import Split, catalog
 from nanoalign.data_recipes.conversation import Conversation, Message
 
@@ -53,14 +53,13 @@ def check_name(source: str) -> None:
     if kind == "miniature":
         from nanoalign.data_recipes.miniature import SOURCES
 
-        known = [*SOURCES, "tools"]
+        names = [*SOURCES, "tools"]
     elif kind == "reasoning-gym":
-        known = reasoning_gym_names()
+        names = reasoning_gym_names()
     else:
-        known = [*catalog(), "miniature:", "reasoning-gym:", "file:"]
-        raise ConfigError(f"unknown source `{kind}:{name}`{nearest(f'{kind}:{name}', known)}")
-    if name not in known:
-        raise ConfigError(f"unknown {kind} source `{name}`{nearest(name, known)}")
+        names = [*catalog(), "miniature:", "reasoning-gym:", "file:"]
+        raise ConfigError(f"unknown source `{source}`{nearest(source, names)}")
+    known(f"{kind} source", name, names)
 
 
 @lru_cache(maxsize=1)

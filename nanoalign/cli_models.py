@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, load_recipe
+from nanoalign.common.text import known
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, builtin:NAME or pip:NAME.")]
 ChatOption = Annotated[str, typer.Option("--chat", help="The chat format.")]

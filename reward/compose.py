@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.table import find
+from nanoalign.common.text import known
 from nanoalign.data_recipes.generators import reasoning_gym_names
 from nanoalign.reward.answers import stated_answer
 from nanoalign.reward.base import FLOOR, RewardError, Sample, Score
@@ -92,7 +92,7 @@ def make_reward(
     if not weights:
         raise ConfigError(f"a reward needs at least one component of {', '.join(REWARDS)}")
     for name, weight in weights.items():
-        find(REWARDS, "reward", name)
+        known("reward", name, REWARDS)
         if not math.isfinite(weight):
             raise ConfigError(f"reward {name!r}: the weight must be a finite number, not {weight}")
     if "preference" in weights and reward_model is None:
@@ -170,7 +170,7 @@ def score_reasoning_gym(samples: Sequence[Sample], means: Means) -> Sequence[flo
 
 def score_tasks(samples: Sequence[Sample], means: Means) -> Sequence[float]:
     """What each sample's own verifier says. Raises DataError for a kind of task that has none."""
-    known = verifiers()
+    judged = verifiers()
     places: dict[str, list[int]] = {}
     for place, sample in enumerate(samples):
         places.setdefault(str(sample.task.get("kind")), []).append(place)
@@ -178,9 +178,9 @@ def score_tasks(samples: Sequence[Sample], means: Means) -> Sequence[float]:
     for kind, indices in places.items():
         if kind in PLAYED:
             raise DataError(f"a task of kind {kind!r}: {PLAYED[kind]}")
-        if kind not in known:
-            raise DataError(f"no verifier for a task of kind {kind!r}; known: {', '.join(known)}")
-        verified = component(known[kind], means)([samples[place] for place in indices])
+        if kind not in judged:
+            raise DataError(f"no verifier for a task of kind {kind!r}; known: {', '.join(judged)}")
+        verified = component(judged[kind], means)([samples[place] for place in indices])
         for place, score in zip(indices, verified, strict=True):
             scores[place] = score
     return scores

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from nanoalign.common.table import Entry, find
+from nanoalign.common.table import Entry
+from nanoalign.common.text import known
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
@@ -28,5 +29,5 @@ def chat_format(name: str) -> "ChatFormat":
         from nanoalign.data_recipes.chat.template import HFTemplate
 
         return HFTemplate.load(name)
-    made: ChatFormat = find(CHAT_FORMATS, "chat format", name).load()()
+    made: ChatFormat = CHAT_FORMATS[known("chat format", name, CHAT_FORMATS)].load()()
     return made

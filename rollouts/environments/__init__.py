@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.table import Entry, find
+from nanoalign.common.table import Entry
+from nanoalign.common.text import known
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
 
 
@@ -29,7 +30,7 @@ ENVIRONMENTS = {
 def environment(name: str, data_root: Path | None) -> Environment:
     """The environment called ``name``. Raises ConfigError for an unknown name, or where it needs mirrored data and
     ``data_root`` is None."""
-    entry = find(ENVIRONMENTS, "environment", name)
+    entry = ENVIRONMENTS[known("environment", name, ENVIRONMENTS)]
     if entry.needs_data and data_root is None:
         raise ConfigError(f"environment {name!r} needs its data: give --data-root DIR or set NANOALIGN_DATA")
     made: Environment = entry.load()(data_root) if entry.needs_data else entry.load()()
