@@ -1,6 +1,10 @@
-"""Text that others wrote (a model, a data row, another process), made safe to show on a terminal."""
+"""Text for a terminal: what others wrote (a model, a data row, another process) made safe, and "did you mean"."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from nanoalign.common.errors import ConfigError
 
 # An escape sequence is removed completely, so that its parameters do not remain as text. A string that a terminal
 # swallows (title, link, clipboard) is removed with its body only where it is closed: an unclosed one must not hide what
@@ -23,3 +27,20 @@ def printable(text: str) -> str:
     text.
     """
     return _REPLACED.sub("\ufffd", _SEQUENCE.sub("", text))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to add to "unknown ...": ``; did you mean `x`?``, or the known words where none is near (12 at most)."""
+    words = sorted(str(name) for name in known)
+    close = get_close_matches(word.lower(), [name.lower() for name in words], n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean `{next(name for name in words if name.lower() == close[0])}`?"
+    more = f" and {len(words) - 12} more" if len(words) > 12 else ""
+    return f"; known: {', '.join(words[:12])}{more}" if words else "; there are none"
+
+
+def known(what: str, name: str, names: Iterable[str]) -> str:
+    """``name``, if it is one of ``names``. Raises ConfigError with the nearest otherwise."""
+    if name not in names:
+        raise ConfigError(f"unknown {what} `{name}`{nearest(name, names)}")
+    return name

@@ -1,7 +1,6 @@
 """The catalog of named sources, read from ``catalog.yaml``."""
 
 import os
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import known
 
 Split = Literal["train", "test"]
 Part = Literal["train", "test", "all"]
@@ -65,11 +65,7 @@ def catalog() -> dict[str, Source]:
 
 def source(name: str) -> Source:
     """The source of that name. Raises ConfigError with the nearest valid one."""
-    if name not in catalog():
-        near = get_close_matches(name, catalog(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see `nanoalign data sources`"
-        raise ConfigError(f"unknown source {name!r}; {hint}")
-    return catalog()[name]
+    return catalog()[known("source", name, catalog())]
 
 
 def root_of(data_root: Path | None) -> Path | None:

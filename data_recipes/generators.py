@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import known, nearest
 from nanoalign.data_recipes.catalog import Split, catalog
 from nanoalign.data_recipes.conversation import Conversation, Message
 
@@ -53,16 +53,13 @@ def check_name(source: str) -> None:
     if kind == "miniature":
         from nanoalign.data_recipes.miniature import SOURCES
 
-        known = [*SOURCES, "tools"]
+        names = [*SOURCES, "tools"]
     elif kind == "reasoning-gym":
-        known = reasoning_gym_names()
+        names = reasoning_gym_names()
     else:
-        near = get_close_matches(f"{kind}:{name}", [*catalog(), "miniature:", "reasoning-gym:", "file:"], n=1)
-        raise ConfigError(f"unknown source '{kind}:{name}'" + (f"; did you mean {near[0]}?" if near else ""))
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {kind}:{near[0]}?" if near else f"known: {', '.join(known[:12])}"
-        raise ConfigError(f"unknown source '{kind}:{name}'; {hint}")
+        names = [*catalog(), "miniature:", "reasoning-gym:", "file:"]
+        raise ConfigError(f"unknown source `{source}`{nearest(source, names)}")
+    known(f"{kind} source", name, names)
 
 
 @lru_cache(maxsize=1)

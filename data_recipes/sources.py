@@ -8,11 +8,11 @@ and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import nearest
 from nanoalign.data_recipes.adapters import ADAPTERS, NotASample, conversations_of
 from nanoalign.data_recipes.catalog import Source, Split, find_files, root_of, source
 from nanoalign.data_recipes.chat.base import ChatFormat
@@ -252,9 +252,7 @@ def _hub_rows(name: str, entry: Source, part: str, data_root: Path | None) -> It
 
 def _local_source(name: str, adapter: str) -> Source:
     if adapter and adapter not in ADAPTERS:
-        near = get_close_matches(adapter, ADAPTERS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ADAPTERS)}"
-        raise ConfigError(f"source {name}: unknown layout {adapter!r}; {hint}")
+        raise ConfigError(f"source {name}: unknown layout `{adapter}`{nearest(adapter, ADAPTERS)}")
     return Source(about="a local file", licence="", domain="", adapter=adapter or "recognised", files={"train": name})
 
 
@@ -263,6 +261,5 @@ def _local_path(name: str, path: str, data_root: Path | None) -> Path:
     for candidate in (Path(path), *([root / path] if root else [])):
         if candidate.is_file():
             return candidate
-    near = get_close_matches(Path(path).name, [p.name for p in Path(path).parent.glob("*")], n=1)
-    hint = f"; did you mean {Path(path).parent / near[0]}?" if near else ""
-    raise DataError(f"source {name}: no such file {path}{hint}")
+    beside = [found.name for found in Path(path).parent.glob(f"*{Path(path).suffix}")]
+    raise DataError(f"source {name}: no such file {path}{nearest(Path(path).name, beside)}")

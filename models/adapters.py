@@ -1,6 +1,5 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) through peft, on Mamba's projections too."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.text import nearest
 from nanoalign.models.config import LoRA
 
 KNOWN_TARGETS = frozenset(LoRA.model_fields["targets"].default)
@@ -37,9 +37,8 @@ def matching_targets(model: nn.Module, lora: LoRA) -> list[str]:
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for target in lora.targets:
         if target not in linear and target not in KNOWN_TARGETS:
-            near = difflib.get_close_matches(target, linear, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(linear))}"
-            raise ConfigError(f"train.lora.targets: no linear module of the model is named {target!r}{hint}")
+            hint = nearest(target, linear)
+            raise ConfigError(f"train.lora.targets: no linear module of the model is named `{target}`{hint}")
     found = [target for target in lora.targets if target in linear]
     if not found:
         raise ConfigError(f"train.lora.targets: none matches; the model has {', '.join(sorted(linear))}")

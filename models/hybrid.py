@@ -194,7 +194,12 @@ class FalconH1Path(Mamba2Path, FalconH1Mixer):
         return self.norm(y, gate) if self.mamba_rms_norm else y * F.silu(gate)
 
 
-PATHS: dict[type[nn.Module], type[nn.Module]] = {path.__bases__[1]: path for path in Mamba2Path.__subclasses__()}
+PATHS: dict[type[nn.Module], type[nn.Module]] = {
+    NemotronHMamba2Mixer: NemotronHPath,
+    BambaMixer: BambaPath,
+    GraniteMoeHybridMambaLayer: GraniteMoeHybridPath,
+    FalconH1Mixer: FalconH1Path,
+}
 """transformers' mixers and the classes that replace them."""
 
 

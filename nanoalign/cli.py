@@ -17,10 +17,9 @@ from nanoalign.cli_shared import (
     RecipeArgument,
     RootOption,
     SetOption,
-    known,
     load_recipe,
 )
-from nanoalign.common.text import printable
+from nanoalign.common.text import known, printable
 
 app = typer.Typer(
     cls=Group,

@@ -9,7 +9,8 @@ import typer
 
 from nanoalign.cli_generate import generate
 from nanoalign.cli_prepare import prepare
-from nanoalign.cli_shared import DataRootOption, RecipeArgument, SetOption, known, load_recipe
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, SetOption, load_recipe
+from nanoalign.common.text import known
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.config import Mixture

@@ -87,15 +87,16 @@ def makers(config: "Generate", data_root: Path | None) -> "Iterator[Maker]":
 def _rejection(config: "Rejection", data_root: Path | None) -> "Iterator[Maker]":
     from nanoalign.common.errors import ConfigError
     from nanoalign.data_recipes.synthetic.rejection import rejection
-    from nanoalign.reward.compose import KINDS
     from nanoalign.reward.instructions.augment import augment
+    from nanoalign.reward.table import verifiers
 
     for number, task in enumerate(_drawn(config, data_root)):
         if config.instructions:
             task = augment(task, Random(f"{config.seed}/{number}/instructions"), most=config.instructions)
-        if task.task is None or task.task["kind"] not in KINDS:
+        if task.task is None or task.task["kind"] not in verifiers():
             kind = task.task["kind"] if task.task else "none"
-            raise ConfigError(f"{task.origin or config.source}: task of kind {kind}; verifiers know {', '.join(KINDS)}")
+            known = ", ".join(verifiers())
+            raise ConfigError(f"{task.origin or config.source}: task of kind {kind}; verifiers know {known}")
         yield rejection(task, config.tries, config.keep, verify, config.seed)
 
 

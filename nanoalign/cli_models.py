@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, load_recipe
+from nanoalign.common.text import known
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, builtin:NAME or pip:NAME.")]
 ChatOption = Annotated[str, typer.Option("--chat", help="The chat format.")]
@@ -113,7 +114,7 @@ def _sweep(
     from nanoalign.common.stage import StageContext, StageLog
     from nanoalign.graph import inputs_of, stage_seed
     from nanoalign.merge.stage import run
-    from nanoalign.recipe.checks import suites_of
+    from nanoalign.stages import suites_of
 
     loaded = load_recipe(recipe, overrides, None, data_root)
     name = next((name for name, stage in loaded.stages.items() if stage.kind == "merge"), None)

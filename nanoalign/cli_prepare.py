@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, known, load_recipe
+from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, load_recipe
+from nanoalign.common.text import known
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.selection import Tell

@@ -44,13 +44,3 @@ def load_recipe(recipe: str, overrides: list[str] | None, device: str | None, da
 
     overrides = [*(overrides or []), *([f"device={device}"] if device else [])]
     return load(recipe, overrides, data_root=data_root, check_files=True)
-
-
-def known(what: str, name: str, names: Any) -> str:
-    """``name``, if it is one of ``names``. Raises ConfigError with the nearest otherwise."""
-    from nanoalign.common.errors import ConfigError
-    from nanoalign.recipe.explain import nearest
-
-    if name not in names:
-        raise ConfigError(f"unknown {what} `{name}`{nearest(name, names)}")
-    return name

@@ -14,25 +14,11 @@ from typing import Any
 from nanoalign.artifacts import StageRecord, read_record
 from nanoalign.common.errors import DataError
 from nanoalign.common.files import fingerprint, room_version
-from nanoalign.recipe.checks import suites_of, uses
 from nanoalign.recipe.schema import Recipe
+from nanoalign.stages import STAGES, suites_of, uses
 
 BASE = "base"
 """The name under which stages take the recipe's own model."""
-
-CORE = ("common", "models", "data_recipes")
-GENERATING = (*CORE, "budget_control", "reward", "rollouts")
-RL = (*GENERATING, "rl")
-ROOMS = {
-    "pretrain": (*CORE, "sft"),
-    "sft": (*CORE, "budget_control", "sft"),
-    "dpo": RL,
-    "reward_model": RL,
-    "grpo": RL,
-    "evaluate": (*GENERATING, "evaluation"),
-    "merge": (*GENERATING, "evaluation", "merge"),
-}
-"""Rooms whose source a stage's kind depends on."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +156,12 @@ def stage_seed(recipe: Recipe, name: str) -> int:
 
 def makes_model(stage: Any) -> bool:
     """Whether a stage leaves a model behind."""
-    return stage.kind != "evaluate"
+    return bool(STAGES[stage.kind].makes)
 
 
 def code_versions(kind: str) -> dict[str, str]:
     """The versions of the rooms that a stage of this kind depends on."""
-    return {room: room_version(room) for room in ROOMS[kind]}
+    return {room: room_version(room) for room in STAGES[kind].rooms}
 
 
 def base_fingerprint(model: str) -> str:

@@ -11,15 +11,16 @@ from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
-from nanoalign.recipe.schema import PARALLEL, Recipe
+from nanoalign.recipe.checks import spreads, unspreadable
+from nanoalign.recipe.schema import Recipe
 from nanoalign.sft.config import HELD_OUT
+from nanoalign.stages import STAGES
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja",
 )  # fmt: skip
-RESULT_FILES = {"sft": "data.json", "merge": "sweep.json", "evaluate": "evaluation.json"}
 SHARD_BYTES = 5e9
 CURVE_POINTS = 32
 
@@ -109,18 +110,21 @@ def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: b
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
+    """Settings in an older spelling, `launch` settings that no stage uses, and stages that it cannot spread."""
     for name, stage in recipe.stages.items():
         rollouts = getattr(stage, "rollouts", None)
         if rollouts is not None and (hint := rollouts.hint()):
             yield f"stages.{name}.rollouts: {hint}"
-    """`launch` settings that no stage of the recipe uses."""
     launch = recipe.launch
-    if any(stage.kind in PARALLEL for stage in recipe.stages.values()):
+    if any(STAGES[stage.kind].parallel for stage in recipe.stages.values()):
+        for name, stage in recipe.stages.items():
+            if reason := unspreadable(stage, launch):
+                yield f"stages.{name} runs on one process: {reason}"
         return
     unused = [f"{launch.devices} processes"] if launch.devices > 1 else []
     unused += [f"zero: {launch.zero}"] if launch.zero else []
     if unused:
-        kinds = " and ".join(PARALLEL)
+        kinds = ", ".join(kind for kind, entry in STAGES.items() if entry.parallel)
         yield f"launch sets {', '.join(unused)} without effect: only {kinds} stages train on several processes"
 
 
@@ -204,7 +208,7 @@ class _Sizes:
         steps = optimizer_steps(train, sequences)
         plan.steps = Amount(steps, "" if train.steps else sign)
         plan.batch_size, plan.schedule, plan.learning_rate = train.batch_size, train.schedule, train.learning_rate
-        if plan.kind in PARALLEL:
+        if spreads(stage, self.recipe.launch):
             pack = getattr(stage, "pack", None)
             plan.devices, plan.zero = self.recipe.launch.devices, self.recipe.launch.zero
             plan.sequence_parallel = pack.sequence_parallel if pack is not None else 1
@@ -243,8 +247,8 @@ def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
     """Every file that a stage leaves behind, relative to the run's folder."""
     yield from (f"{node.name}/{file}" for file in STAGE_FILES)
     yield f"{node.name}/tensorboard/events.out.tfevents.*"
-    if node.stage.kind in RESULT_FILES:
-        yield f"{node.name}/{RESULT_FILES[node.stage.kind]}"
+    if result := STAGES[node.stage.kind].result:
+        yield f"{node.name}/{result}"
     if node.stage.kind == "sft":
         yield f"{node.name}.prepared/{{README.md,index.json,examples.arrow,*-train-*.arrow}}"
     if node.stage.kind == "dpo":

@@ -1,35 +1,40 @@
 """Rewards by name, and their weighted sum with every component kept for the log."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import known
 from nanoalign.data_recipes.generators import reasoning_gym_names
 from nanoalign.reward.answers import stated_answer
 from nanoalign.reward.base import FLOOR, RewardError, Sample, Score
 from nanoalign.reward.code import score_programs
 from nanoalign.reward.config import Judge
-from nanoalign.reward.instructions.score import score_instructions
 from nanoalign.reward.judge import JudgeClient
 from nanoalign.reward.mathematics import MathVerifier
 from nanoalign.reward.sandbox import Limits
 from nanoalign.reward.shape import length_factor, score_format
-from nanoalign.reward.tools import score_first_turn, score_tools
+from nanoalign.reward.table import REWARDS, verifiers
 from nanoalign.reward.verifier_pool import VerifierPool
 
 Component = Callable[[Sequence[Sample]], Sequence[float]]
 """Scores a batch, one number a sample, in order."""
-KINDS = ("math", "exact", "instruction", "tools", "code", "reasoning_gym", "bfcl_multi_turn")
-"""Kinds of task that a verifier knows."""
 PLAYED = {
     "workbench": "its tasks are played, not answered in one turn; use `environment: workbench`",
     "nemo_gym": "its tasks are played in NeMo Gym's own databases, which are not here; use `environment: workbench`",
 }
 """Kinds of task that no verifier of single answers can judge, and why."""
-COMPONENTS = ("task", *KINDS, "instruction_all", "instruction_loose", "format", "length", "preference", "judge")
-"""Names that a recipe may weigh. ``task`` asks the verifier of each sample's own kind."""
+
+
+class Means:
+    """What rewards share besides the samples: their processes, models and settings."""
+
+    def __init__(
+        self, reward_model: Component | None, judge: Judge | None, workers: int | None, limits: Limits | None
+    ) -> None:
+        self.math, self.reasoning_gym = MathVerifier(workers), VerifierPool("reasoning_gym", workers)
+        self.reward_model, self.limits = reward_model, limits
+        self.judge = JudgeClient(judge) if judge is not None else None
 
 
 class ComposedReward:
@@ -79,40 +84,37 @@ def make_reward(
 ) -> ComposedReward:
     """The weighted sum of the components named in ``weights``.
 
-    ``instruction`` is the share of instructions followed, ``instruction_all`` 1 for all of them and else 0 (as ``task``
-    gives), ``instruction_loose`` the share by IFEval's loose rule. ``reward_model`` gives ``preference`` its raw scores
+    ``reward_model`` gives ``preference`` its raw scores
     (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` processes of each outside verifier (default: one a
     processor, at most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one), a
     weight that is not a finite number, or a component that lacks its model.
     """
     if not weights:
-        raise ConfigError(f"a reward needs at least one component of {', '.join(COMPONENTS)}")
+        raise ConfigError(f"a reward needs at least one component of {', '.join(REWARDS)}")
     for name, weight in weights.items():
-        if name not in COMPONENTS:
-            nearest = difflib.get_close_matches(name, COMPONENTS, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"unknown reward {name!r}: did you mean {nearest!r}? ({', '.join(COMPONENTS)})")
+        known("reward", name, REWARDS)
         if not math.isfinite(weight):
             raise ConfigError(f"reward {name!r}: the weight must be a finite number, not {weight}")
     if "preference" in weights and reward_model is None:
         raise ConfigError("reward 'preference' needs a reward model: set reward_model to a reward_model stage")
     if "judge" in weights and judge is None:
         raise ConfigError("reward 'judge' needs an endpoint: give its url and model")
-    verifiers = _verifiers(MathVerifier(workers), workers, limits)
-    task = partial(_score_tasks, verifiers)
-    known: dict[str, Component] = {
-        **verifiers,
-        "task": task,
-        "instruction": _each("instruction", partial(score_instructions, share=True)),
-        "instruction_all": verifiers["instruction"],
-        "instruction_loose": _each("instruction", partial(score_instructions, share=True, loose=True)),
-        "format": lambda samples: [score_format(sample) for sample in samples],
-        "length": partial(_score_lengths, task),
-    }
-    if reward_model is not None:
-        known["preference"] = partial(_score_preferences, reward_model)
-    if judge is not None and "judge" in weights:
-        known["judge"] = JudgeClient(judge).score
-    return ComposedReward(weights, {name: known[name] for name in weights})
+    means = Means(reward_model, judge if "judge" in weights else None, workers, limits)
+    return ComposedReward(weights, {name: component(name, means) for name in weights})
+
+
+def component(name: str, means: Means) -> Component:
+    """The reward of that name in the table. It refuses tasks of another kind than it reads, with a DataError."""
+    entry = REWARDS[name]
+    code = entry.load()
+
+    def score(samples: Sequence[Sample]) -> Sequence[float]:
+        for kind in (sample.task.get("kind") for sample in samples):
+            if entry.kind not in ("", "any", kind):
+                raise DataError(f"reward {name!r} met a task of kind {kind!r}: use 'task' for mixed data")
+        return [code(sample) for sample in samples] if entry.each else code(samples, means)
+
+    return score
 
 
 def score_exact(sample: Sample) -> float:
@@ -126,26 +128,17 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).casefold().removesuffix(".").strip()
 
 
-def _verifiers(mathematics: MathVerifier, workers: int | None, limits: Limits | None) -> dict[str, Component]:
-    """A verifier for each kind of task."""
-
-    def score_math(samples: Sequence[Sample]) -> Sequence[float]:
-        return mathematics.scores([(str(sample.task["answer"]), sample.answer.content) for sample in samples])
-
-    return {
-        "math": _of_kind("math", score_math),
-        "exact": _each("exact", score_exact),
-        "instruction": _each("instruction", partial(score_instructions, share=False)),
-        "tools": _each("tools", score_tools),
-        "code": _of_kind("code", partial(score_programs, limits=limits)),
-        "reasoning_gym": _of_kind(
-            "reasoning_gym", partial(score_reasoning_gym, VerifierPool("reasoning_gym", workers))
-        ),
-        "bfcl_multi_turn": _each("bfcl_multi_turn", score_first_turn),
-    }
+def score_math(samples: Sequence[Sample], means: Means) -> Sequence[float]:
+    """1.0 where the final answer equals the task's, in its text alone; see reward/mathematics.py."""
+    return means.math.scores([(str(sample.task["answer"]), sample.answer.content) for sample in samples])
 
 
-def score_reasoning_gym(pool: VerifierPool, samples: Sequence[Sample]) -> Sequence[float]:
+def score_code(samples: Sequence[Sample], means: Means) -> Sequence[float]:
+    """1.0 where all of the task's tests pass; see reward/code.py."""
+    return score_programs(samples, means.limits)
+
+
+def score_reasoning_gym(samples: Sequence[Sample], means: Means) -> Sequence[float]:
     """1.0 where reasoning-gym's own verifier of ``task["dataset"]`` gives full marks to the stated answer (or the whole
     text). Its partial marks count for nothing: some reward a text that merely contains the answer. Verifiers run in
     walled processes: several evaluate the answer, or raise for it. Raises DataError for an unknown data set, or an
@@ -167,7 +160,7 @@ def score_reasoning_gym(pool: VerifierPool, samples: Sequence[Sample]) -> Sequen
     ]
     scores = [0.0] * len(samples)
     try:
-        verdicts = pool.ask(questions)
+        verdicts = means.reasoning_gym.ask(questions)
     except TypeError as error:
         raise DataError(f"reasoning_gym task: {error}") from error
     for place, verdict in zip(asked, verdicts, strict=True):
@@ -175,23 +168,9 @@ def score_reasoning_gym(pool: VerifierPool, samples: Sequence[Sample]) -> Sequen
     return scores
 
 
-def _of_kind(kind: str, component: Component) -> Component:
-    """The component, for samples of its kind only."""
-
-    def score(samples: Sequence[Sample]) -> Sequence[float]:
-        for sample in samples:
-            if (found := sample.task.get("kind")) != kind:
-                raise DataError(f"reward {kind!r} met a task of kind {found!r}: use 'task' for mixed data")
-        return component(samples)
-
-    return score
-
-
-def _each(kind: str, score: Callable[[Sample], float]) -> Component:
-    return _of_kind(kind, lambda samples: [score(sample) for sample in samples])
-
-
-def _score_tasks(verifiers: Mapping[str, Component], samples: Sequence[Sample]) -> list[float]:
+def score_tasks(samples: Sequence[Sample], means: Means) -> Sequence[float]:
+    """What each sample's own verifier says. Raises DataError for a kind of task that has none."""
+    judged = verifiers()
     places: dict[str, list[int]] = {}
     for place, sample in enumerate(samples):
         places.setdefault(str(sample.task.get("kind")), []).append(place)
@@ -199,27 +178,35 @@ def _score_tasks(verifiers: Mapping[str, Component], samples: Sequence[Sample]) 
     for kind, indices in places.items():
         if kind in PLAYED:
             raise DataError(f"a task of kind {kind!r}: {PLAYED[kind]}")
-        if kind not in verifiers:
-            raise DataError(f"no verifier for a task of kind {kind!r}; known: {', '.join(verifiers)}")
-        for place, score in zip(indices, verifiers[kind]([samples[i] for i in indices]), strict=True):
+        if kind not in judged:
+            raise DataError(f"no verifier for a task of kind {kind!r}; known: {', '.join(judged)}")
+        verified = component(judged[kind], means)([samples[place] for place in indices])
+        for place, score in zip(indices, verified, strict=True):
             scores[place] = score
     return scores
 
 
-def _score_lengths(task: Component, samples: Sequence[Sample]) -> list[float]:
+def score_lengths(samples: Sequence[Sample], means: Means) -> Sequence[float]:
     """Correctness times :func:`length_factor`; well-formedness stands for correctness where nothing can be checked."""
-    checkable = [sample for sample in samples if sample.task.get("kind") in KINDS]
-    correct = iter(task(checkable))
+    checkable = [sample.task.get("kind") in verifiers() for sample in samples]
+    correct = iter(score_tasks([sample for sample, can in zip(samples, checkable) if can], means))
     return [
-        length_factor(sample) * (next(correct) if sample.task.get("kind") in KINDS else score_format(sample))
-        for sample in samples
+        length_factor(sample) * (next(correct) if can else score_format(sample))
+        for sample, can in zip(samples, checkable)
     ]
 
 
-def _score_preferences(model: Component, samples: Sequence[Sample]) -> list[float]:
-    """The model's log-odds as a probability in (0, 1); the floor for a blank answer, unasked."""
+def score_judged(samples: Sequence[Sample], means: Means) -> Sequence[float]:
+    """The judge's scores; see reward/judge.py."""
+    assert means.judge is not None  # make_reward saw to it
+    return means.judge.score(samples)
+
+
+def score_preferences(samples: Sequence[Sample], means: Means) -> Sequence[float]:
+    """The reward model's log-odds as a probability in (0, 1); the floor for a blank answer, unasked."""
+    assert means.reward_model is not None  # make_reward saw to it
     said = [place for place, sample in enumerate(samples) if sample.answer.content.strip()]
-    raw = _checked("preference", model([samples[place] for place in said]) if said else [], len(said))
+    raw = _checked("preference", means.reward_model([samples[place] for place in said]) if said else [], len(said))
     scores = [FLOOR] * len(samples)
     for place, value in zip(said, raw, strict=True):
         scores[place] = _sigmoid(value)

@@ -17,7 +17,7 @@ class DPOStage(Section):
     from_: str = Field(alias="from")
     """`base` or the stage whose model starts."""
     environment: str
-    """Name of an environment, e.g. miniature-workplace or workbench."""
+    """Name of an environment (rollouts/environments)."""
     rounds: int = Field(3, ge=1)
     """Rounds of sampling, pairing and training."""
     tasks_per_round: int = Field(ge=1)
@@ -62,7 +62,7 @@ class GRPOStage(Section):
     data: str
     """Mixture of prompts."""
     reward: dict[str, float] = Field(min_length=1)
-    """Reward name to weight: task, instruction, math, tools, code, format, length, preference, judge."""
+    """Name of a reward (reward/table.py) to its weight."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
     reward_gpu: Annotated[int | None, HOW_IT_RUNS] = Field(None, ge=0)

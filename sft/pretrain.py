@@ -5,7 +5,7 @@ a real base model. AdamW with the WSD schedule, bf16 autocast with fp32 master w
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import fingerprint
 from nanoalign.common.stage import StageContext
+from nanoalign.data_recipes.config import Mixture
 from nanoalign.models.config import Training
 
 
@@ -80,7 +81,7 @@ def windows(tokens: Any, length: int, batch: int, seed: int) -> Iterator[Any]:
         yield tokens[starts + offsets].astype(np.int64)
 
 
-def run(config: PretrainStage, context: StageContext) -> dict[str, float | str]:
+def run(config: PretrainStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, float | str]:
     """Trains and writes ``context.folder/model``. A corpus that was prepared elsewhere (``context.folder/corpus.npz``
     and ``context.folder/tokenizer``) is used as it is. Raises ConfigError where ``train.steps`` is missing."""
     import numpy as np

@@ -1,25 +1,23 @@
 """Chat formats: how a conversation is written as text, which parts of it are trained, and how answers are read back."""
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from nanoalign.common.errors import ConfigError
-from nanoalign.data_recipes.chat.chatml import ChatML, Qwen3
-from nanoalign.data_recipes.chat.llama3 import Llama3
-from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
+from nanoalign.common.table import Entry
+from nanoalign.common.text import known
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
 
-_ALL: "tuple[ChatFormat, ...]" = (
-    NemotronNanoV2(),
-    NemotronNanoV2Reference(),
-    ChatML(),
-    ChatML("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    Qwen3(),
-    Llama3(),
-)
-FORMATS = {each.name: each for each in _ALL}
+CHAT_FORMATS = {
+    "nemotron-nano-v2": Entry("nanoalign.data_recipes.chat.nemotron:NemotronNanoV2", "as it is trained here"),
+    "nemotron-nano-v2-reference": Entry(
+        "nanoalign.data_recipes.chat.nemotron:NemotronNanoV2Reference", "the released models' template, byte for byte"),
+    "chatml": Entry("nanoalign.data_recipes.chat.chatml:ChatML", "plain ChatML"),
+    "smollm2": Entry("nanoalign.data_recipes.chat.chatml:smollm2", "ChatML with SmolLM2's default system text"),
+    "qwen3": Entry("nanoalign.data_recipes.chat.chatml:Qwen3", "Qwen3's own template"),
+    "llama3": Entry("nanoalign.data_recipes.chat.llama3:Llama3", "Llama 3's, with thinking"),
+}  # fmt: skip
+"""``code`` makes a format from nothing."""
 
 
 def chat_format(name: str) -> "ChatFormat":
@@ -31,8 +29,5 @@ def chat_format(name: str) -> "ChatFormat":
         from nanoalign.data_recipes.chat.template import HFTemplate
 
         return HFTemplate.load(name)
-    if name not in FORMATS:
-        near = get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMATS)}, hf:FOLDER_OR_HUB_ID"
-        raise ConfigError(f"unknown chat format {name!r}; {hint}")
-    return FORMATS[name]
+    made: ChatFormat = CHAT_FORMATS[known("chat format", name, CHAT_FORMATS)].load()()
+    return made

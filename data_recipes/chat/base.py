@@ -57,3 +57,9 @@ class ChatFormat(Protocol):
         """What a model wrote (stop text removed). ``thinking`` says whether the prompt requested it. Never raises: a
         tool call that cannot be read stays in ``content``, and what is wrong is named in ``faults``."""
         ...
+
+    def template(self) -> str:
+        """The Jinja template to save beside a model that was trained in this format. It takes ``messages`` (with
+        ``reasoning_content`` and ``tool_calls``), ``tools`` and ``enable_thinking``: left out, the last /think or
+        /no_think in the messages decides. It renders what ``prompt`` and ``completion`` give (tested)."""
+        ...

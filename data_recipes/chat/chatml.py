@@ -30,10 +30,12 @@ class ChatML(Format):
     stop: tuple[str, ...] = ("<|im_end|>", "<|endoftext|>")
     special_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
     call_tags = (("<tool_call>", "</tool_call>"),)
+    jinja = ("signals", "chatml")
 
     def __init__(self, name: str = "chatml", default_system: str | None = None) -> None:
         self.name = name
         self.default_system = default_system
+        self.jinja_settings = {"default_system": default_system, "is_qwen3": False}
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None
@@ -87,6 +89,7 @@ class Qwen3(ChatML):
 
     def __init__(self) -> None:
         super().__init__("qwen3")
+        self.jinja_settings = {"default_system": None, "is_qwen3": True}
 
     def _opening(self, thinking: bool) -> str:
         return "" if thinking else "<think>\n\n</think>\n\n"
@@ -96,3 +99,8 @@ class Qwen3(ChatML):
 
     def _past_thought(self, message: Message) -> str:
         return f"<think>\n{message.reasoning.strip()}\n</think>\n\n" if message.reasoning else ""
+
+
+def smollm2() -> ChatML:
+    """ChatML with the system text that SmolLM2 was trained with."""
+    return ChatML("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face")

@@ -27,6 +27,7 @@ class Llama3(Format):
     name = "llama3"
     stop: tuple[str, ...] = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
     special_tokens: tuple[str, ...] = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    jinja = ("signals", "llama3")
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None

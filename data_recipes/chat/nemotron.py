@@ -41,6 +41,8 @@ class NemotronNanoV2(Format):
     stop: tuple[str, ...] = ("<SPECIAL_12>",)
     special_tokens: tuple[str, ...] = ("<SPECIAL_10>", "<SPECIAL_11>", "<SPECIAL_12>")
     call_tags = (("<TOOLCALL>", "</TOOLCALL>"),)
+    jinja: tuple[str, ...] = ("signals", "nemotron")
+    jinja_settings: Mapping[str, Any] = {"is_reference": False}
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None
@@ -106,6 +108,8 @@ class NemotronNanoV2Reference(NemotronNanoV2):
     """
 
     name = "nemotron-nano-v2-reference"
+    jinja = ("signals", "nemotron_reference", "nemotron")
+    jinja_settings: Mapping[str, Any] = {"is_reference": True}
 
     def render(
         self,

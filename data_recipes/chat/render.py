@@ -15,6 +15,7 @@ How modes and reasoning are written, in every format:
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nanoalign.common.errors import DataError
@@ -87,12 +88,23 @@ class Format:
     """Whether the prompt ends inside an opened thinking; else the model writes ``think_open`` itself."""
     call_tags: tuple[tuple[str, str], ...] = ()
     """What opens and closes the JSON of tool calls in a completion."""
+    jinja: tuple[str, ...]
+    """The files beside this one, without their suffix, whose texts make the template of saved models."""
+    jinja_settings: Mapping[str, Any] = {}
+    """What is set before them."""
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None
     ) -> str:
         """The text after which the assistant writes; see :class:`data_recipes.chat.base.ChatFormat`."""
         raise NotImplementedError
+
+    def template(self) -> str:
+        """The Jinja template of saved models; see :class:`data_recipes.chat.base.ChatFormat`."""
+        literals = {key: "none" if value is None else json.dumps(value) for key, value in self.jinja_settings.items()}
+        texts = [f"{{%- set {name} = {value} -%}}\n" for name, value in literals.items()]
+        texts += [Path(__file__).with_name(f"{file}.jinja").read_text(encoding="utf-8") for file in self.jinja]
+        return "".join(texts)
 
     def _answer(self, message: Message) -> str:
         """Content and tool calls as written after the thinking, without the turn's end."""

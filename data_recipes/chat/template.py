@@ -48,6 +48,11 @@ class HFTemplate(Format):
         after = whole[whole.rindex("nanoalign") + len("nanoalign") :]
         return min((t for t in self.special_tokens if t in after), key=after.index, default=self.tokenizer.eos_token)
 
+    def template(self) -> str:
+        """The tokenizer's own."""
+        own: str = self.tokenizer.chat_template
+        return own
+
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, thinking: bool | None = None
     ) -> str:

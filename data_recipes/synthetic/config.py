@@ -70,7 +70,7 @@ class Trajectories(Generator):
 
     kind: Literal["trajectories"]
     environment: str
-    """miniature-workplace, workbench or workbench-all-tools."""
+    """Name of an environment (rollouts/environments)."""
     tries: int = Field(default=4, ge=1)
     """Attempts at each task; the first success is kept."""
     turns: int = Field(default=12, ge=1)

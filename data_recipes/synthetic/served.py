@@ -21,7 +21,7 @@ from nanoalign.common.endpoint import chat_request
 from nanoalign.common.errors import ConfigError, DataError, NanoalignError
 from nanoalign.common.files import fingerprint
 from nanoalign.data_recipes.adapters.openai_form import openai_message
-from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.chat.answers import NO_CHARACTER, SPECIAL_TOKEN, read_calls
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.data_recipes.files import RowError
@@ -33,7 +33,9 @@ LONGEST_PAUSE_S = 60.0
 UNREAD = "a tool call that is not JSON"
 NO_TEXT = "a message that is not text"
 UNCLOSED = "thinking not closed once"
-SPECIAL_TOKENS = frozenset(token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop))
+SPECIAL_TOKENS = frozenset(
+    token for chat in map(chat_format, CHAT_FORMATS) for token in (*chat.special_tokens, *chat.stop)
+)
 """Of every format: a row that contains one of them cannot be trained on in that format."""
 REFUSALS = (400, 413, 422)
 """Statuses that are about one request (too long, say): kept as its answer. Any other 4xx ends the run."""

@@ -7,7 +7,7 @@ from typing import Any
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.nemo_rl.settings import PLUGIN, Export, Target, common_notes, merged, training
-from nanoalign.reward.compose import COMPONENTS
+from nanoalign.reward.table import REWARDS
 from nanoalign.rl.collect import Prompt
 from nanoalign.rl.config import GRPOStage
 
@@ -99,7 +99,7 @@ def _refuse(target: Target, stage: GRPOStage, chat: ChatFormat, tokenizer: Any) 
         )
     for name in stage.reward:
         if name in IN_PROCESS:
-            possible = ", ".join(each for each in COMPONENTS if each not in IN_PROCESS)
+            possible = ", ".join(each for each in REWARDS if each not in IN_PROCESS)
             raise target.refuse(f"reward.{name}", f"our reward models do not run inside NeMo-RL; possible: {possible}")
     tags = chat.think_open + "x" + chat.think_close
     kept = tokenizer.decode(tokenizer.encode(tags, add_special_tokens=False), skip_special_tokens=True)

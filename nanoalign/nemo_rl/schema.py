@@ -9,7 +9,6 @@ types v0.6.0 v0.7.0 main``, with R for required, o for optional, - for absent.
 NeMo-RL itself silently accepts unknown keys (``sft.max_num_stepz``), and in v0.6.0 checks no types; this does.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.text import nearest
 
 EXAMPLES = {"sft": "sft.yaml", "dpo": "dpo.yaml", "grpo": "grpo_math_1B.yaml"}
 """The example config, under examples/configs, that an export builds on."""
@@ -80,8 +80,7 @@ def _faults(config: Mapping[str, Any], algorithm: str, exported: bool, path: str
         dotted = f"{path}{name}"
         key = table.get(dotted)
         if key is None:
-            near = difflib.get_close_matches(dotted, table, n=1, cutoff=0.0)[0]
-            yield f"{dotted}: unknown key; did you mean {near}?"
+            yield f"{dotted}: unknown key{nearest(dotted, table)}"
         elif exported and not key.everywhere:
             yield f"{dotted}: not a key of every version from v0.6.0 on"
         elif not _fits(value, key.types):

@@ -5,18 +5,21 @@ Each check is a generator of (path, message). They run, and report, even where p
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from nanoalign.common.text import nearest
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
-from nanoalign.recipe.explain import nearest
 from nanoalign.recipe.source import Path_
-from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
+from nanoalign.reward.table import REWARDS
+from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.rollouts.environments import ENVIRONMENTS
 from nanoalign.sft.config import SFTStage
+from nanoalign.stages import STAGES, suites_of, uses
 
 Finding = tuple[Path_, str]
 
@@ -29,9 +32,6 @@ class Known:
     """What is wrong with a source (name, split), or None."""
     unscored: Callable[[str], str | None]
     """Why no reward can judge a single answer to a source's tasks, or None."""
-    chats: Iterable[str]
-    environments: Iterable[str]
-    rewards: Iterable[str]
 
 
 @dataclass(frozen=True)
@@ -50,37 +50,8 @@ class Parts:
     """All names under `stages`, `data`, `suites` and `seeds`."""
     kinds: Mapping[str, Any]
     """The `kind` of every stage, as written."""
-    devices: int | None
-    """Processes of a training stage; None where `launch` is wrong by itself."""
-
-
-def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, str]]:
-    """The models a stage takes: (path within the stage or (), role, stage name or `base`). The one place that knows
-    the graph's edges."""
-    roles: list[tuple[Path_, str, str | None]] = []
-    if isinstance(stage, SFTStage | DPOStage | RewardModelStage | GRPOStage):
-        roles.append((("from",), "from", stage.from_))
-    if isinstance(stage, GRPOStage):
-        roles.append((("reward_model",), "reward_model", stage.reward_model))
-    if isinstance(stage, MergeStage):
-        roles += [(("reasoning",), "reasoning", stage.reasoning), (("chat",), "chat", stage.chat)]
-    if isinstance(stage, EvaluateStage):
-        roles += [(("of", index), name, name) for index, name in enumerate(stage.of)]
-    judges = [suites[name].reward_model for _, name in suites_of(stage) if name in suites]
-    roles += [((), judge, judge) for judge in dict.fromkeys(judges) if judge is not None]
-    yield from ((path, role, name) for path, role, name in roles if name is not None)
-
-
-def suites_of(stage: Any) -> Iterator[tuple[Path_, str]]:
-    """The suites that a stage names, with their paths within it."""
-    named: list[tuple[Path_, str | None]] = []
-    if isinstance(stage, MergeStage):
-        named += [(("reasoning_suite",), stage.reasoning_suite), (("chat_suite",), stage.chat_suite)]
-        named += [(("more_suites", index), name) for index, name in enumerate(stage.more_suites)]
-    if isinstance(stage, EvaluateStage):
-        named += [(("suites", index), name) for index, name in enumerate(stage.suites)]
-        named.append((("budget_suite",), stage.budget_suite))
-    yield from ((path, name) for path, name in named if name is not None)
+    launch: Any
+    """None where it is wrong by itself."""
 
 
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
@@ -101,8 +72,8 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
-            if parts.devices is not None:
-                yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.devices))
+            if parts.launch is not None:
+                yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.launch))
     for name in parts.names["seeds"]:
         if name not in parts.names["stages"]:
             yield ("seeds", name), f"unknown stage `{name}`{nearest(name, parts.names['stages'])}"
@@ -112,16 +83,15 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), suite.data, "test", parts)
     yield from _scored(suite.data, suite.reward, parts, known)
-    yield from _environment(suite.environment, known)
-    without_endpoint = replace(known, rewards=[name for name in known.rewards if name != "judge"])
-    yield from _reward(suite.reward, suite.reward_model, without_endpoint)
+    yield from _environment(suite.environment)
+    yield from _reward(suite.reward, suite.reward_model, [name for name in REWARDS if name != "judge"])
     if suite.reward_model is not None:
         yield from _model(("reward_model",), suite.reward_model, "reward_model", parts)
 
 
-def _environment(name: str | None, known: Known) -> Iterator[Finding]:
-    if name is not None and name not in known.environments:
-        yield ("environment",), f"unknown environment `{name}`{nearest(name, known.environments)}"
+def _environment(name: str | None) -> Iterator[Finding]:
+    if name is not None and name not in ENVIRONMENTS:
+        yield ("environment",), f"unknown environment `{name}`{nearest(name, ENVIRONMENTS)}"
 
 
 def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterator[Finding]:
@@ -139,8 +109,8 @@ def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterato
 
 def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Parts, known: Known) -> Iterator[Finding]:
     """Rewards that ask a verifier need tasks that a verifier can judge."""
-    asks_verifier = {*(reward or ["task"])} - {"format", "preference", "judge"}
-    if mixture is not None and asks_verifier:
+    reads = any(REWARDS[name].kind for name in reward or ["task"] if name in REWARDS)
+    if mixture is not None and reads:
         for source in parts.sources.get(mixture, ()):
             if (reason := known.unscored(source)) is not None:
                 yield ("data",), f"mixture `{mixture}` takes {source}, which no reward can judge: {reason}"
@@ -149,34 +119,30 @@ def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Part
 def _model(path: Path_, name: str, role: str, parts: Parts) -> Iterator[Finding]:
     """A language model is wanted, or with role reward_model a reward model."""
     judge = role == "reward_model"
-    candidates = [n for n in parts.names["stages"] if (parts.kinds.get(n) == "reward_model") == judge]
-    candidates = [n for n in candidates if parts.kinds.get(n) != "evaluate"] + ([] if judge else ["base"])
+    wanted = f"{'reward' if judge else 'language'} model"
+    made = {n: STAGES[kind].makes if kind in STAGES else wanted for n, kind in parts.kinds.items()}
+    candidates = [n for n in parts.names["stages"] if made.get(n, wanted) == wanted] + ([] if judge else ["base"])
     what = "reward_model stage" if judge else "stage"
     if name == "base" and not judge:
         return
     if name not in parts.names["stages"]:
         yield path, f"unknown {what} `{name}`{nearest(name, candidates)}"
     elif name not in candidates:
-        yield (
-            path,
-            f"`{name}` is of kind {parts.kinds.get(name)} and makes no {'reward' if judge else 'language'} model",
-        )
+        yield path, f"`{name}` is of kind {parts.kinds.get(name)} and makes no {wanted}"
 
 
 def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     """Names of one stage that must exist."""
     for path, role, name in uses(stage, {}):
         yield from _model(path, name, role, parts)
-    if isinstance(stage, SFTStage | RewardModelStage | GRPOStage):
-        yield from _mixture(("data",), stage.data, "train", parts)
+    yield from _mixture(("data",), getattr(stage, "data", None), "train", parts)
     for path, name in suites_of(stage):
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
-    if isinstance(stage, DPOStage):
-        yield from _environment(stage.environment, known)
+    yield from _environment(getattr(stage, "environment", None))
     if isinstance(stage, GRPOStage):
         yield from _scored(stage.data, stage.reward, parts, known)
-        yield from _reward(stage.reward, stage.reward_model, known)
+        yield from _reward(stage.reward, stage.reward_model, REWARDS)
         if stage.reward_gpu is not None and stage.reward_model is None:
             yield ("reward_gpu",), "is the reward model's, and there is no `reward_model`"
         if "judge" in stage.reward and stage.judge is None:
@@ -228,10 +194,11 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
 
 
-def _spread(stage: Any, devices: int) -> Iterator[Finding]:
+def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     """A stage that trains on several processes: packs and batches must divide over them."""
-    if not isinstance(stage, SFTStage | RewardModelStage):
+    if not spreads(stage, launch):
         return
+    devices = launch.devices
     ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
     if devices % ranks:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
@@ -242,6 +209,22 @@ def _spread(stage: Any, devices: int) -> Iterator[Finding]:
         shared = "" if ranks == 1 else f" groups of {ranks}"
         at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
         yield ("train", "batch_size"), f"{batch} is no multiple of {at_once}"
+
+
+def spreads(stage: Any, launch: Any) -> bool:
+    """Whether a stage trains on all processes of a launch."""
+    return STAGES[stage.kind].parallel and unspreadable(stage, launch) is None
+
+
+def unspreadable(stage: Any, launch: Any) -> str | None:
+    """Why a stage that can train on several processes runs on one under this launch, or None."""
+    if not isinstance(stage, DPOStage | GRPOStage):
+        return None
+    if launch.zero == 3:
+        return "it samples from weights that `launch.zero: 3` would shard; 2 or less spreads it"
+    if launch.devices > 1 and stage.rollouts.engine.kind == "vllm":
+        return "`rollouts.engine: vllm` shares a GPU with one process; hf or vllm_server spread it"
+    return None
 
 
 def _merge(stage: MergeStage) -> Iterator[Finding]:
@@ -288,12 +271,12 @@ def _unique(path: Path_, values: list[Any]) -> Iterator[Finding]:
             yield (*path, index), f"{'null' if value is None else value} stands here twice"
 
 
-def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Known) -> Iterator[Finding]:
+def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Iterable[str]) -> Iterator[Finding]:
     if reward is None:
         return
     for name, weight in reward.items():
-        if name not in known.rewards:
-            yield ("reward", name), f"unknown reward{nearest(name, known.rewards)}"
+        if name not in known:
+            yield ("reward", name), f"unknown reward{nearest(name, known)}"
         if not math.isfinite(weight):
             yield ("reward", name), f"expected a finite weight, got {weight}"
     if not any(reward.values()):

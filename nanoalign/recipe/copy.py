@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import whole_file
-from nanoalign.recipe.explain import nearest
+from nanoalign.common.text import nearest
 from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import shipped
 

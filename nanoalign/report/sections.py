@@ -128,7 +128,7 @@ def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
     checkpoints = stage.result["checkpoints"]
     curves = {name: each["budget_curve"]["points"] for name, each in checkpoints.items() if each.get("budget_curve")}
     taught = [name for name, config in run.recipe.stages.items() if config.kind == "sft" and config.truncate_reasoning]
-    pairs = [(run.recipe.stages[name].from_, name) for name in taught]  # type: ignore[union-attr]
+    pairs = [(run.recipe.stages[name].from_, name) for name in taught]
     shown = [name for pair in pairs for name in pair if name in curves] or list(curves)[:4]
     shown += [name for name in list(curves)[-1:] if name not in shown]
     if not shown:
@@ -177,7 +177,7 @@ def _merges(run: RunData) -> Iterator[Section]:
         rows = [[Cell(f"{alpha:g}"), *cells] for alpha, *cells in zip(alphas, *columns)]
         values = [[score["value"] for score in scores] for scores in zip(*measured.values())]
         note = (
-            f"(1 - alpha) · {config.reasoning} + alpha · {config.chat}, every alpha evaluated without writing weights; "  # type: ignore[union-attr]
+            f"(1 - alpha) · {config.reasoning} + alpha · {config.chat}, every alpha evaluated without writing weights; "
             f"{sweep['chosen']:g} was chosen ({sweep['choose']}). Bands are 95% intervals. A judge's score is drawn "
             "as a share of its range."
         )

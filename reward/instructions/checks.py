@@ -17,21 +17,7 @@ from nanoalign.reward.instructions.language import detect, english
 from nanoalign.reward.instructions.text import capital_words, count_words, sentences
 
 Checker = Callable[..., bool]
-CHECKERS: dict[str, Checker] = {}
-"""Instruction id to its checker."""
-BY_OWN_WORDS: set[str] = set()
-"""Instructions that quoted or repeated text could meet: as a reward they must hold for the answer's own words too."""
 CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-
-
-def _instruction(id: str, by_own_words: bool = False) -> Callable[[Checker], Checker]:
-    def register(check: Checker) -> Checker:
-        CHECKERS[id] = check
-        if by_own_words:
-            BY_OWN_WORDS.add(id)
-        return check
-
-    return register
 
 
 def _compare(count: int, relation: str, bound: int) -> bool:
@@ -42,42 +28,34 @@ def _compare(count: int, relation: str, bound: int) -> bool:
     raise DataError(f"an instruction's relation is 'at least' or 'less than', not {relation!r}")
 
 
-@_instruction("keywords:existence", by_own_words=True)
 def _existence(text: str, *, keywords: Sequence[str]) -> bool:
     return all(re.search(keyword, text, re.IGNORECASE) for keyword in keywords)
 
 
-@_instruction("keywords:frequency", by_own_words=True)
 def _frequency(text: str, *, keyword: str, relation: str, frequency: int) -> bool:
     return _compare(len(re.findall(keyword, text, re.IGNORECASE)), relation, frequency)
 
 
-@_instruction("keywords:forbidden_words")
 def _forbidden(text: str, *, forbidden_words: Sequence[str]) -> bool:
     return not any(re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in forbidden_words)
 
 
-@_instruction("keywords:letter_frequency", by_own_words=True)
 def _letter_frequency(text: str, *, letter: str, let_relation: str, let_frequency: int) -> bool:
     return _compare(text.lower().count(letter.lower()), let_relation, let_frequency)
 
 
-@_instruction("language:response_language")
 def _language(text: str, *, language: str) -> bool:
     return detect(text) == language
 
 
-@_instruction("length_constraints:number_sentences", by_own_words=True)
 def _number_sentences(text: str, *, relation: str, num_sentences: int) -> bool:
     return _compare(len(sentences(text)), relation, num_sentences)
 
 
-@_instruction("length_constraints:number_words", by_own_words=True)
 def _number_words(text: str, *, relation: str, num_words: int) -> bool:
     return _compare(count_words(text), relation, num_words)
 
 
-@_instruction("length_constraints:number_paragraphs", by_own_words=True)
 def _number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
     """Paragraphs are parted by ***; none but the outermost may be empty."""
     parts = [part.strip() for part in text.split("***")]
@@ -85,7 +63,6 @@ def _number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
     return all(inner) and sum(map(bool, parts)) == num_paragraphs
 
 
-@_instruction("length_constraints:nth_paragraph_first_word", by_own_words=True)
 def _nth_paragraph(text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     """Paragraphs are parted by a blank line."""
     parts = text.split("\n\n")
@@ -96,7 +73,6 @@ def _nth_paragraph(text: str, *, num_paragraphs: int, nth_paragraph: int, first_
     return re.split(r"[.,?!'\"]", start, maxsplit=1)[0].lower() == first_word.lower()
 
 
-@_instruction("detectable_content:number_placeholders", by_own_words=True)
 def _placeholders(text: str, *, num_placeholders: int) -> bool:
     found = 0
     for line in text.split("\n"):
@@ -106,37 +82,31 @@ def _placeholders(text: str, *, num_placeholders: int) -> bool:
     return found >= num_placeholders
 
 
-@_instruction("detectable_content:postscript", by_own_words=True)
 def _postscript(text: str, *, postscript_marker: str) -> bool:
     patterns = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
     return bool(re.search(patterns.get(postscript_marker, re.escape(postscript_marker.lower())), text.lower()))
 
 
-@_instruction("detectable_format:number_bullet_lists", by_own_words=True)
 def _bullets(text: str, *, num_bullets: int) -> bool:
     stars = re.findall(r"^[^\S\n]*\*[^*].*$", text, re.MULTILINE)
     dashes = re.findall(r"^[^\S\n]*-.*$", text, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
-@_instruction("detectable_format:constrained_response")
 def _constrained(text: str) -> bool:
     return any(option in text for option in CONSTRAINED)
 
 
-@_instruction("detectable_format:number_highlighted_sections", by_own_words=True)
 def _highlights(text: str, *, num_highlights: int) -> bool:
     single = [found for found in re.findall(r"\*[^\n*]*\*", text) if found.strip("*").strip()]
     double = [found for found in re.findall(r"\*\*[^\n*]*\*\*", text) if found[2:-2].strip()]
     return len(single) + len(double) >= num_highlights
 
 
-@_instruction("detectable_format:multiple_sections", by_own_words=True)
 def _sections(text: str, *, section_spliter: str, num_sections: int) -> bool:
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", text)) >= num_sections
 
 
-@_instruction("detectable_format:json_format")
 def _json(text: str) -> bool:
     body = re.sub(r"^```(?:json)?|```$", "", text.strip(), flags=re.IGNORECASE).strip()
     try:
@@ -146,7 +116,6 @@ def _json(text: str) -> bool:
     return True
 
 
-@_instruction("detectable_format:title", by_own_words=True)
 def _title(text: str) -> bool:
     for line in text.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
@@ -155,7 +124,6 @@ def _title(text: str) -> bool:
     return False
 
 
-@_instruction("combination:two_responses")
 def _two_responses(text: str) -> bool:
     """Two different answers parted by six asterisks; only the outermost parts may be empty."""
     parts = [part.strip() for part in text.split("******")]
@@ -163,42 +131,67 @@ def _two_responses(text: str) -> bool:
     return all(parts[1:-1]) and len(filled) == 2 and filled[0] != filled[1]
 
 
-@_instruction("combination:repeat_prompt")
 def _repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
-@_instruction("startend:end_checker")
 def _end(text: str, *, end_phrase: str) -> bool:
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
-@_instruction("startend:quotation")
 def _quotation(text: str) -> bool:
     body = text.strip()
     return len(body) > 1 and body.startswith('"') and body.endswith('"')
 
 
-@_instruction("change_case:capital_word_frequency", by_own_words=True)
 def _capital_words(text: str, *, capital_relation: str, capital_frequency: int) -> bool:
     return _compare(capital_words(text), capital_relation, capital_frequency)
 
 
-@_instruction("change_case:english_capital")
 def _capitals(text: str) -> bool:
     return text.isupper() and english(text)
 
 
-@_instruction("change_case:english_lowercase")
 def _lowercase(text: str) -> bool:
     return text.islower() and english(text)
 
 
-@_instruction("punctuation:no_comma")
 def _no_comma(text: str) -> bool:
     return "," not in text
 
 
+BY_OWN_WORDS: dict[str, Checker] = {
+    "keywords:existence": _existence,
+    "keywords:frequency": _frequency,
+    "keywords:letter_frequency": _letter_frequency,
+    "length_constraints:number_sentences": _number_sentences,
+    "length_constraints:number_words": _number_words,
+    "length_constraints:number_paragraphs": _number_paragraphs,
+    "length_constraints:nth_paragraph_first_word": _nth_paragraph,
+    "detectable_content:number_placeholders": _placeholders,
+    "detectable_content:postscript": _postscript,
+    "detectable_format:number_bullet_lists": _bullets,
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:title": _title,
+    "change_case:capital_word_frequency": _capital_words,
+}
+"""Instructions that quoted or repeated text could meet: as a reward they must hold for the answer's own words too."""
+CHECKERS: dict[str, Checker] = {
+    **BY_OWN_WORDS,
+    "keywords:forbidden_words": _forbidden,
+    "language:response_language": _language,
+    "detectable_format:constrained_response": _constrained,
+    "detectable_format:json_format": _json,
+    "combination:two_responses": _two_responses,
+    "combination:repeat_prompt": _repeat_prompt,
+    "startend:end_checker": _end,
+    "startend:quotation": _quotation,
+    "change_case:english_capital": _capitals,
+    "change_case:english_lowercase": _lowercase,
+    "punctuation:no_comma": _no_comma,
+}
+"""Instruction id to its checker."""
 _PARAMETERS = {
     id: frozenset(
         name for name, value in inspect.signature(check).parameters.items() if value.kind is value.KEYWORD_ONLY

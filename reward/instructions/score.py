@@ -34,6 +34,21 @@ def score_instructions(sample: Sample, *, share: bool, loose: bool = False) -> f
     return sum(followed) / len(followed) if share else float(all(followed))
 
 
+def share_followed(sample: Sample) -> float:
+    """The share of the task's instructions that the answer follows."""
+    return score_instructions(sample, share=True)
+
+
+def all_followed(sample: Sample) -> float:
+    """1.0 where it follows all of them, else 0.0."""
+    return score_instructions(sample, share=False)
+
+
+def share_loosely_followed(sample: Sample) -> float:
+    """The share that it follows by IFEval's loose rule."""
+    return score_instructions(sample, share=True, loose=True)
+
+
 def _follows_honestly(text: str, own: str, id: str, kwargs: Mapping[str, Any], loose: bool) -> bool:
     if not follows(text, id, kwargs, loose=loose):
         return False

@@ -1,29 +1,40 @@
 """Environments by name."""
 
-import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.table import Entry
+from nanoalign.common.text import known
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
 
-NAMES = ("miniature-workplace", "workbench", "workbench-all-tools")
+
+@dataclass(frozen=True)
+class EnvironmentEntry(Entry):
+    """``code`` makes an environment, from the data root where it needs one and else from nothing."""
+
+    needs_data: bool = False
+
+
+ENVIRONMENTS = {
+    "miniature-workplace": EnvironmentEntry(
+        "nanoalign.rollouts.environments.miniature_workplace:MiniatureWorkplace", "a small simulated office"),
+    "workbench": EnvironmentEntry(
+        "nanoalign.rollouts.environments.workbench:WorkBenchEnvironment", "WorkBench, with a task's own tools",
+        needs_data=True),
+    "workbench-all-tools": EnvironmentEntry(
+        "nanoalign.rollouts.environments.workbench:all_tools", "WorkBench, with all 27 tools", needs_data=True),
+}  # fmt: skip
 
 
 def environment(name: str, data_root: Path | None) -> Environment:
     """The environment called ``name``. Raises ConfigError for an unknown name, or where it needs mirrored data and
     ``data_root`` is None."""
-    if name not in NAMES:
-        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown environment {name!r}: did you mean {nearest!r}? ({', '.join(NAMES)})")
-    if name == "miniature-workplace":
-        from nanoalign.rollouts.environments.miniature_workplace import MiniatureWorkplace
-
-        return MiniatureWorkplace()
-    if data_root is None:
+    entry = ENVIRONMENTS[known("environment", name, ENVIRONMENTS)]
+    if entry.needs_data and data_root is None:
         raise ConfigError(f"environment {name!r} needs its data: give --data-root DIR or set NANOALIGN_DATA")
-    from nanoalign.rollouts.environments.workbench import WorkBenchEnvironment
+    made: Environment = entry.load()(data_root) if entry.needs_data else entry.load()()
+    return made
 
-    return WorkBenchEnvironment(data_root, all_tools=name == "workbench-all-tools")
 
-
-__all__ = ["NAMES", "Environment", "Episode", "Task", "environment"]
+__all__ = ["ENVIRONMENTS", "Environment", "EnvironmentEntry", "Episode", "Task", "environment"]

@@ -43,3 +43,8 @@ class WorkBenchEnvironment:
         for call in self._tasks[task.id].calls:
             reference.call(call.name, call.arguments)
         return ToolEpisode(office.call, lambda: same(office, reference))
+
+
+def all_tools(data_root: Path) -> WorkBenchEnvironment:
+    """WorkBench with every tool in every prompt."""
+    return WorkBenchEnvironment(data_root, all_tools=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.synthetic import served
 
-SPECIAL = sorted({token for chat in FORMATS.values() for token in (*chat.special_tokens, *chat.stop)})
+SPECIAL = sorted({token for chat in map(chat_format, CHAT_FORMATS) for token in (*chat.special_tokens, *chat.stop)})
 
 
 def _train(pre_tokenizer: Any, extra: list[str]) -> Any:

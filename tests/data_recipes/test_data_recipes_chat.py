@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nanoalign.common.errors import CheckpointError, ConfigError, DataError
-from nanoalign.data_recipes.chat import FORMATS, answers, chat_format
+from nanoalign.data_recipes.chat import CHAT_FORMATS, answers, chat_format
 from nanoalign.data_recipes.chat.answers import as_message
 from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2, NemotronNanoV2Reference
 from nanoalign.data_recipes.chat.template import HFTemplate
 from nanoalign.data_recipes.conversation import Answer, Conversation, Message, ToolCall
 from nanoalign.data_recipes.tokenize import ExampleEncoder, encode_batch, tokenize
 
-TRAINED = [name for name in FORMATS if not name.endswith("reference")]
+TRAINED = [name for name in CHAT_FORMATS if not name.endswith("reference")]
 often = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TOOLS = ({"name": "add", "description": "Adds é", "parameters": {"type": "object", "properties": {"a": {}}}},)
@@ -175,7 +175,7 @@ def test_special_tokens_in_text_are_refused() -> None:
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean nemotron-nano-v2"):
+    with pytest.raises(ConfigError, match="did you mean `nemotron-nano-v2`"):
         chat_format("nemotron-nano-2")
 
 

@@ -18,7 +18,7 @@ from nanoalign.common.errors import DataError
 from nanoalign.data_recipes import sources
 from nanoalign.data_recipes.adapters import ADAPTERS
 from nanoalign.data_recipes.calls import in_call_order
-from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.files import BadRow, RowError
 from nanoalign.data_recipes.rows import from_row, split_thinking, to_row
@@ -161,26 +161,27 @@ def conversation(weight: int | None) -> dict[str, Any]:
     return {"messages": [U, answers[0] | ({} if weight is None else {"weight": weight}), U, answers[1]]}
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", CHAT_FORMATS)
 @pytest.mark.parametrize("layout", ["", "#openai", "#nemotron"])
 def test_weight_0_is_out_of_the_loss(layout: str, name: str, tmp_path: Path) -> None:
     weighed, plain = (read(tmp_path, conversation(weight), layout) for weight in (0, None))
-    trained = ["".join(span.text for span in spans if span.trained) for spans in FORMATS[name].examples(weighed)]
+    trained = ["".join(span.text for span in spans if span.trained) for spans in chat_format(name).examples(weighed)]
     assert sum("No." in text for text in trained) == 0 and sum("Yes." in text for text in trained) == 1
     texts, all_texts = (
-        ["".join(span.text for span in spans) for spans in FORMATS[name].examples(each)] for each in (weighed, plain)
+        ["".join(span.text for span in spans) for spans in chat_format(name).examples(each)]
+        for each in (weighed, plain)
     )
     assert set(texts) <= set(all_texts) and texts[-1] == all_texts[-1]  # the same text, with another mask
     assert from_row(to_row(weighed)) == weighed != plain
     assert repr(weighed.messages) == repr(plain.messages)  # names of samples in prepared sets stay
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", CHAT_FORMATS)
 def test_weight_0_changes_no_token(name: str, superword: Any, tmp_path: Path) -> None:
     """The mask alone differs, so nothing that is trained sees another context."""
     weighed, plain = (read(tmp_path, conversation(weight)) for weight in (0, None))
-    by_ids = {tuple(each.input_ids): each.loss_mask for each in tokenize(plain, FORMATS[name], superword)}
-    for example in tokenize(weighed, FORMATS[name], superword):
+    by_ids = {tuple(each.input_ids): each.loss_mask for each in tokenize(plain, chat_format(name), superword)}
+    for example in tokenize(weighed, chat_format(name), superword):
         mask = by_ids[tuple(example.input_ids)]
         assert all(a <= b for a, b in zip(example.loss_mask, mask, strict=True))
         assert example.loss_mask == mask or (sum(example.loss_mask) < sum(mask) and example.loss_mask[-1] == mask[-1])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanoalign.data_recipes.chat import FORMATS, chat_format
+from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.chat.render import call_object, signalled_mode, without_signals
-from nanoalign.data_recipes.chat.saved import chat_template, save_chat_template
+from nanoalign.data_recipes.chat.saved import save_chat_template
 from nanoalign.data_recipes.conversation import Message, ToolCall
 
 often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,7 +78,7 @@ def as_dicts(messages: list[Message]) -> list[dict[str, Any]]:
 def rendered(tokenizer: Any, name: str, messages: list[Message], tools: Any, *, generate: bool, **switch: Any) -> str:
     return tokenizer.apply_chat_template(
         as_dicts(messages),
-        chat_template=chat_template(chat_format(name)),
+        chat_template=chat_format(name).template(),
         tools=[{"type": "function", "function": tool} for tool in tools] or None,
         tokenize=False,
         add_generation_prompt=generate,
@@ -86,7 +86,7 @@ def rendered(tokenizer: Any, name: str, messages: list[Message], tools: Any, *, 
     )
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", CHAT_FORMATS)
 @often
 @given(messages=histories(), tools=tools, thinking=st.sampled_from([True, False, None]))
 def test_a_prompt_is_ours(
@@ -98,7 +98,7 @@ def test_a_prompt_is_ours(
         assert rendered(gpt2_like, name, messages[:end], tools, generate=True, **switch) == ours
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", CHAT_FORMATS)
 @often
 @given(messages=histories(), tools=tools)
 def test_a_whole_conversation_is_what_was_trained(
@@ -125,10 +125,10 @@ def test_signals_are_read_as_we_read_them(gpt2_like: Any, text: str) -> None:
 def test_a_call_whose_arguments_are_json_text_is_written_as_it_is(gpt2_like: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     messages = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    for name in FORMATS:
+    for name in CHAT_FORMATS:
         chat = chat_format(name)
         text = gpt2_like.apply_chat_template(
-            messages, chat_template=chat_template(chat), tokenize=False, add_generation_prompt=True
+            messages, chat_template=chat.template(), tokenize=False, add_generation_prompt=True
         )
         ours = [Message("user", "1+1?"), Message("assistant", "", tool_calls=(ToolCall("add", {"a": 1}),))]
         assert text == chat.prompt(ours)
@@ -137,7 +137,7 @@ def test_a_call_whose_arguments_are_json_text_is_written_as_it_is(gpt2_like: Any
 def test_nulls_that_a_server_fills_in_are_not_shown(gpt2_like: Any) -> None:
     """vLLM hands over ``description: null`` and ``parameters: null`` for what a tool leaves out."""
     asked = [Message("user", "what time is it?")]
-    for name in FORMATS:
+    for name in CHAT_FORMATS:
         filled = [{"name": "now", "description": None, "parameters": None}]
         assert rendered(gpt2_like, name, asked, filled, generate=True) == chat_format(name).prompt(
             asked, [{"name": "now"}]
@@ -150,12 +150,12 @@ def test_a_saved_template_is_found_beside_the_model(tmp_path: Path, gpt2_like: A
     gpt2_like.chat_template = {"default": "theirs", "tool_use": "theirs, for tools"}
     gpt2_like.save_pretrained(tmp_path)
     gpt2_like.chat_template = None
-    for name in FORMATS:
+    for name in CHAT_FORMATS:
         save_chat_template(chat_format(name), tmp_path)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-        assert tokenizer.chat_template == chat_template(chat_format(name))
+        assert tokenizer.chat_template == chat_format(name).template()
     again = chat_format(f"hf:{tmp_path}")
-    assert chat_template(again) == chat_template(chat_format("llama3"))
+    assert again.template() == chat_format("llama3").template()
 
 
 def test_the_template_takes_the_switches_that_a_server_passes_on() -> None:
@@ -164,6 +164,6 @@ def test_the_template_takes_the_switches_that_a_server_passes_on() -> None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-    for name in FORMATS:
-        free = jinja2.meta.find_undeclared_variables(environment.parse(chat_template(chat_format(name))))
+    for name in CHAT_FORMATS:
+        free = jinja2.meta.find_undeclared_variables(environment.parse(chat_format(name).template()))
         assert free - {"raise_exception"} == {"messages", "tools", "add_generation_prompt", "enable_thinking"}

@@ -120,17 +120,17 @@ def test_sampling_is_without_replacement_over_epochs(tmp_path: Path) -> None:
 
 def test_unknown_names_tell_the_nearest(tmp_path: Path) -> None:
     for name, near in (
-        ("gsm9k", "did you mean gsm8k"),
-        ("miniature:mth", "did you mean miniature:math"),
-        ("reasoning-gym:chainsum", "did you mean reasoning-gym:chain_sum"),
-        ("file:rows.jsonl#shargpt", "did you mean sharegpt"),
+        ("gsm9k", "did you mean `gsm8k`"),
+        ("miniature:mth", "unknown miniature source `mth`; did you mean `math`"),
+        ("reasoning-gym:chainsum", "did you mean `chain_sum`"),
+        ("file:rows.jsonl#shargpt", "did you mean `sharegpt`"),
     ):
         with pytest.raises(ConfigError, match=near):
             describe(name, tmp_path)
     with pytest.raises(DataError, match=r"gsm8k/train.jsonl is not under .*openai/gsm8k"):
         describe("gsm8k", tmp_path)
     write_rows(tmp_path / "rows.jsonl", [plain(1)])
-    with pytest.raises(DataError, match=r"did you mean .*rows.jsonl"):
+    with pytest.raises(DataError, match=r"did you mean `rows\.jsonl`"):
         describe(f"file:{tmp_path / 'row.jsonl'}")
     with pytest.raises(ConfigError, match="no test split"):
         load(f"file:{tmp_path / 'rows.jsonl'}", split="test")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanoalign.data_recipes.chat import FORMATS
+from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.selection import load
 from nanoalign.data_recipes.synthetic import make
@@ -287,5 +287,5 @@ def test_whatever_a_model_replies_the_written_file_loads(
     assert report["started_from"] == 4
     assert sum(report["not_kept"].values()) + report["samples"] > 0
     if report["samples"]:
-        for chat in FORMATS.values():
+        for chat in map(chat_format, CHAT_FORMATS):
             assert len(load(f"file:{out}", chat=chat).conversations) == report["samples"]

@@ -50,7 +50,7 @@ def test_merging_fresh_adapters_changes_nothing_and_trained_ones_what_they_learn
 
 def test_a_misspelt_target_is_an_error_and_an_absent_kind_of_block_is_not(hybrid: NemotronHForCausalLM) -> None:
     assert "gate_proj" not in matching_targets(hybrid, LoRA())
-    with pytest.raises(ConfigError, match="named 'q_porj'; did you mean 'q_proj'"):
+    with pytest.raises(ConfigError, match="named `q_porj`; did you mean `q_proj`"):
         attach(hybrid, LoRA(targets=["q_porj", "v_proj"]), seed=0)
     with pytest.raises(ConfigError, match="none matches"):
         attach(hybrid, LoRA(targets=["gate_proj"]), seed=0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanoalign import plan as planning
+from nanoalign.launch import command
 from nanoalign.plan_text import as_text
 from nanoalign.recipe.load import RecipeError, load
 
@@ -48,6 +49,58 @@ def test_what_does_not_divide_is_named(tmp_path: Path, old: str, new: str, messa
     with pytest.raises(RecipeError) as error:
         load(recipe(tmp_path, old, new))
     assert message in str(error.value)
+
+
+GRPO = """
+name: spread
+seed: 1
+model: builtin:miniature-base
+chat: nemotron-nano-v2
+data: {sums: {sources: {miniature:math: 64}}}
+stages:
+  asked:
+    kind: grpo
+    from: base
+    data: sums
+    reward: {math: 1.0}
+    rollouts: {engine: hf, max_tokens: 16}
+    train: {learning_rate: 1e-4, batch_size: 16}
+"""
+
+
+@pytest.mark.parametrize(
+    ("launch", "engine", "said"),
+    [
+        ("{kind: local, processes: 2}", "hf", ""),
+        ("{kind: local, processes: 1}", "vllm", ""),
+        (
+            "{kind: local, processes: 2}",
+            "vllm",
+            "runs on one process: `rollouts.engine: vllm`",
+        ),
+        ("{kind: local, processes: 2, zero: 2}", "hf", ""),
+        (
+            "{kind: slurm, nodes: 2, zero: 3}",
+            "hf",
+            "runs on one process: it samples",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_be_spread_runs_on_one_process_and_the_plan_says_why(
+    tmp_path: Path, launch: str, engine: str, said: str
+) -> None:
+    (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
+    loaded = load(str(tmp_path / "spread.yaml"), [f"launch={launch}", f"stages.asked.rollouts.engine={engine}"])
+    notes = planning.make(loaded, tmp_path / "runs", None).notes
+    assert [note for note in notes if said and said in note] == notes
+    several = "torch.distributed.run" in " ".join(command(loaded, "asked", tmp_path / "job.json").argv)
+    assert several == (not said and loaded.launch.devices > 1)
+
+
+def test_grpo_batches_divide_over_processes_too(tmp_path: Path) -> None:
+    (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
+    with pytest.raises(RecipeError, match="16 is no multiple of 15 sequences at once, 5 on each of 3 processes"):
+        load(str(tmp_path / "spread.yaml"), ["launch={kind: local, processes: 3}"])
 
 
 def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def test_whole_configs_pass_and_each_required_key_is_missed(algorithm: str) -> N
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"grpo": {"max_num_stepz": 1}}, r"grpo\.max_num_stepz: unknown key; did you mean grpo\.max_num_steps\?"),
-        ({"polcy": {}}, r"polcy: unknown key; did you mean policy\?"),
+        ({"grpo": {"max_num_stepz": 1}}, r"grpo\.max_num_stepz: unknown key; did you mean `grpo\.max_num_steps`\?"),
+        ({"polcy": {}}, r"polcy: unknown key; did you mean `policy`\?"),
         ({"grpo": {"max_num_steps": "1"}}, r"grpo\.max_num_steps: expected int, got '1'"),
         ({"grpo": {"max_num_steps": True}}, "expected int, got True"),
         ({"grpo": {"normalize_rewards": 1}}, "expected bool, got 1"),
@@ -226,6 +226,6 @@ def test_the_folder_is_whole_and_its_scripts_parse(target: Target, tokenizer) ->
 def test_a_config_that_nemo_rl_does_not_know_is_not_written(target: Target, tokenizer) -> None:
     export = grpo(target, tokenizer)
     export.config["grpo"]["num_prompt_per_step"] = 1
-    with pytest.raises(ConfigError, match=r"did you mean grpo\.num_prompts_per_step"):
+    with pytest.raises(ConfigError, match=r"did you mean `grpo\.num_prompts_per_step"):
         write(export, target, target.folder, {})
     assert not target.folder.exists()

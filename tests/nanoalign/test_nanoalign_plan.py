@@ -134,15 +134,19 @@ def test_the_mean_is_never_above_the_longest(sources: list[tuple[int, list[list[
 @pytest.mark.parametrize(
     ("launch", "stages", "said"),
     [
-        ("{kind: local, processes: 4, zero: 3}", ["asked"], "launch sets 4 processes, zero: 3 without effect"),
-        ("{kind: slurm, nodes: 2, gpus_per_node: 2}", ["asked"], "launch sets 4 processes without effect"),
-        ("{kind: local, processes: 1}", ["asked"], ""),
-        ("{kind: local, processes: 4, zero: 3}", ["whole", "asked"], ""),
+        ("{kind: local, processes: 4, zero: 3}", ["verdict"], "launch sets 4 processes, zero: 3 without effect"),
+        ("{kind: slurm, nodes: 2, gpus_per_node: 2}", ["verdict"], "launch sets 4 processes without effect"),
+        ("{kind: local, processes: 1}", ["verdict"], ""),
+        ("{kind: local, processes: 4, zero: 3}", ["whole", "verdict"], ""),
+        ("{kind: local, processes: 4, zero: 2}", ["whole", "asked"], ""),
+        ("{kind: local, processes: 4, zero: 3}", ["whole", "asked"], "stages.asked runs on one process: it samples"),
     ],
 )
 def test_a_launch_to_no_effect_is_said(launch: str, stages: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    recipe = load(str(tmp_path / "tiny.yaml"), [f"launch={launch}", "stages.asked.from=base"])
+    recipe = load(
+        str(tmp_path / "tiny.yaml"), [f"launch={launch}", "stages.asked.from=base", "stages.verdict.of=[base]"]
+    )
     recipe = recipe.model_copy(update={"stages": {name: recipe.stages[name] for name in stages}})
     text = as_text(planning.make(recipe, tmp_path / "runs", None))
     assert (f"NOTE: {said}" in text) if said else ("NOTE" not in text)

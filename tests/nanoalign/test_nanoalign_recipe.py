@@ -95,7 +95,7 @@ MUTATIONS = [
     ("chat: nemotron-nano-v2", "chat: 'hf:'", "chat: 'hf", "chat", "a folder or a hub id"),
     ("chat: nemotron-nano-v2", "chat: nemotron-nano-v3", "chat: nem", "chat", "did you mean `nemotron-nano-v2`"),
     ("name: small", "name: small\ndevice: gpu", "device", "device", "'auto', 'cpu' or 'cuda', got 'gpu'"),
-    ("miniature:math: 10", "miniature:maths: 10", "maths", "data.mixed.sources.miniature:maths", "mean miniature:"),
+    ("miniature:math: 10", "miniature:maths: 10", "maths", "data.mixed.sources.miniature:maths", "mean `math`"),
     ("miniature:math: 10", "miniature:math: 0", "math: 0", "data.mixed.sources.miniature:math", "equal to 1, got 0"),
     ("miniature:math: 10", "miniature:math: ten", "ten", "data.mixed.sources.miniature:math", "a whole number"),
     ("miniature:math: 10", "miniature:math: 1.5", "1.5", "data.mixed.sources.miniature:math", "a whole number"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.data_recipes.chat.answers import THINKING_TAGS
 from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
-from nanoalign.reward import COMPONENTS, KINDS, PLAYED, ComposedReward, RewardError, Sample, make_reward
+from nanoalign.reward import PLAYED, REWARDS, ComposedReward, RewardError, Sample, make_reward
 from nanoalign.reward.shape import length_factor, score_format
 
 MATH = {"kind": "math", "answer": "42"}
@@ -237,9 +237,9 @@ def test_a_wrong_count_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ({"instructions": 1.0}, "'instruction'"),
-        ({"maths": 1.0}, "'math'"),
-        ({"fromat": 1.0}, "'format'"),
+        ({"instructions": 1.0}, "`instruction`"),
+        ({"maths": 1.0}, "`math`"),
+        ({"fromat": 1.0}, "`format`"),
         ({}, "at least one"),
         ({"math": math.nan}, "finite"),
         ({"preference": 1.0}, "reward model"),
@@ -286,6 +286,6 @@ def test_weights_combine_and_order_is_kept(reward: ComposedReward) -> None:
 
 
 def test_names_and_imports() -> None:
-    assert set(KINDS) <= set(COMPONENTS)
+    assert {entry.kind for entry in REWARDS.values()} <= {*REWARDS, "", "any"}
     code = "import sys, reward, reward.instructions, rollouts.environments; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

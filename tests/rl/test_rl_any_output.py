@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanoalign.budget_control.measure import read, summary
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.stage import StageContext, StageLog
-from nanoalign.data_recipes.chat import FORMATS, chat_format
+from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.chat.answers import FAULTS, SPECIAL_TOKEN, as_message, marks
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
@@ -96,7 +96,7 @@ class Scripted:
 
 
 @OFTEN
-@given(text=texts, thinks=st.booleans(), name=st.sampled_from(sorted(FORMATS)))
+@given(text=texts, thinks=st.booleans(), name=st.sampled_from(sorted(CHAT_FORMATS)))
 def test_every_format_reads_anything_and_lets_no_turn_be_forged(text: str, thinks: bool, name: str) -> None:
     chat = chat_format(name)
     answer = chat.parse(text, thinking=thinks)

@@ -17,7 +17,7 @@ def stage(folder, **train):
     context = StageContext(
         "base", folder, {}, "nemotron-nano-v2", seed=3, data_root=None, device="cpu", log=StageLog(folder)
     )
-    return run(config, context)
+    return run(config, {}, context)
 
 
 def test_it_learns_and_the_model_loads(tmp_path):

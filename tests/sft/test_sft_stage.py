@@ -79,7 +79,7 @@ def test_lora_trains_adapters_and_saves_a_plain_model(base: Path, tmp_path: Path
     assert not torch.equal(
         before["model.layers.0.mixer.out_proj.weight"], after["model.layers.0.mixer.out_proj.weight"]
     )
-    with pytest.raises(ConfigError, match="did you mean 'in_proj'"):
+    with pytest.raises(ConfigError, match="did you mean `in_proj`"):
         run(stage({"lora": {"targets": ["in_porj"]}}), MIXTURES, context(tmp_path / "typo", base))
 
 
