@@ -16,7 +16,7 @@ def beyond(
 
     Args:
         domains: (N,) the number of a sample's domain among those of ``caps``; -1 for one without a cap.
-        digests: (N,) what names a sample; equal ones are repetitions.
+        digests: (N,) a hash of each sample; equal ones are repetitions.
     """
     over = np.zeros(len(domains), bool)
     for number, most in enumerate(caps.values()):
@@ -32,7 +32,7 @@ def capped_reason(domain: str) -> str:
 
 
 def _repetition(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """How often each value stood before it."""
+    """How often each value occurred before."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=~values[order][:1]) != 0)
     times = np.empty(len(values), np.int64)

@@ -1,6 +1,6 @@
 """Rows in files.
 
-Readers never raise for what is in a file: what cannot be read comes back as a :class:`BadRow` in its place, so that all
+Readers never raise for a file's content: what cannot be read comes back as a :class:`BadRow` in its place, so that all
 faults of a file are reported together, each with ``file:line`` and the reason.
 """
 
@@ -20,7 +20,7 @@ LONGEST_FIELD = 2**31 - 1
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is not a sample: where it stands, the kind of fault (for counting) and the fault in words."""
+    """A row that is not a sample: where it is, the kind of fault (for counting) and the fault in words."""
 
     origin: str
     kind: str
@@ -46,16 +46,16 @@ Row = tuple[str, Any]
 def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a JSONL, JSON (a list of rows, or lines), CSV or Parquet file, the first three also with ``.gz``.
 
-    Streams, except JSON lists. Raises DataError where the file is missing or its name tells no known kind.
+    Streams, except JSON lists. Raises DataError where the file is missing or its name has no known extension.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
     if kind not in (".jsonl", ".ndjson", ".json", ".csv", ".parquet"):
-        raise DataError(f"{path}: not a .jsonl, .json, .csv or .parquet file (.gz allowed but for Parquet)")
+        raise DataError(f"{path}: not a .jsonl, .json, .csv or .parquet file (.gz allowed except for Parquet)")
     if path.stat().st_size == 0:
-        yield _bad(f"{path}:1", "empty file", "the file has no bytes")
+        yield _bad(f"{path}:1", "empty file", "the file is empty")
     elif kind == ".parquet":
         yield from _parquet_rows(path)
     elif kind == ".csv":

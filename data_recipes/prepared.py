@@ -1,10 +1,10 @@
-"""Prepared sets: a mixture's tokens with their masks in Arrow shards, made in a streaming way and resumed at the shard.
+"""Prepared sets: a mixture's tokens with their masks in Arrow shards, built by streaming and resumable by shard.
 
-A first pass over each source (:mod:`data_recipes.selection`) decides which samples are taken and where they stand; a
-second one transforms, renders and tokenizes those, in the source's order, in parts. A part's file is named by a digest
-of all that decides its bytes, so that a killed run goes on where it stopped and a changed mixture makes anew only the
-parts it changes. ``examples.arrow`` then lists all examples in training order: where each lies and what is known of
-it. ``index.json`` is written last; it tells what the set was made from.
+A first pass over each source (:mod:`data_recipes.selection`) decides which samples are taken and where they go; a
+second one transforms, renders and tokenizes those, in the source's order, in parts. A part's file is named by a hash of
+everything that decides its bytes, so that a killed run resumes where it stopped and a changed mixture remakes only the
+parts it changes. ``examples.arrow`` then lists all examples in training order: where each is and its metadata.
+``index.json`` is written last; it records what the set was made from.
 
 Files are mapped into memory by :class:`Prepared`, and by ``datasets.Dataset.from_file``.
 """
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 2
-"""Of the layout; what is in the files hangs on the code that is named in index.json."""
+"""Of the layout; the files' content depends on the code that is named in index.json."""
 _worker: tuple[ExampleEncoder, Sequence[Transform]] | None = None
 
 
@@ -58,8 +58,8 @@ def prepare(
     workers: int = 1,
     tell: Tell = quiet,
 ) -> "Prepared":
-    """The tokens of ``mixture``, in ``folder``: as they are if they were made from the same, else made now, with those
-    parts that are there already.
+    """The tokens of ``mixture``, in ``folder``: reused if they were made from the same inputs, else made now, reusing
+    the parts that exist.
 
     The bytes do not depend on ``workers``, nor on how often the work was interrupted. ``teaching`` transforms each
     sample with a generator seeded by its place in the training order, as :func:`data_recipes.selection.build` does.
@@ -103,7 +103,7 @@ def origin(
     seed: int,
     teaching: Teaching | None,
 ) -> dict[str, Any]:
-    """All that decides what a set holds, as plain data. Files on this machine count by name, size and time."""
+    """Everything that determines a set's content, as plain data. Files on this machine count by name, size and time."""
     wanted = [(name, use.split) for name, use in mixture.uses.items()]
     wanted += [(name, "test") for name in mixture.decontaminate]
     files = [file for name, split in wanted for file in files_of(name, split, data_root)]
@@ -122,7 +122,7 @@ def origin(
 
 
 def find(folder: Path, made_from: Mapping[str, Any]) -> "Prepared | None":
-    """The whole set in ``folder``, if there is one and it was made from that."""
+    """The complete set in ``folder``, if there is one and it was made from that."""
     try:
         found = Prepared(folder)
     except DataError:
@@ -143,7 +143,7 @@ class Prepared:
     """A prepared set, mapped into memory: its examples by number, in training order."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError where ``folder`` holds no whole prepared set of this version."""
+        """Raises DataError where ``folder`` holds no complete prepared set of this version."""
         if not (folder / "index.json").is_file():
             raise DataError(f"{folder}: no prepared set (index.json is missing)")
         self.index: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -167,7 +167,8 @@ class Prepared:
 
     def column(self, name: str) -> NDArray[Any]:
         """Of all examples: ``length`` and ``trained`` (tokens), ``sample`` (the number of their sample, in training
-        order), ``said`` (64 bits that name what that sample says), ``domain`` (a number in ``index["domains"]``)."""
+        order), ``said`` (64 bits that identify that sample's content), ``domain`` (a number in
+        ``index["domains"]``)."""
         return shards.flat(self._examples, name)
 
     def tokens(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
@@ -198,7 +199,7 @@ def _files(
     made_from: Mapping[str, Any],
     teaching: Teaching | None,
 ) -> list[Path]:
-    """A shard's name tells all that decides its bytes: of the samples' places only what the transforms' seeds need."""
+    """A shard's name covers all that decides its bytes: of the samples' places only what the transforms' seeds need."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.rpartition("/")[2].lower()).strip("-")
     settings = {key: made_from[key] for key in ("version", "code", "chat", "template", "tokenizer", "teaching")}
     paths = []
@@ -217,7 +218,7 @@ def _jobs(
     seed: int,
     paths: Sequence[Path],
 ) -> Iterator[Shard]:
-    """The second pass over a source: the samples taken, by shard. Shards that are there already are passed over."""
+    """The second pass over a source: the samples taken, by shard. Existing shards are skipped."""
     numbered = enumerate(items)
     for path, part in zip(paths, parts(taken), strict=True):
         samples: list[tuple[Conversation, str]] = []
@@ -237,7 +238,7 @@ def _jobs(
 def _workers(
     chat: ChatFormat, tokenizer: Any, teaching: Teaching | None, count: int
 ) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes that write shards; None where this one does."""
+    """Processes that write shards; None where this process does."""
     if count == 1:
         yield None
         return
@@ -259,7 +260,7 @@ def _write_in_worker(shard: Shard) -> None:
 def _run(
     work: Callable[[Shard], None], jobs: Iterable[Shard], pool: ProcessPoolExecutor | None, workers: int
 ) -> Iterator[int]:
-    """Does the jobs, at most ``workers`` + 1 of them in memory, and yields how many samples are done."""
+    """Runs the jobs, at most ``workers`` + 1 of them in memory, and yields how many samples are done."""
     done = 0
     waiting: deque[tuple[Future[None], int]] = deque()
     for job in jobs:

@@ -99,7 +99,7 @@ def name_of(conversation: Conversation) -> tuple[int, int]:
 
 
 def digest(text: bytes) -> int:
-    """64 bits that name a text."""
+    """A 64-bit hash of a text."""
     return int.from_bytes(blake2b(text, digest_size=8).digest())
 
 
@@ -150,16 +150,16 @@ def _message(raw: Any, number: int) -> Message:
     if role != "assistant" and (reasoning or calls or cut):
         raise RowError("wrong order", f"{where} is {role}, but has reasoning or tool calls")
     if role == "assistant" and not content.strip() and not calls:
-        raise RowError("empty answer", f"{where} says nothing and calls nothing")
+        raise RowError("empty answer", f"{where} has neither text nor calls")
     if role == "user" and not content.strip():
-        raise RowError("empty question", f"{where} says nothing")
+        raise RowError("empty question", f"{where} is empty")
     if role != "tool" and raw.get("name") not in (None, "", role):
         raise RowError("unknown key", f"{where} ({role}) has the name {raw['name']!r}, which no chat format writes")
     return Message(cast(Role, role), content, reasoning, calls, cut, _trained(raw.get("weight"), role, where))
 
 
 def check_keys(raw: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Raises RowError for keys that are not known; null is what a union of keys leaves, so no key."""
+    """Raises RowError for keys that are not known; null is what a union of keys leaves, so it is not a key."""
     unknown = sorted(str(key) for key, value in raw.items() if key not in known and value is not None)
     if unknown:
         raise RowError("unknown key", f"{where} has {', '.join(map(repr, unknown))}; known: {sorted(known)}")
@@ -267,7 +267,7 @@ def _tools(raw: Any) -> tuple[Mapping[str, Any], ...]:
 
 
 def _decoded_list(value: Any) -> Any:
-    """A list or its JSON text; a text that is none is given back."""
+    """A list or its JSON text; a text that is not JSON is returned unchanged."""
     if isinstance(value, str):
         try:
             return parse_json(value)

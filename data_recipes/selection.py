@@ -31,13 +31,13 @@ from nanoalign.data_recipes.sources import LoadReport, faults, read
 from nanoalign.data_recipes.transforms import Transform, apply
 
 Tell = Callable[[str, int, int | None], None]
-"""Told how far a long piece of work is: what it does, how much is done, and of how much (None: unknown)."""
+"""Called with the progress of long work: what it does, how much is done, and of how much (None: unknown)."""
 TOLD_EVERY = 1_000
 """Samples."""
 
 
 def quiet(doing: str, done: int, total: int | None) -> None:
-    """Tells nobody."""
+    """No progress reports."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class MixtureReport:
 
     @property
     def not_read(self) -> Counter[str]:
-        """What rows hold that no part of a sample was made of: in how many rows."""
+        """What rows contain that is not part of a sample: in how many rows."""
         return sum((each.parts for each in self.sources), Counter[str]())
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,13 +89,13 @@ class Selected:
     positions: NDArray[np.int64]
     """(R,) where the rows stand in :func:`data_recipes.sources.read`."""
     digests: NDArray[np.uint64]
-    """(R,) what they are named by."""
+    """(R,) their content hashes."""
     sizes: NDArray[np.uint32]
     """(R,) bytes of each, as JSON."""
     copies: NDArray[np.int32]
     """(R,) copies of each."""
     places: NDArray[np.int32]
-    """(C,) where each copy stands in the mixture's training order."""
+    """(C,) the position of each copy in the mixture's training order."""
     held: Sequence[Conversation]
     """(R,) the rows themselves where they are held, else none."""
 
@@ -110,7 +110,8 @@ def select(
 ) -> tuple[dict[str, Selected], MixtureReport]:
     """What is taken of each source, and what became of every row; the same for the same arguments.
 
-    Filters work on a source's samples before they are drawn. A row that says a special token of ``chat`` is a bad row.
+    Filters work on a source's samples before they are drawn. A row that contains a special token of ``chat`` is a bad
+    row.
 
     Raises:
         ConfigError, DataError: as :func:`take` does.
@@ -156,7 +157,7 @@ class _Rows:
 
     positions: array = field(default_factory=lambda: array("q"))
     keys: array = field(default_factory=lambda: array("d"))
-    """Random numbers; those with the least are drawn."""
+    """Random keys; the rows with the smallest are drawn."""
     digests: array = field(default_factory=lambda: array("Q"))
     sizes: array = field(default_factory=lambda: array("I"))
     capped: array = field(default_factory=lambda: array("h"))

@@ -33,7 +33,7 @@ FACTS = ("source", "domain", "language", "licence", "id", "row")
 PART = 5_000
 """Most rows of a part."""
 ROW = 20_000
-"""Bytes that a row counts at least: a part has no more than PART x ROW bytes of text either, but for one row's."""
+"""Bytes that a row counts at least: a part has no more than PART x ROW bytes of text either, give or take one row."""
 AT_ONCE = 256
 """Samples that are tokenized together, if they have no more than ``CHARACTERS``."""
 CHARACTERS = 2_000_000
@@ -222,7 +222,7 @@ def write_index(
 
 
 def _write_examples(path: Path, columns: dict[str, list[NDArray[Any]]]) -> None:
-    """All examples in training order: those of a sample together, samples by their place."""
+    """All examples in training order: those of a sample together, samples by their position."""
     import pyarrow as pa
 
     place = np.concatenate(columns.pop("place"))

@@ -1,6 +1,7 @@
-"""Samples by the name of their source.
+"""Samples by source name.
 
-Names: one of the catalog (``gsm8k``), ``file:PATH`` (each row in the layout that its keys tell; ``file:PATH#sharegpt``
+Names: one of the catalog (``gsm8k``), ``file:PATH`` (each row in the layout that its keys indicate;
+    ``file:PATH#sharegpt``
 names the layout of all; all rows are its train split, test rows belong in another file), ``miniature:NAME`` (generated)
 and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
 """
@@ -31,7 +32,7 @@ OF_ANOTHER_LAYOUT = {"no messages", "missing key", "unknown key", "unknown role"
 
 @dataclass
 class LoadReport:
-    """What loading did to a source's rows."""
+    """What became of a source's rows."""
 
     source: str
     split: str
@@ -43,9 +44,9 @@ class LoadReport:
     epochs: float = 0.0
     """taken / samples; more than 1 where samples are seen again."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Sound rows that give no sample, by reason."""
+    """Valid rows that give no sample, by reason."""
     parts: Counter[str] = field(default_factory=Counter)
-    """What rows hold that no part of a sample was made of, by name: in how many rows."""
+    """What rows contain that is not part of a sample, by name: in how many rows."""
     bad: Counter[str] = field(default_factory=Counter)
     """Bad rows by kind of fault."""
     bad_rows: list[BadRow] = field(default_factory=list)
@@ -68,7 +69,7 @@ def read(
     chat: ChatFormat | None = None,
 ) -> Iterator[Conversation | BadRow]:
     """A source's samples in its own order: as many as are asked for of a generated one, else all of the split, one at a
-    time, with bad rows in their place; one that says a special token of ``chat`` is bad.
+    time, with bad rows in their place; one that contains a special token of ``chat`` is bad.
 
     What is read and left out is counted in ``report``. Raises ConfigError for a source that is unknown, or generated
     without end, DataError for missing files.
@@ -76,7 +77,7 @@ def read(
     report = report or LoadReport(name, split)
     if is_generated(name):
         if samples is None:
-            raise ConfigError(f"source {name} is generated without end; say how many samples")
+            raise ConfigError(f"source {name} is unlimited; give a number of samples")
         made = generate(name, samples, split, seed)
         report.rows = len(made)
         yield from made
@@ -117,8 +118,8 @@ def _rows(name: str, split: Split, data_root: Path | None) -> tuple[Source, Iter
 
 
 def describe(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:
-    """What a plan shows of a source, without reading its rows: ``rows`` (None: unknown or without end), ``licence``,
-    ``domain``, ``languages``, ``about``, ``where`` and ``found`` (False: to be loaded from the hub).
+    """What a plan shows of a source, without reading its rows: ``rows`` (None: unknown or unlimited), ``licence``,
+    ``domain``, ``languages``, ``about``, ``where`` and ``found`` (False: it is loaded from the hub).
 
     Raises ConfigError for an unknown source with the nearest valid name, DataError for a missing file.
     """
@@ -166,7 +167,7 @@ def _adapted(origin: str, raw: Any, name: str, entry: Source, report: LoadReport
     except NotASample as reason:
         report.left_out[str(reason)] += 1
     except RowError as error:
-        if error.kind == "thinking tags" and not name.startswith("file:"):  # no user can mend a published row
+        if error.kind == "thinking tags" and not name.startswith("file:"):  # no user can fix a published row
             report.left_out["thinking tags inside an answer"] += 1
         else:
             yield BadRow(origin, error.kind, error.reason)
@@ -231,7 +232,7 @@ def _replayed_rows(split: Split, data_root: Path | None) -> Iterator[Row]:
 
 
 def _hub_rows(name: str, entry: Source, part: str, data_root: Path | None) -> Iterator[Row]:
-    """Rows streamed from the hub, one at a time. Raises DataError that tells where a mirror would have to lie."""
+    """Rows streamed from the hub, one at a time. Raises DataError that says where a mirror would have to be."""
     import datasets
 
     assert entry.hub and entry.hub_splits

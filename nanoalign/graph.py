@@ -1,8 +1,8 @@
 """The stage graph: order, fingerprints, and which stages are stale and why.
 
-A stage's fingerprint is made of four parts: what the recipe says that concerns it, its inputs' fingerprints, the source
+A stage's fingerprint has four parts: the recipe's settings that concern it, its inputs' fingerprints, the source
 code of the rooms it runs in, and the names and sizes of the data files that it reads. Where and how it runs (device,
-launch, settings marked HOW_IT_RUNS) is no part: moving a run does not undo it.
+launch, settings marked HOW_IT_RUNS) is not included: moving a run does not invalidate it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from nanoalign.recipe.schema import Recipe
 from nanoalign.stages import STAGES, suites_of, uses
 
 BASE = "base"
-"""The name under which stages take the recipe's own model."""
+"""The name by which stages refer to the recipe's own model."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Node:
     inputs: Mapping[str, str]
     """Role to stage name or `base`."""
     config: Mapping[str, Any]
-    """What the recipe says about what this stage makes, as JSON data (see ``resolved``)."""
+    """The recipe's settings that determine this stage's result, as JSON data (see ``resolved``)."""
     code: Mapping[str, str]
     """The versions of the rooms it depends on."""
     parts: Mapping[str, str]
@@ -84,7 +84,7 @@ def after(recipe: Recipe, names: Iterable[str]) -> set[str]:
 def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore_code: bool = False) -> list[Node]:
     """Every stage in order, with whether its artifacts under ``folder`` (runs/<name>) are current.
 
-    ``ignore_code`` takes artifacts made by other versions of the code as current.
+    ``ignore_code`` treats artifacts made by other versions of the code as current.
     """
     prints = {BASE: base_fingerprint(recipe.model)}
     result: list[Node] = []
@@ -101,7 +101,7 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
         reason = _reason(record, makes_model(recipe.stages[name]), config, code, parts, before, folder / name)
         if reason is not None:
             stale.add(name)
-            if record is not None and record.status == "finished":  # it starts anew, with the code of today
+            if record is not None and record.status == "finished":  # it starts over, with today's code
                 code = code_versions(recipe.stages[name].kind)
                 parts["code"] = fingerprint(code)
         node = Node(name, recipe.stages[name], inputs, config, code, parts, reason)
@@ -111,8 +111,8 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
 
 
 def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
-    """All that the recipe says about what a stage makes: its section and the mixtures and suites it names, without how
-    it runs (``common.config.HOW_IT_RUNS``)."""
+    """All recipe settings that determine a stage's result: its section and the mixtures and suites it names, without
+    how it runs (``common.config.HOW_IT_RUNS``)."""
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [stage.data] if hasattr(stage, "data") else [suite.data for suite in suites if suite.data is not None]
@@ -138,7 +138,7 @@ def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tupl
                     Path(where)
                     for where in describe(source, data_root, "test" if test else "train")["where"].split(", ")
                 ]
-            except DataError:  # the stage says what is missing
+            except DataError:  # the stage reports what is missing
                 continue
             found |= {(path.name, path.stat().st_size) for path in paths if path.is_file()}
     return sorted(found)
@@ -150,7 +150,7 @@ def seed_of(recipe: Recipe, name: str) -> int:
 
 
 def stage_seed(recipe: Recipe, name: str) -> int:
-    """A seed of the stage's own, the same whatever else the recipe holds."""
+    """A separate seed for the stage, the same whatever else the recipe contains."""
     return int(hashlib.sha256(f"{seed_of(recipe, name)}/{name}".encode()).hexdigest(), 16) % 2**31
 
 
@@ -196,7 +196,7 @@ def _reason(
     if record.parts["code"] != parts["code"]:
         return f"the code changed: {', '.join(room for room in code if record.code.get(room) != code[room])}"
     if record.status != "finished":
-        return f"{'killed' if record.status == 'running' else record.status} before it was finished; goes on"
+        return f"{'killed' if record.status == 'running' else record.status} before it was finished; resumes"
     if model and not (folder / "model").is_dir():
         return "its model folder is gone"
     return None

@@ -18,7 +18,7 @@ from nanoalign.reward.table import REWARDS, verifiers
 from nanoalign.reward.verifier_pool import VerifierPool
 
 Component = Callable[[Sequence[Sample]], Sequence[float]]
-"""Scores a batch, one number a sample, in order."""
+"""Scores a batch, one number per sample, in order."""
 PLAYED = {
     "workbench": "its tasks are played, not answered in one turn; use `environment: workbench`",
     "nemo_gym": "its tasks are played in NeMo Gym's own databases, which are not here; use `environment: workbench`",
@@ -85,9 +85,9 @@ def make_reward(
     """The weighted sum of the components named in ``weights``.
 
     ``reward_model`` gives ``preference`` its raw scores
-    (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` processes of each outside verifier (default: one a
-    processor, at most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one), a
-    weight that is not a finite number, or a component that lacks its model.
+    (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` processes of each outside verifier (default: one
+    per processor, at most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one),
+    a weight that is not a finite number, or a component that lacks its model.
     """
     if not weights:
         raise ConfigError(f"a reward needs at least one component of {', '.join(REWARDS)}")
@@ -140,14 +140,14 @@ def score_code(samples: Sequence[Sample], means: Means) -> Sequence[float]:
 
 def score_reasoning_gym(samples: Sequence[Sample], means: Means) -> Sequence[float]:
     """1.0 where reasoning-gym's own verifier of ``task["dataset"]`` gives full marks to the stated answer (or the whole
-    text). Its partial marks count for nothing: some reward a text that merely contains the answer. Verifiers run in
-    walled processes: several evaluate the answer, or raise for it. Raises DataError for an unknown data set, or an
+    text). Its partial marks count as 0: some reward a text that merely contains the answer. Verifiers run in sandboxed
+    processes: several evaluate the answer, or raise for it. Raises DataError for an unknown data set, or an
     entry that is none."""
     for sample in samples:
         if (name := sample.task.get("dataset")) not in reasoning_gym_names():
-            raise DataError(f"reasoning_gym task: {name!r} is no data set of reasoning-gym")
+            raise DataError(f"reasoning_gym task: {name!r} is not a data set of reasoning-gym")
         if not isinstance(sample.task.get("entry"), Mapping):
-            raise DataError("reasoning_gym task: 'entry' must be the data set's whole entry")
+            raise DataError("reasoning_gym task: 'entry' must be the data set's complete entry")
     texts = [sample.answer.content for sample in samples]
     asked = [place for place, text in enumerate(texts) if text.strip()]
     questions = [
@@ -187,7 +187,7 @@ def score_tasks(samples: Sequence[Sample], means: Means) -> Sequence[float]:
 
 
 def score_lengths(samples: Sequence[Sample], means: Means) -> Sequence[float]:
-    """Correctness times :func:`length_factor`; well-formedness stands for correctness where nothing can be checked."""
+    """Correctness times :func:`length_factor`; well-formedness replaces correctness where nothing can be checked."""
     checkable = [sample.task.get("kind") in verifiers() for sample in samples]
     correct = iter(score_tasks([sample for sample, can in zip(samples, checkable) if can], means))
     return [
@@ -203,7 +203,8 @@ def score_judged(samples: Sequence[Sample], means: Means) -> Sequence[float]:
 
 
 def score_preferences(samples: Sequence[Sample], means: Means) -> Sequence[float]:
-    """The reward model's log-odds as a probability in (0, 1); the floor for a blank answer, unasked."""
+    """The reward model's log-odds as a probability in (0, 1); the floor for a blank answer, without asking the
+    model."""
     assert means.reward_model is not None  # make_reward saw to it
     said = [place for place, sample in enumerate(samples) if sample.answer.content.strip()]
     raw = _checked("preference", means.reward_model([samples[place] for place in said]) if said else [], len(said))

@@ -90,14 +90,14 @@ def require_fresh(value: float, limit: float, step: int) -> None:
 
 
 PROBE = 8
-"""Completions a step on which engine and trainer are compared."""
+"""Completions per step on which engine and trainer are compared."""
 
 REASON = "reason/"
-"""Begins the names of metrics that count completions by what was wrong with them, or why a reward did not judge them on
-their merits."""
+"""Prefix of the metrics that count completions by fault, or by why a reward did not judge them on their
+merits."""
 
 SAMPLE_TABLES = 20
-"""Times in a stage at which rendered samples are kept for the report."""
+"""How often in a stage rendered samples are kept for the report."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Collected:
     logprobs: list[list[float]]
     """The engine's, at temperature 1."""
     trained: list[list[int]]
-    """0 where the budget rule wrote the token: out of the loss and of importance ratios."""
+    """0 where the budget rule wrote the token: excluded from the loss and the importance ratios."""
     rewards: dict[str, list[float]]
     """By reward name, unweighted."""
     metrics: dict[str, float] = field(default_factory=dict)

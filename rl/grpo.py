@@ -47,7 +47,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     shares_weights = config.rollouts.engine.kind == "hf"
     if config.train.lora is not None:
         if not shares_weights:
-            raise ConfigError("train.lora: adapters are not handed to vLLM; use `engine: hf` or train all weights")
+            raise ConfigError("train.lora: vLLM does not get adapters; use `engine: hf` or train all weights")
         model = attach(model, config.train.lora, context.seed)
     steps = optimizer_steps(config.train, len(prompts) * config.group_size)
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype

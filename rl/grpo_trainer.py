@@ -274,7 +274,7 @@ def make_trainer(
     """A trainer of ``steps`` optimizer steps; checkpoints in ``folder``.
 
     Raises:
-        ConfigError: the batch is no multiple of the group, the sampling is greedy, or as
+        ConfigError: the batch is not a multiple of the group, the sampling is greedy, or as
             :func:`models.training.training_arguments`.
     """
     batch = stage.train.batch_size

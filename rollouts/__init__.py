@@ -38,7 +38,7 @@ def open_engine(
         dtype: bfloat16 runs a model on a GPU in bfloat16 (a live one under autocast); vLLM's own setting goes first.
         max_length: vllm: tokens of the longest prompt and completion together.
         budgets: vllm: whether requests may have thinking budgets; without, it generates faster.
-        exchange: vllm_server: a folder for weights on their way and for the server's log; by default a temporary one.
+        exchange: vllm_server: a folder for weights in transit and for the server's log; by default a temporary one.
 
     Raises:
         ConfigError: a model that the engine cannot serve, or a tokenizer without the format's stop tokens.

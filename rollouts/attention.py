@@ -1,7 +1,7 @@
 """Attention of one new token to a cache, for grouped key-value heads, without copying the cache.
 
 transformers' SDPA path repeats keys and values for every query head as soon as there is a mask (padding): at each token
-the whole cache is copied. Here the query heads of a group stand as if they were tokens, which see all columns alike.
+the whole cache is copied. Here the query heads of a group are treated as tokens, which see all columns alike.
 
 Shapes: B rows, K key-value heads, G query heads of a group, C columns, D head dimension.
 """

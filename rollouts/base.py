@@ -23,10 +23,10 @@ class Sampling:
     thinking_budget: int | None = None
     """Tokens of thinking, by budget_control's rule; None is unlimited."""
     grace: int = 500
-    """Tokens past the budget in which a newline is awaited."""
+    """Tokens past the budget to wait for a newline."""
     seed: int = 0
     """The completion is a function of (weights, prompt, sampling) with this seed, whatever else is in the batch
-    (HF engine; vLLM promises it per request as far as its kernels are batch-invariant)."""
+    (HF engine; vLLM guarantees it per request as far as its kernels are batch-invariant)."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Request:
 class Completion:
     """``token_ids`` includes the stop token where there is one. ``logprobs[i]`` is the log-probability of token i under
     the weights, at temperature 1 and before any budget forcing. ``forced[i]``: written by the budget rule, not
-    sampled; never trained on. A close in the place of a stop token counts as forced; vLLM shows only the likeliest
-    token beside the one drawn, so there it counts where a stop token was the likeliest."""
+    sampled; never trained on. A close in place of a stop token counts as forced; vLLM reports only the likeliest
+    token besides the one drawn, so there it counts where a stop token was the likeliest."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -100,22 +100,22 @@ class Opening:
 
 
 class EngineLostError(NanoalignError, RuntimeError):
-    """The engine is gone, failed or does not answer; a new one may do what it was asked."""
+    """The engine is gone, failed or does not answer; a new one may serve the request."""
 
 
 class RolloutEngine(Protocol):
-    """HF batched generation and vLLM both are one."""
+    """Implemented by HF batched generation and by vLLM."""
 
     lost: int
     """Engines lost and replaced so far."""
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of the longest prompt and completion together; None: no limit of its own."""
+        """Tokens of the longest prompt and completion together; None: no limit."""
         ...
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in order. Duplicate prompts are kept apart."""
+        """One completion per request, in order, duplicate prompts included."""
         ...
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
@@ -123,11 +123,12 @@ class RolloutEngine(Protocol):
         ...
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Log-probability of every token but the first, by the engine itself: the probe that proves weights fresh."""
+        """Log-probability of every token but the first, by the engine itself: the probe that shows the weights to be
+        current."""
         ...
 
     def sleep(self) -> None:
-        """Gives back what memory it can until it is called again."""
+        """Releases what memory it can until it is called again."""
         ...
 
     def close(self) -> None: ...

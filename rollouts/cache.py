@@ -1,4 +1,4 @@
-"""A decoding cache whose rows come and go: grown in place, thinned out when rows finish, refilled with new ones.
+"""A decoding cache whose rows come and go: grown in place, compacted when rows finish, refilled with new ones.
 
 Rows are left-padded to a common number of columns. Attention layers keep keys and values [B, heads, columns, dim] in
 storage that grows by halves (transformers' own layer copies everything at every token); recurrent layers (Mamba-2)

@@ -1,4 +1,4 @@
-"""Recipe sections on how a model is asked: engine, sampling, thinking."""
+"""Recipe sections on how completions are generated: engine, sampling, thinking."""
 
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -20,7 +20,7 @@ class _OnVLLM(Section):
     """Precision of weights and activations; null is that of training. float16 rounds eight times finer than bfloat16
     and ends at 65,504; a trainer that rounds its weights to bfloat16 is best matched by the same."""
     gpu_memory: Annotated[float, HOW_IT_RUNS] = Field(0.45, gt=0, lt=1)
-    """Share of the GPU's memory for its weights and cache; the trainer lives on the rest."""
+    """Share of the GPU's memory for its weights and cache; the trainer uses the rest."""
     cache_gb: Annotated[float | None, HOW_IT_RUNS] = Field(None, gt=0)
     """Its cache in GB, in place of what gpu_memory leaves for it; for GPUs that several stages share, where vLLM would
     take what a neighbour allocates for its own."""
@@ -91,9 +91,9 @@ class Rollouts(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling."""
     max_tokens: int = Field(ge=1)
-    """Longest completion in tokens, thinking included."""
+    """Longest completion in tokens, including thinking."""
     grace: int = Field(500, ge=0)
-    """Tokens past a thinking budget in which a newline is awaited."""
+    """Tokens past a thinking budget to wait for a newline."""
     batch_size: int = Field(64, ge=1)
     """Sequences generated together."""
     _flat: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """A played episode."""
+    """A finished episode."""
 
     task: Task
     sample: int
@@ -36,7 +36,7 @@ class EpisodeRecord:
     success: bool
     ended: str
     """done: the model ended it; length: a turn was cut; malformed: a turn held a special token, and its calls were not
-    run; room: what was said so far leaves the engine no room for another turn; turns: max_turns were up."""
+    run; room: the conversation so far leaves the engine no room for another turn; turns: max_turns was reached."""
 
     @property
     def tokens(self) -> int:
@@ -71,7 +71,7 @@ def play(
         sampling: (task's number, sample, turn) to the mode and the settings of that turn's completion; the mode must
             not depend on the turn.
         max_turns: assistant turns after which an episode is over. An episode that does not end itself, or whose turn
-            is cut by max_tokens or malformed, is no success: such a turn's calls are not run.
+            is cut by max_tokens or malformed, is not a success: such a turn's calls are not run.
 
     Raises:
         ConfigError: a task's own prompt leaves the engine no room for an answer.

@@ -30,15 +30,15 @@ from nanoalign.rollouts.config import HFSettings
 from nanoalign.rollouts.sampling import draw, uniform
 
 THIN_OUT = 8
-"""Finished rows leave the batch when they are one in so many: copying the cache costs about as much as a token."""
+"""Finished rows leave the batch when they are one in this many: copying the cache costs about as much as a token."""
 
 REFILL = 4
-"""Waiting requests enter when so great a part of the batch is free: each prefill interrupts the decoding of all."""
+"""Waiting requests enter when this share of the batch is free: each prefill interrupts the decoding of all."""
 
 
 @dataclass
 class _Row:
-    """One completion on its way."""
+    """One completion in progress."""
 
     index: int
     request: Request
@@ -134,7 +134,7 @@ class HFEngine:
         self.lost = 0
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in order.
+        """One completion per request, in order.
 
         Raises:
             ConfigError: an empty prompt, or sampling settings out of range.
@@ -210,7 +210,7 @@ class HFEngine:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """No gradients, no dropout, no checkpointing, the chosen dtype; the model's mode is put back after."""
+        """No gradients, no dropout, no checkpointing, the chosen dtype; the model's mode is restored after."""
         training = self.model.training
         self.model.eval()
         try:
@@ -239,7 +239,7 @@ class HFEngine:
             del head.forward
 
     def _prefill(self, requests: Sequence[tuple[int, Request]]) -> _Batch:
-        """Rows for these requests with their prompts in the cache; a prompt asked for often is computed once."""
+        """Rows for these requests with their prompts in the cache; a repeated prompt is computed once."""
         prompts = list(dict.fromkeys(request.prompt_ids for _, request in requests))
         columns = max(len(prompt) for prompt in prompts)
         ids_PC = torch.tensor([[0] * (columns - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)

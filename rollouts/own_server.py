@@ -1,4 +1,4 @@
-"""A vLLM server that a stage starts on its own machine, and that ends with the stage, however that ends."""
+"""A vLLM server that a stage starts on its own machine, and that stops with the stage, however it ends."""
 
 import ctypes
 import os
@@ -30,7 +30,7 @@ class OwnServer:
         vllm_arguments: Sequence[str],
         gpus: Sequence[int] | None = None,
     ) -> None:
-        """``log`` gets what the server prints; ``gpus`` are its own among those that this process sees, None: all.
+        """``log`` gets the server's output; ``gpus`` are its GPUs among those that this process sees, None: all.
 
         Raises:
             ConfigError: vLLM is not installed, or the server ended, or did not answer in time; with its last lines.
@@ -77,7 +77,7 @@ def chosen(gpus: Sequence[int], visible: str | None) -> str:
     """CUDA_VISIBLE_DEVICES for the ``gpus``-th of those that are visible.
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: there are not that many.
     """
     if visible is None:
         return ",".join(map(str, gpus))

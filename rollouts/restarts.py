@@ -1,4 +1,4 @@
-"""A lost engine is started anew and asked again, so that a worker's death does not cost the step."""
+"""Restarts a lost engine and repeats the request, so that a worker's death does not cost the step."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +35,7 @@ class RestartingEngine:
         return self._insist(lambda: self.engine.generate(requests))
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        self.weights = None  # dropped before the next ones are computed: a merge sweep's are another whole model
+        self.weights = None  # dropped before the next ones are computed: a merge sweep's are another full model
         weights = list(tensors)
         self._insist(lambda: self.engine.load_weights(weights))
         self.weights = weights  # only now: an engine lost in between would be given them twice
@@ -61,7 +61,7 @@ class RestartingEngine:
                 if not left:
                     raise
                 left, lost, self.lost = left - 1, True, self.lost + 1
-                warnings.warn(f"the rollout engine is started anew, {left} starts left: {error}", stacklevel=2)
+                warnings.warn(f"restarting the rollout engine, {left} restarts left: {error}", stacklevel=2)
 
     def _start_anew(self) -> None:
         self.engine.close()

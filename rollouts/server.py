@@ -1,4 +1,4 @@
-"""The rollout engine on a vLLM server: another process, GPU or node, asked over HTTP with token ids in and out.
+"""The rollout engine on a vLLM server: another process, GPU or node, over HTTP with token ids in and out.
 
 Weights go by NCCL, through vLLM's weight-transfer engine as TRL drives it, or through a folder that both sides see
 (``reload_weights`` of a path), which needs no GPU. The server is started with VLLM_SERVER_DEV_MODE=1, for these routes:
@@ -143,7 +143,7 @@ class ServerEngine:
             _, late = wait(asked, timeout=self.deadline_s)
             if late:
                 raise EngineLostError(
-                    f"{self.url}: {len(late)} of {len(asked)} answers not within {self.deadline_s:g} s"
+                    f"{self.url}: {len(late)} of {len(asked)} answers did not arrive within {self.deadline_s:g} s"
                 )
             return [each.result()["choices"][0] for each in asked]
         finally:

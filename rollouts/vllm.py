@@ -21,7 +21,7 @@ from nanoalign.rollouts.config import ServerSettings, VLLMSettings
 from nanoalign.rollouts.restarts import RestartingEngine
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over as tensors, not as messages
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are passed as tensors, not as messages
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",  # each reload warns of tensors that no checkpoint holds (rotary tables)
 }
@@ -91,7 +91,7 @@ class VLLMEngine:
         if not requests:
             return []
         if not self.budgets and any(request.sampling.thinking_budget is not None for request in requests):
-            raise ConfigError("rollout: a thinking budget was asked of an engine that was opened without budgets")
+            raise ConfigError("rollout: a request with a thinking budget to an engine that was opened without budgets")
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._wake()

@@ -1,6 +1,6 @@
 """What a single section cannot check: names that must exist, cycles, and values that must fit each other.
 
-Each check is a generator of (path, message). They run, and report, even where parts are wrong by themselves.
+Each check is a generator of (path, message). They run, and report, even where single parts are invalid.
 """
 
 import math
@@ -26,7 +26,7 @@ Finding = tuple[Path_, str]
 
 @dataclass(frozen=True)
 class Known:
-    """What the rooms offer."""
+    """Names known to the rooms."""
 
     source_fault: Callable[[str, str], str | None]
     """What is wrong with a source (name, split), or None."""
@@ -36,7 +36,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Parts:
-    """A recipe's parts. In those that are wrong by themselves, wrong values stand as None (or an empty list)."""
+    """A recipe's parts. In invalid ones, wrong values are None (or an empty list)."""
 
     stages: Mapping[str, Any]
     mixtures: Mapping[str, Mixture]
@@ -45,7 +45,7 @@ class Parts:
     sources: Mapping[str, Mapping[str, str]]
     """The sources that each mixture names, with their split."""
     wrong: set[str]
-    """Stages that are wrong by themselves: their names are checked, but not how their values fit each other."""
+    """Invalid stages: their names are checked, but not how their values fit each other."""
     names: Mapping[str, list[str]]
     """All names under `stages`, `data`, `suites` and `seeds`."""
     kinds: Mapping[str, Any]
@@ -108,7 +108,7 @@ def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterato
 
 
 def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Parts, known: Known) -> Iterator[Finding]:
-    """Rewards that ask a verifier need tasks that a verifier can judge."""
+    """Rewards that use a verifier need tasks that a verifier can judge."""
     reads = any(REWARDS[name].kind for name in reward or ["task"] if name in REWARDS)
     if mixture is not None and reads:
         for source in parts.sources.get(mixture, ()):
@@ -146,9 +146,9 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
         if stage.reward_gpu is not None and stage.reward_model is None:
             yield ("reward_gpu",), "is the reward model's, and there is no `reward_model`"
         if "judge" in stage.reward and stage.judge is None:
-            yield ("reward", "judge"), "needs `judge:`, the endpoint that it asks"
+            yield ("reward", "judge"), "needs `judge:`, its endpoint"
         if stage.judge is not None and "judge" not in stage.reward:
-            yield ("judge",), "is asked by the reward `judge` alone, which is not in `reward`"
+            yield ("judge",), "is used only by the reward `judge`, which is not in `reward`"
 
 
 def _values(stage: Any) -> Iterator[Finding]:
@@ -156,13 +156,13 @@ def _values(stage: Any) -> Iterator[Finding]:
     if isinstance(stage, SFTStage):
         yield from _sft(stage)
     if isinstance(stage, DPOStage) and stage.pairs_per_task > (most := stage.samples_per_task**2 // 4):
-        yield ("pairs_per_task",), f"{stage.samples_per_task} samples a task make at most {most} pairs"
+        yield ("pairs_per_task",), f"{stage.samples_per_task} samples per task make at most {most} pairs"
     if isinstance(stage, GRPOStage):
         yield from _grpo(stage)
     if isinstance(stage, DPOStage | GRPOStage):
         yield from _thinking(stage.thinking, stage.rollouts)
         if stage.rollouts.temperature == 0:
-            yield ("rollouts", "temperature"), "0 samples the same answer every time; there would be nothing to learn"
+            yield ("rollouts", "temperature"), "0 gives the same answer every time; there would be nothing to learn"
     if isinstance(stage, MergeStage):
         yield from _merge(stage)
     if isinstance(stage, EvaluateStage):
@@ -176,14 +176,14 @@ def _values(stage: Any) -> Iterator[Finding]:
 def _grpo(stage: GRPOStage) -> Iterator[Finding]:
     batch, group = stage.train.batch_size, stage.group_size
     if batch % group:
-        yield ("train", "batch_size"), f"{batch} completions are no multiple of group_size {group}"
+        yield ("train", "batch_size"), f"{batch} completions are not a multiple of group_size {group}"
     if min(stage.clip) <= 0 or stage.clip[0] >= 1:
         yield ("clip",), f"expected two numbers above 0, the first below 1, got {list(stage.clip)}"
 
 
 def _sft(stage: SFTStage) -> Iterator[Finding]:
     if stage.pack is not None and stage.max_length is not None:
-        yield ("max_length",), "holds only without packing; use pack.length"
+        yield ("max_length",), "applies only without packing; use pack.length"
     cut = stage.truncate_reasoning
     if cut is not None and not 0 <= cut.tokens[0] <= cut.tokens[1]:
         yield (
@@ -208,7 +208,7 @@ def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     if devices > 1 and batch % (micro * groups):
         shared = "" if ranks == 1 else f" groups of {ranks}"
         at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
-        yield ("train", "batch_size"), f"{batch} is no multiple of {at_once}"
+        yield ("train", "batch_size"), f"{batch} is not a multiple of {at_once}"
 
 
 def spreads(stage: Any, launch: Any) -> bool:
@@ -268,7 +268,7 @@ def _budgets(path: Path_, budgets: list[int | None]) -> Iterator[Finding]:
 def _unique(path: Path_, values: list[Any]) -> Iterator[Finding]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            yield (*path, index), f"{'null' if value is None else value} stands here twice"
+            yield (*path, index), f"{'null' if value is None else value} is given twice"
 
 
 def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Iterable[str]) -> Iterator[Finding]:
@@ -284,11 +284,11 @@ def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Iterab
     if "preference" in reward and judge is None:
         yield ("reward", "preference"), "needs `reward_model:`, the stage that trains its judge"
     if judge is not None and "preference" not in reward:
-        yield ("reward_model",), "is used by the reward `preference` alone, which is not in `reward`"
+        yield ("reward_model",), "is used only by the reward `preference`, which is not in `reward`"
 
 
 def _cycles(parts: Parts) -> Iterator[Finding]:
-    """One finding a cycle, at the first of its stages in the recipe's order."""
+    """One finding per cycle, at the first of its stages in the recipe's order."""
     below = {name: [u for _, _, u in uses(stage, parts.suites)] for name, stage in parts.stages.items()}
     done: set[str] = set()
 

@@ -14,9 +14,9 @@ PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a name of letters, digits, - and _, starting with a letter or digit",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, -, _ and ., starting with a letter or digit",
     r"^https?://": "an address that starts with http:// or https://",
-    r"(?s)\{conversation\}.*\{answer\}": "a text that holds {conversation} and, after it, {answer}",
+    r"(?s)\{conversation\}.*\{answer\}": "a text that contains {conversation} and, after it, {answer}",
 }
-"""What the patterns of the sections ask for, in words."""
+"""What the sections' patterns require, in words."""
 
 
 def keys(model: type[BaseModel]) -> list[str]:
@@ -26,7 +26,7 @@ def keys(model: type[BaseModel]) -> list[str]:
 
 def locate(model: Any, location: tuple[int | str, ...]) -> tuple[Path_, type[BaseModel] | None]:
     """The path in the data of a pydantic error's location (unions add a tag, bad keys a ``[key]``), and the section
-    that its last step belongs to; None where that is no section."""
+    that its last step belongs to; None where that is not a section."""
     path: tuple[int | str, ...] = ()
     owner: type[BaseModel] | None = None
     rest = list(location)
@@ -64,10 +64,10 @@ def describe(error: Any, owner: type[BaseModel] | None) -> str:
     if kind == "extra_forbidden":
         return f"unknown key{(foreign_hint(last, owner) or nearest(last, keys(owner))) if owner else ''}"
     if kind == "missing":
-        return "required, and missing"
+        return "required but missing"
     if kind == "union_tag_not_found":
         return (
-            "`kind` is required, and missing" if isinstance(given, dict) else f"expected a mapping, got {_show(given)}"
+            "`kind` is required but missing" if isinstance(given, dict) else f"expected a mapping, got {_show(given)}"
         )
     if kind == "union_tag_invalid":
         known = [word.strip("' ") for word in error["ctx"]["expected_tags"].split(",")]

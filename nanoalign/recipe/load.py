@@ -1,4 +1,4 @@
-"""From a recipe's file to a checked :class:`Recipe`, or to all that is wrong with it at once."""
+"""From a recipe's file to a checked :class:`Recipe`, or to all its mistakes at once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +68,7 @@ def load(
 
 
 def validate(source: Source, known: Known) -> tuple[Recipe | None, list[Problem]]:
-    """The recipe in plain data, and what is wrong with it (the recipe is None where its own sections are wrong)."""
+    """The recipe in plain data, and what is wrong with it (the recipe is None where its sections are invalid)."""
     if not isinstance(source.data, dict):
         return None, [Problem(source.place(()), "", "a recipe is a mapping with name, seed, model, chat, data, stages")]
     recipe, problems = None, []
@@ -152,7 +152,7 @@ def explain(error: ValidationError, source: Source, model: type[Section] = Recip
 
 
 def _parts(data: dict[str, Any]) -> Parts:
-    """The parts of a recipe, as far as they are right."""
+    """The parts of a recipe, as far as they are valid."""
     tops = ("stages", "data", "suites", "seeds")
     sections = {key: value if isinstance(value := data.get(key), dict) else {} for key in tops}
     stages: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def _split(use: Any) -> str:
 
 
 def _as_far_as_right(model: type[Section], value: dict[str, Any]) -> tuple[Any, bool]:
-    """A section, and whether it is right; if not, one that was not checked, in which wrong values are None or []."""
+    """A section, and whether it is valid; if not, an unchecked one in which wrong values are None or []."""
     try:
         return model.model_validate(value), True
     except ValidationError as error:

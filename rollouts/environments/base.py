@@ -23,7 +23,7 @@ class Episode(Protocol):
 
     def step(self, answer: Answer) -> Sequence[Message]:
         """Takes what the model wrote, runs its tool calls, returns the tool messages; none means the episode is over. A
-        wrong call is answered with an error text, as a real tool would."""
+        wrong call gets an error text, as from a real tool."""
         ...
 
     def success(self) -> bool:

@@ -21,7 +21,7 @@ def _drawn(split: str) -> dict[str, OfficeTask]:
 
 @dataclass
 class MiniatureWorkplace:
-    """The tasks are drawn from a fixed seed: the same in every run, none twice."""
+    """The tasks are drawn from a fixed seed: the same in every run, without duplicates."""
 
     name: str = "miniature-workplace"
 

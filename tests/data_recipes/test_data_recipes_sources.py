@@ -160,7 +160,7 @@ def test_generators_split_by_prompt() -> None:
     assert len({c.messages[0].content for c in train}) == 60
     assert not {c.messages[0].content for c in train} & {c.messages[0].content for c in test}
     assert train[0].task and train[0].task["entry"]["answer"] == train[0].messages[1].content
-    with pytest.raises(ConfigError, match="without end"):
+    with pytest.raises(ConfigError, match="unlimited"):
         load("miniature:math", None)
     assert load("miniature:math", 5, seed=3).conversations == load("miniature:math", 5, seed=3).conversations
 

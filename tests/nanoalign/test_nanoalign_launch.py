@@ -38,10 +38,10 @@ def recipe(tmp_path: Path, old: str = "", new: str = "") -> str:
         ("sequence_parallel: 2", "sequence_parallel: 3", "pack.sequence_parallel: 3 does not divide the 4 processes"),
         (
             "batch_size: 4,", "batch_size: 6,",
-            "batch_size: 6 is no multiple of 4 sequences at once, 2 on each of 2 groups of 2",
+            "batch_size: 6 is not a multiple of 4 sequences at once, 2 on each of 2 groups of 2",
         ),
-        (", sequence_parallel: 2", "", "4 is no multiple of 8 sequences at once, 2 on each of 4 processes"),
-        ("kind: local, processes: 4", "kind: slurm, nodes: 2", "batch_size: 4 is no multiple of 16 sequences at once"),
+        (", sequence_parallel: 2", "", "4 is not a multiple of 8 sequences at once, 2 on each of 4 processes"),
+        ("kind: local, processes: 4", "kind: slurm, nodes: 2", "4 is not a multiple of 16 sequences at once"),
         ("pack: {length: 1024, sequence_parallel: 2}", "sequence_parallel: 2", "packed.sequence_parallel: unknown key"),
     ],
 )  # fmt: skip

@@ -207,7 +207,7 @@ def test_the_reward_gives_reasons_and_refuses_unknown_data_sets(entries: dict[st
     assert reward.score([sample("prime_factorization", text) for text in ("none", "", "\0")]) == [0.0] * 3
     with pytest.raises(DataError, match="no_such"):
         reward.score([sample("no_such", "a")])
-    for entry, said in (({"answer": object()}, "no plain data"), (None, "whole entry")):
+    for entry, said in (({"answer": object()}, "no plain data"), (None, "complete entry")):
         task = {"kind": "reasoning_gym", "dataset": "gcd", "entry": entry}
         with pytest.raises(DataError, match=said):
             reward.score([Sample((Message("user", "?"),), Answer("a"), task)])

@@ -356,7 +356,7 @@ def test_rewards_that_are_not_finite_are_refused(make_model, tokenizer, tmp_path
 
 
 def test_settings_that_cannot_work_are_refused(make_model, tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="no multiple of group_size"):
+    with pytest.raises(ConfigError, match="not a multiple of group_size"):
         trainer_for(stage(train={"batch_size": 6}), make_model("llama"), tokenizer, tmp_path)
     with pytest.raises(ConfigError, match="temperature"):
         trainer_for(stage(rollouts=Rollouts(max_tokens=4, temperature=0)), make_model("llama"), tokenizer, tmp_path)

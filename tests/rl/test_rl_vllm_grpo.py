@@ -68,7 +68,7 @@ def test_a_server_killed_in_a_rollout_costs_no_step(stage, monkeypatch):
         return generate(self, requests)[:16]
 
     monkeypatch.setattr(ServerEngine, "generate", killed)
-    with pytest.warns(UserWarning, match="started anew"):
+    with pytest.warns(UserWarning, match="restarting the rollout engine"):
         figures, rows = stage(engine="vllm_server", deadline_s=300)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["engines_lost"] for row in rows] == [0, 1, 1, 1]

@@ -48,13 +48,13 @@ def test_a_lost_engine_comes_back_with_its_weights(story):
     engine.load_weights({"w": 5}.items())
     assert engine.generate([REQUEST])[0].token_ids == (5,)
     engine.load_weights({"w": 6}.items())
-    with pytest.warns(UserWarning, match="started anew, 1 starts left: call 2"):
+    with pytest.warns(UserWarning, match="restarting the rollout engine, 1 restarts left: call 2"):
         assert engine.generate([REQUEST, REQUEST])[1].token_ids == (6,)
     assert story == ["start", "weights 5", "weights 6", "close", "start", "weights 6"]
     assert engine.lost == 1
 
 
-@pytest.mark.filterwarnings("ignore:the rollout engine is started anew")
+@pytest.mark.filterwarnings("ignore:restarting the rollout engine")
 def test_the_last_loss_goes_through(story):
     engine = RestartingEngine(lambda: Fragile({1, 2, 3}, story), restarts=2)
     engine.load_weights({"w": 5}.items())
@@ -64,7 +64,7 @@ def test_the_last_loss_goes_through(story):
     assert engine.generate([REQUEST])[0].token_ids == (5,)  # the bound is for one question
 
 
-@pytest.mark.filterwarnings("ignore:the rollout engine is started anew")
+@pytest.mark.filterwarnings("ignore:restarting the rollout engine")
 def test_a_start_that_loses_its_engine_counts(story):
     def start():
         if story:

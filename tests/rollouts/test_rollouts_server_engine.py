@@ -88,7 +88,7 @@ def test_killed_in_the_middle_of_a_rollout(engines, small_base):
     process = server.engine.own.process
     killer = threading.Timer(0.3, lambda: os.killpg(process.pid, signal.SIGKILL))
     killer.start()
-    with pytest.warns(UserWarning, match="started anew"):
+    with pytest.warns(UserWarning, match="restarting the rollout engine"):
         again = server.generate(asked * 20)
     killer.join()
     assert server.lost == 1
