@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.budget_engines import GRACE, SHAPES  # noqa: E402
-from nanoalign.common.stats import mean  # noqa: E402
+from nanoalign.common.intervals import mean  # noqa: E402
 
 VARIANTS = ("plain", "ours", "native", "python_loop", "plain_v2")
 """plain_v2: vLLM's second model runner, which takes no budgets: what it would cost to have none."""

@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 from nanoalign.artifacts import finite
 from nanoalign.common.files import write_json
+from nanoalign.common.intervals import mean
 from nanoalign.common.stage import StageContext, StageLog
-from nanoalign.common.stats import mean
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.rows import to_row

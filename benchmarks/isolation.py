@@ -41,9 +41,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from nanoalign.common.files import write_json
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.hybrid import install
 from nanoalign.models.isolation import relative_difference
+from nanoalign.models.packed_attention import packed_inputs
 
 ARCHITECTURES = ("llama", "qwen3", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h")
 VOCABULARY, DOCUMENTS, LONGEST = 1024, (2, 12), 700

@@ -28,16 +28,16 @@ import torch
 import transformers
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
-from nanoalign.common.files import whole_file
+from nanoalign.common.files import atomic_file
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.hybrid import install
 from nanoalign.models.isolation import check_isolation
-from nanoalign.models.kernels import verify
+from nanoalign.models.kernels import verify_kernels
 from nanoalign.models.known import KNOWN
 from nanoalign.models.loss import causal_loss, linear_cross_entropy
 from nanoalign.models.offload import HostOffload
+from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.tiling import tile
 
 PEAK = 989e12
@@ -252,7 +252,7 @@ def isolation(dtype: str, kernels: str = "triton") -> Figures:
 def kernels() -> Figures:
     """How far each Triton kernel is from torch's functions, and how long the check takes."""
     start = time.perf_counter()
-    found = verify(torch.device("cuda:0"))
+    found = verify_kernels(torch.device("cuda:0"))
     return found | {"s": time.perf_counter() - start}
 
 
@@ -330,7 +330,7 @@ def main() -> None:
             setting = {"torch": torch.__version__, "transformers": transformers.__version__}
             setting |= {"device": torch.cuda.get_device_name(), "command": " ".join(sys.argv)}
             content = {"setting": setting, "figures": summary(results), "measured": results}
-            with whole_file(arguments.json) as temporary:  # read back by the next call
+            with atomic_file(arguments.json) as temporary:  # read back by the next call
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
     for key, value in summary(results).items():
         print(f"{key:40} {value:.6g}")

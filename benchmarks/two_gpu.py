@@ -65,9 +65,9 @@ class Bench:
         self.figures[f"two_gpu.{name}"] = value
         if self.rank == 0:
             print(f"{name:32} {value if isinstance(value, str) else f'{value:.6g}'}", flush=True)
-            from nanoalign.common.files import whole_file
+            from nanoalign.common.files import atomic_file
 
-            with whole_file(self.arguments.part) as temporary:  # a time limit may end this process at any moment
+            with atomic_file(self.arguments.part) as temporary:  # a time limit may end this process at any moment
                 temporary.write_text(json.dumps(self.figures))
 
     def attempt(self, name: str, measurement: Callable[[], None]) -> None:
@@ -102,7 +102,7 @@ class Bench:
     def pack(self, total: int, vocabulary: int, seed: int, mean: int) -> dict[str, Any]:
         """Inputs and labels of one pack of random documents, exponential in length."""
         from benchmarks.sft_long_context import lengths_of
-        from nanoalign.models.documents import packed_inputs
+        from nanoalign.models.packed_attention import packed_inputs
 
         draw = torch.Generator().manual_seed(seed)
         ids = torch.randint(0, vocabulary, (1, total), generator=draw).to(self.device)
@@ -112,7 +112,7 @@ class Bench:
         labels = F.pad(ids[:, 1:], (0, 1)).masked_fill(last, -100)
         return {"input_ids": ids, "labels": labels, "tokens": int((~last).sum()), **inputs}
 
-    def stretch(self, pack: dict[str, Any]) -> dict[str, Any]:
+    def shard(self, pack: dict[str, Any]) -> dict[str, Any]:
         """This rank's part of a pack."""
         mine = {name: pack[name].chunk(self.ranks, 1)[self.rank] for name in ("input_ids", "labels", "position_ids")}
         return mine | {"seq_idx": pack["seq_idx"], "tokens": pack["tokens"]}
@@ -152,16 +152,16 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def exact_sequence(bench: Bench) -> None:
     """fp32: two ranks that share a pack against one that has all of it."""
-    from nanoalign.models.sequence_parallel import spread
+    from nanoalign.models.sequence_parallel import parallelize
 
     pack = bench.pack(bench.exact, 512, seed=1, mean=300)
     alone = PackLoss(bench.model(SMALL, torch.float32, fast=False))
     expected = alone(**pack)
     expected.backward()
     model = bench.model(SMALL, torch.float32, fast=False)
-    spread(model, dist.group.WORLD)
+    parallelize(model, dist.group.WORLD)
     shared = PackLoss(model)
-    part = shared(**bench.stretch(pack))
+    part = shared(**bench.shard(pack))
     part.backward()
     found = {name: bench.summed(grad) for name, grad in gradients(shared).items()}
     bench.note("loss_diff", abs(float(bench.summed(part)) - float(expected.detach())))
@@ -188,7 +188,7 @@ def exact_zero3(bench: Bench) -> None:
 def speed(bench: Bench, total: int, way: str) -> None:
     """Tokens/s of each GPU on the slice: alone, sharing a pack (sequence), or with a pack each under ZeRO-3."""
     from nanoalign.models.known import KNOWN
-    from nanoalign.models.sequence_parallel import spread
+    from nanoalign.models.sequence_parallel import parallelize
 
     settings: dict[str, Any] = SMALL if bench.arguments.tiny else dict(KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2-Base"])
     if not bench.arguments.tiny:
@@ -198,8 +198,8 @@ def speed(bench: Bench, total: int, way: str) -> None:
     loss: Any = PackLoss(bench.model(settings, torch.bfloat16, fast=True))
     batch = bench.pack(total, settings["vocab_size"], seed=bench.rank if way == "zero3" else 0, mean=6500)
     if way == "sequence":
-        spread(loss.model, dist.group.WORLD)
-        batch = bench.stretch(batch)
+        parallelize(loss.model, dist.group.WORLD)
+        batch = bench.shard(batch)
     engine = bench.engine(loss) if way == "zero3" else None
     if cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -116,8 +116,8 @@ def math_speed(calls: int, workers: int) -> dict[str, float]:
 
 
 def reasoning_gym_speed(workers: int, size: int = 10) -> dict[str, float]:
-    """Verdicts a second of reasoning-gym's verifiers, over all its data sets with answers: by the walled pool, and by
-    this process as the reward did it before (a new verifier for each answer) and with its verifiers kept."""
+    """Verdicts a second of reasoning-gym's verifiers, over all its data sets with answers: by the sandboxed pool, and
+    by this process as the reward did it before (a new verifier for each answer) and with its verifiers kept."""
     import reasoning_gym
     from reasoning_gym.factory import get_score_answer_fn
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.budget_control.vocabulary import ThinkingTokens
-from nanoalign.common.stats import Z95, Estimate, mean, proportion
+from nanoalign.common.intervals import Z95, Estimate, mean, proportion
 
 WORD = re.compile(r"\w+")
 
@@ -72,7 +72,7 @@ class Reading:
         return self.thinking_tokens == 0 and self.open_tags == 0 and self.close_tags == 0
 
 
-def read(
+def analyse(
     tokens: ThinkingTokens,
     tokenizer: Any,
     prompt_ids: Sequence[int],

@@ -18,7 +18,7 @@ from nanoalign.budget_control.client import Server, Token
 from nanoalign.budget_control.rule import BudgetRule, check_budget
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError, DataError, NanoalignError
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 from nanoalign.data_recipes.chat.answers import as_message
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import special_token_in
@@ -32,7 +32,7 @@ _BEGUN = re.compile(
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*\Z"  # colours, cursor, screen
     r"|\x1b[ -/]*\Z"
 )
-"""The beginning of a terminal's control sequence at the end of a text (common/text.py removes complete ones)."""
+"""The beginning of a terminal's control sequence at the end of a text (common/printable.py removes complete ones)."""
 HELP = "/think  /no_think  /budget N|off  /show  /new  /quit"
 
 
@@ -217,14 +217,14 @@ def local_writer(model: Any, tokens: ThinkingTokens, temperature: float) -> Writ
 
     from nanoalign.budget_control.hf import ThinkingBudgetProcessor
 
-    def write(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+    def write(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, emit: Callable[[Token], None]) -> None:
         ids = torch.tensor([list(prompt)], device=model.device)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         stop_ids = sorted(tokens.stop_ids)
         processors = LogitsProcessorList([ThinkingBudgetProcessor(tokens, rule.budget, rule.grace)])
         model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, eos_token_id=stop_ids,
-            pad_token_id=stop_ids[0], streamer=_Streamer(rule, prompt, tell), logits_processor=processors, **sampling,
+            pad_token_id=stop_ids[0], streamer=_Streamer(rule, prompt, emit), logits_processor=processors, **sampling,
         )  # fmt: skip
 
     return write
@@ -233,10 +233,10 @@ def local_writer(model: Any, tokens: ThinkingTokens, temperature: float) -> Writ
 def server_writer(server: Server, temperature: float) -> Writer:
     """Writes through an OpenAI-compatible server; it needs no plugin."""
 
-    def write(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+    def write(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, emit: Callable[[Token], None]) -> None:
         options = {"stop_token_ids": sorted(rule.tokens.stop_ids), "skip_special_tokens": False}
         for token in server.complete(prompt, rule, max_tokens, temperature=temperature, options=options):
-            tell(token)
+            emit(token)
 
     return write
 
@@ -244,8 +244,8 @@ def server_writer(server: Server, temperature: float) -> Writer:
 class _Streamer:
     """What ``generate`` calls with the prompt and then with every token."""
 
-    def __init__(self, rule: BudgetRule, prompt: Sequence[int], tell: Callable[[Token], None]) -> None:
-        self.rule, self.state, self.tell = rule, rule.start(prompt), tell
+    def __init__(self, rule: BudgetRule, prompt: Sequence[int], emit: Callable[[Token], None]) -> None:
+        self.rule, self.state, self.emit = rule, rule.start(prompt), emit
         self._prompt_seen = False
 
     def put(self, value: Any) -> None:
@@ -257,7 +257,7 @@ class _Streamer:
             stopped = "stop" if id in rule.tokens.stop_ids else None
             self.state = rule.advance(state, id)
             forced = rule.forced(state) is not None
-            self.tell(Token(rule.tokens.texts[id], id, forced, rule.thinking(state), stopped))  # type: ignore[arg-type]
+            self.emit(Token(rule.tokens.texts[id], id, forced, rule.thinking(state), stopped))  # type: ignore[arg-type]
 
     def end(self) -> None: ...
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 
-class HowItRuns:
-    """Marks a field that says how a stage runs and not what it makes: ``deadline_s: Annotated[float, HOW_IT_RUNS]``.
+class RuntimeOnly:
+    """Marks a field that says how a stage runs and not what it makes: ``deadline_s: Annotated[float, RUNTIME_ONLY]``.
 
     A finished stage stays current when such a field changes, an unfinished one resumes from where it is. What changes
     the computation (kernels, batch splits, precision, tensors split over GPUs) is not marked, nor is the model behind a
@@ -16,7 +16,7 @@ class HowItRuns:
     """
 
 
-HOW_IT_RUNS: Final = HowItRuns()
+RUNTIME_ONLY: Final = RuntimeOnly()
 
 
 class Section(BaseModel):
@@ -24,8 +24,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    def makes(self) -> dict[str, Any]:
-        """The section as JSON data under its keys in YAML, without the fields marked ``HOW_IT_RUNS``, at any depth."""
+    def identity(self) -> dict[str, Any]:
+        """The section as JSON data under its keys in YAML, without the fields marked ``RUNTIME_ONLY``, at any depth."""
         return self.model_dump(mode="json", by_alias=True, exclude=_marked(self))
 
 
@@ -33,7 +33,7 @@ def _marked(value: Any) -> Any:
     """pydantic's ``exclude`` for the marked fields in a section, a mapping or a list; None where there are none."""
     if isinstance(value, Section):
         fields = type(value).model_fields
-        how = {name: True for name, field in fields.items() if HOW_IT_RUNS in field.metadata}
+        how = {name: True for name, field in fields.items() if RUNTIME_ONLY in field.metadata}
         return how | _within({name: getattr(value, name) for name in fields if name not in how})
     if isinstance(value, Mapping):
         return _within(value)

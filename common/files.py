@@ -19,7 +19,7 @@ SURROGATES = "backslashreplace"
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside ``path``; renames it to ``path`` if the block succeeds, removes it otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,8 +33,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """As :func:`whole_file`, for a folder. An existing ``path`` is replaced only when the new one is complete."""
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As :func:`atomic_file`, for a folder. An existing ``path`` is replaced only when the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -59,11 +59,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=SURROGATES)
 
 
-def fingerprint(value: Any) -> str:
+def content_hash(value: Any) -> str:
     """16 hex digits that name a JSON-serialisable value; equal values give equal digits in any process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -76,7 +76,7 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def alone(folder: Path, busy: str) -> Iterator[None]:
+def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
     """Creates the folder and holds its lock for the block.
 
     Raises ConfigError where another process holds it; ``busy`` says what that process does.
@@ -90,7 +90,7 @@ def alone(folder: Path, busy: str) -> Iterator[None]:
 
 
 @functools.cache
-def room_version(room: str) -> str:
+def source_hash(room: str) -> str:
     """A hash of a room's source files."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()

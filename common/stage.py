@@ -34,7 +34,7 @@ class StageLog:
 class StageContext:
     """Where a stage works and what it works on.
 
-    A stage writes ``folder/model`` (through ``common.files.whole_folder``) and returns a flat dict of figures; the
+    A stage writes ``folder/model`` (through ``common.files.atomic_folder``) and returns a flat dict of figures; the
     runner then writes ``stage.json``. ``folder`` survives a crash: a stage that finds its own checkpoints under
     ``folder/checkpoints`` resumes from the newest complete one and ends with the same weights.
     """

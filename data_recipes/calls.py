@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from nanoalign.data_recipes.conversation import Message, ToolCall
-from nanoalign.data_recipes.files import RowError, parse_json
+from nanoalign.data_recipes.readers import RowError, parse_json
 
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 """Schema keywords whose keys are names, not keywords."""

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.text import known
+from nanoalign.common.printable import known
 
 Split = Literal["train", "test"]
 Part = Literal["train", "test", "all"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nanoalign.data_recipes.conversation import Conversation, text_of, words_of
 from nanoalign.data_recipes.rows import digest
 
-FULLEST = 0.75
+MAX_LOAD = 0.75
 """Of a table's slots; then it doubles."""
 AT_ONCE = 1 << 14
 """Sketches that are read together when tables double."""
@@ -75,7 +75,7 @@ class ExactDuplicates:
             return "duplicate"
         self._seen.put(free, name)
         self._count += 1
-        if self._count > FULLEST * len(self._seen):
+        if self._count > MAX_LOAD * len(self._seen):
             values, slots = self._seen.all(), 2 * len(self._seen)
             self._seen = _Table(slots, np.uint64)
             self._seen.place((values % np.uint64(slots)).astype(np.int64), values)
@@ -121,7 +121,7 @@ class NearDuplicates:
         self._count += 1
         for table, (_, free) in zip(self._tables, runs):
             table.put(free, self._count)
-        if self._count > FULLEST * len(self._tables[0]):
+        if self._count > MAX_LOAD * len(self._tables[0]):
             self._double()
         return None
 

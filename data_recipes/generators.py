@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.text import known, nearest
+from nanoalign.common.printable import known, nearest
 from nanoalign.data_recipes.catalog import Split, catalog
 from nanoalign.data_recipes.conversation import Conversation, Message
 

@@ -25,16 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanoalign.common.errors import DataError
-from nanoalign.common.files import alone, fingerprint, room_version, sha256_file
+from nanoalign.common.files import content_hash, exclusive_lock, sha256_file, source_hash
 from nanoalign.data_recipes import shards
 from nanoalign.data_recipes.catalog import CATALOG
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.files import BadRow
+from nanoalign.data_recipes.readers import BadRow
 from nanoalign.data_recipes.rows import name_of
-from nanoalign.data_recipes.selection import Selected, Tell, quiet, select
-from nanoalign.data_recipes.shards import EXAMPLES, FACTS, Shard, parts, read_table, write_index, write_shard
+from nanoalign.data_recipes.selection import ProgressFn, Selected, no_progress, select
+from nanoalign.data_recipes.shards import EXAMPLES, METADATA, Shard, parts, read_table, write_index, write_shard
 from nanoalign.data_recipes.sources import LoadReport, files_of, read
 from nanoalign.data_recipes.tokenize import Example, ExampleEncoder, offsets_tokenizer
 from nanoalign.data_recipes.transforms import Teaching, Transform
@@ -56,7 +56,7 @@ def prepare(
     seed: int = 0,
     teaching: Teaching | None = None,
     workers: int = 1,
-    tell: Tell = quiet,
+    progress: ProgressFn = no_progress,
 ) -> "Prepared":
     """The tokens of ``mixture``, in ``folder``: reused if they were made from the same inputs, else made now, reusing
     the parts that exist.
@@ -73,9 +73,9 @@ def prepare(
         return found
     tokenizer = offsets_tokenizer(tokenizer)
     encoder, transforms = ExampleEncoder(chat, tokenizer), teaching.make() if teaching else ()
-    selected, report = select(mixture, data_root, seed, chat, tell)
+    selected, report = select(mixture, data_root, seed, chat, progress)
     busy = "another process prepares this set"
-    with alone(folder, busy), _workers(chat, tokenizer, teaching, workers) as pool:
+    with exclusive_lock(folder, busy), _workers(chat, tokenizer, teaching, workers) as pool:
         work = partial(write_shard, encoder=encoder, transforms=transforms)
         paths: list[Path] = []
         done, total = 0, report.samples
@@ -83,15 +83,15 @@ def prepare(
             taken = selected[name]
             files = _files(folder, name, use, taken, made_from, teaching)
             paths += files
-            tell("tokenizing", done, total)
+            progress("tokenizing", done, total)
             if not all(path.exists() for path in files):
                 items = read(name, use.samples, use.split, data_root, seed, LoadReport(name, use.split))
                 jobs = _jobs(name, taken, items, seed, files)
                 for written in _run(work, jobs, pool, workers):
-                    tell("tokenizing", done + written, total)
+                    progress("tokenizing", done + written, total)
             done += len(taken.places)
         write_index(folder, paths, selected, report, made_from)
-    tell("tokenizing", total, total)
+    progress("tokenizing", total, total)
     return Prepared(folder)
 
 
@@ -109,11 +109,11 @@ def origin(
     files = [file for name, split in wanted for file in files_of(name, split, data_root)]
     return {
         "version": VERSION,
-        "code": {room: room_version(room) for room in ("common", "data_recipes")},
+        "code": {room: source_hash(room) for room in ("common", "data_recipes")},
         "catalog": sha256_file(CATALOG)[:16],
         "chat": chat.name,
-        "template": fingerprint(getattr(getattr(chat, "tokenizer", None), "chat_template", None)),
-        "tokenizer": fingerprint(offsets_tokenizer(tokenizer).to_str()),
+        "template": content_hash(getattr(getattr(chat, "tokenizer", None), "chat_template", None)),
+        "tokenizer": content_hash(offsets_tokenizer(tokenizer).to_str()),
         "teaching": dict(teaching.settings) if teaching else None,
         "seed": seed,
         "mixture": mixture.model_dump_json(),  # as text, for the order of sources counts
@@ -169,7 +169,7 @@ class Prepared:
         """Of all examples: ``length`` and ``trained`` (tokens), ``sample`` (the number of their sample, in training
         order), ``said`` (64 bits that identify that sample's content), ``domain`` (a number in
         ``index["domains"]``)."""
-        return shards.flat(self._examples, name)
+        return shards.flat_values(self._examples, name)
 
     def tokens(self, number: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Token ids, and whether each is trained: views of the mapped file."""
@@ -177,17 +177,17 @@ class Prepared:
         tokens = slice(shard.offsets[row], shard.offsets[row + 1])
         return shard.ids[tokens], shard.trained[tokens]
 
-    def facts(self, number: int) -> dict[str, str]:
+    def metadata(self, number: int) -> dict[str, str]:
         """Source, domain, language, licence and id of an example's sample, and the row that it was read from."""
         shard, row = self._place(number)
-        return {key: shard.table[key][row].as_py() for key in FACTS}
+        return {key: shard.table[key][row].as_py() for key in METADATA}
 
     def _place(self, number: int) -> tuple[_Mapped, int]:
         shard = int(self._shard[number])
         if shard not in self._shards:
             table = read_table(self.folder / self.index["shards"][shard]["file"])
-            trained = shards.flat(table, "loss_mask").view(np.bool_)
-            self._shards[shard] = _Mapped(table, shards.offsets(table), shards.flat(table, "input_ids"), trained)
+            trained = shards.flat_values(table, "loss_mask").view(np.bool_)
+            self._shards[shard] = _Mapped(table, shards.offsets(table), shards.flat_values(table, "input_ids"), trained)
         return self._shards[shard], int(self._row[number])
 
 
@@ -207,7 +207,7 @@ def _files(
         content: list[Any] = [settings, name, taken.digests[part.rows].tolist(), taken.copies[part.rows].tolist()]
         if teaching:
             content += [made_from["seed"], taken.places[part.places].tolist()]
-        paths.append(folder / f"{slug}-{use.split}-{number:05d}-{fingerprint(content)}.arrow")
+        paths.append(folder / f"{slug}-{use.split}-{number:05d}-{content_hash(content)}.arrow")
     return paths
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from nanoalign.data_recipes.calls import settled
 from nanoalign.data_recipes.conversation import Conversation, Message, Role, ToolCall
-from nanoalign.data_recipes.files import RowError, parse_json
+from nanoalign.data_recipes.readers import RowError, parse_json
 
 OPEN, CLOSE = "<think>", "</think>"
 _BARE = re.compile(r"<\s?/?\s?think\s?/?\s?>", re.IGNORECASE)

@@ -23,20 +23,20 @@ from nanoalign.data_recipes.catalog import Split
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.files import BadRow
 from nanoalign.data_recipes.filters import Filter, make_filters
 from nanoalign.data_recipes.generators import is_generated
+from nanoalign.data_recipes.readers import BadRow
 from nanoalign.data_recipes.rows import name_of
 from nanoalign.data_recipes.sources import LoadReport, faults, read
 from nanoalign.data_recipes.transforms import Transform, apply
 
-Tell = Callable[[str, int, int | None], None]
+ProgressFn = Callable[[str, int, int | None], None]
 """Called with the progress of long work: what it does, how much is done, and of how much (None: unknown)."""
-TOLD_EVERY = 1_000
+PROGRESS_EVERY = 1_000
 """Samples."""
 
 
-def quiet(doing: str, done: int, total: int | None) -> None:
+def no_progress(doing: str, done: int, total: int | None) -> None:
     """No progress reports."""
 
 
@@ -105,7 +105,7 @@ def select(
     data_root: Path | None,
     seed: int,
     chat: ChatFormat | None,
-    tell: Tell = quiet,
+    progress: ProgressFn = no_progress,
     hold: bool = False,
 ) -> tuple[dict[str, Selected], MixtureReport]:
     """What is taken of each source, and what became of every row; the same for the same arguments.
@@ -120,7 +120,7 @@ def select(
     filters, contamination, quality = make_filters(mixture, (each for some in held_out for each in some))
     found = [
         take(name, use.samples, use.split, data_root, seed, mixture.on_bad_row, chat, filters, [*mixture.domain_caps],
-             tell, hold)
+             progress, hold)
         for name, use in mixture.uses.items()
     ]  # fmt: skip
     report = MixtureReport([each.report for each in found])
@@ -191,7 +191,7 @@ def take(
     chat: ChatFormat | None = None,
     filters: Sequence[Filter] = (),
     domains: Sequence[str] = (),
-    tell: Tell = quiet,
+    progress: ProgressFn = no_progress,
     hold: bool = True,
 ) -> Taken:
     """``samples`` of a source (None: all of a finite one), in an order that ``seed`` decides.
@@ -207,7 +207,7 @@ def take(
     report = LoadReport(name, split)
     items = read(name, samples, split, data_root, seed, report, chat)
     most = (samples if samples is not None else np.inf) if hold else 0
-    rows = _pass(items, filters, domains, Random(f"{seed}/{name}/{split}"), report, tell, most)
+    rows = _pass(items, filters, domains, Random(f"{seed}/{name}/{split}"), report, progress, most)
     if report.bad and on_bad_row == "stop":
         raise DataError(faults(name, report))
     if not report.samples and not is_generated(name):
@@ -224,7 +224,7 @@ def _pass(
     domains: Sequence[str],
     rng: Random,
     report: LoadReport,
-    tell: Tell,
+    progress: ProgressFn,
     most: float,
 ) -> _Rows:
     """The one pass over a source. ``most`` samples are held: those with the least keys so far."""
@@ -232,8 +232,8 @@ def _pass(
     numbers = {domain: number for number, domain in enumerate(domains)}
     greatest: list[tuple[float, int]] = []
     for position, item in enumerate(items):
-        if position % TOLD_EVERY == 0:
-            tell(f"reading {report.source}", position, None)
+        if position % PROGRESS_EVERY == 0:
+            progress(f"reading {report.source}", position, None)
         if isinstance(item, BadRow):
             report.count_bad(item)
             continue

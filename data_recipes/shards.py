@@ -2,7 +2,7 @@
 
 They are Arrow streams of one record batch, so that tokens are flat arrays in a mapped file. A shard's columns:
 ``input_ids`` and ``loss_mask``; ``sample``, the number of the example's sample in the shard; ``said``, 64 bits that
-name what the sample says; ``changed``, what transforms did to it; and ``FACTS``.
+name what the sample says; ``changed``, what transforms did to it; and ``METADATA``.
 """
 
 import json
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanoalign.common.files import sha256_file, whole_file, write_json
-from nanoalign.data_recipes.card import card
+from nanoalign.common.files import atomic_file, sha256_file, write_json
 from nanoalign.data_recipes.conversation import Conversation, text_of
+from nanoalign.data_recipes.data_card import card
 from nanoalign.data_recipes.rows import digest
 from nanoalign.data_recipes.selection import MixtureReport, Selected
 from nanoalign.data_recipes.tokenize import ExampleEncoder
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EXAMPLES = "examples.arrow"
-FACTS = ("source", "domain", "language", "licence", "id", "row")
+METADATA = ("source", "domain", "language", "licence", "id", "row")
 """``row`` is the file's name and the line."""
 PART = 5_000
 """Most rows of a part."""
@@ -75,7 +75,7 @@ def write_shard(shard: Shard, encoder: ExampleEncoder, transforms: Sequence[Tran
     samples: list[int] = []
     said: list[int] = []
     changes: list[str] = []
-    facts: dict[str, list[str]] = {fact: [] for fact in FACTS}
+    metadata: dict[str, list[str]] = {fact: [] for fact in METADATA}
     for batch in _batches(shard.samples, transforms, fates):
         encoded = encoder.encode([conversation for _, conversation, _ in batch])
         for (number, conversation, change), examples in zip(batch, encoded, strict=True):
@@ -89,7 +89,7 @@ def write_shard(shard: Shard, encoder: ExampleEncoder, transforms: Sequence[Tran
                 said.append(name)
                 changes.append(change)
                 for fact, value in known.items():
-                    facts[fact].append(value)
+                    metadata[fact].append(value)
     offsets = pa.array(np.cumsum([0, *map(len, ids)], dtype=np.int64))
     columns = {
         "input_ids": pa.LargeListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.int32), *ids])),
@@ -97,7 +97,7 @@ def write_shard(shard: Shard, encoder: ExampleEncoder, transforms: Sequence[Tran
         "sample": pa.array(samples, pa.int32()),
         "said": pa.array(said, pa.uint64()),
         "changed": pa.array(changes, pa.string()),
-        **{fact: pa.array(values, pa.string()) for fact, values in facts.items()},
+        **{fact: pa.array(values, pa.string()) for fact, values in metadata.items()},
     }
     table = pa.table(columns).replace_schema_metadata({"fates": json.dumps(dict(sorted(fates.items())))})
     write_table(shard.path, table)
@@ -107,7 +107,7 @@ def write_table(path: Path, table: "pa.Table") -> None:
     """Writes a table as one record batch, atomically."""
     import pyarrow as pa
 
-    with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), table.schema) as writer:
+    with atomic_file(path) as temporary, pa.ipc.new_stream(str(temporary), table.schema) as writer:
         writer.write_table(table, max_chunksize=max(1, table.num_rows))
 
 
@@ -119,7 +119,7 @@ def read_table(path: Path) -> "pa.Table":
         return pa.ipc.open_stream(file).read_all()
 
 
-def flat(table: "pa.Table", column: str) -> NDArray[Any]:
+def flat_values(table: "pa.Table", column: str) -> NDArray[Any]:
     """A column's numbers, as a view; those of all its lists end to end."""
     only = _only_chunk(table, column)
     return getattr(only, "values", only).to_numpy(zero_copy_only=True)
@@ -164,7 +164,7 @@ def _batches(
 
 
 def _facts(conversation: Conversation) -> dict[str, str]:
-    values = {fact: getattr(conversation, fact) for fact in FACTS[:-1]}
+    values = {fact: getattr(conversation, fact) for fact in METADATA[:-1]}
     return values | {"row": conversation.origin.rpartition("/")[2] or conversation.id}
 
 
@@ -194,12 +194,12 @@ def write_index(
         known = table["domain"].unique().to_pylist()
         numbers = np.array([domains.setdefault(domain, len(domains)) for domain in known], np.int16)
         found = {
-            "place": here[flat(table, "sample")],
+            "place": here[flat_values(table, "sample")],
             "shard": np.full(table.num_rows, number, np.int32),
             "row": np.arange(table.num_rows, dtype=np.int32),
             "length": lengths.astype(np.int32),
             "trained": trained.astype(np.int32),
-            "said": flat(table, "said").copy(),
+            "said": flat_values(table, "said").copy(),
             "domain": numbers[table["domain"].combine_chunks().dictionary_encode().indices.to_numpy()],
         }
         for name, column in found.items():
@@ -214,7 +214,7 @@ def write_index(
         "shards": listed,
         "report": report.as_dict(),
     }
-    with whole_file(folder / "README.md") as temporary:
+    with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(card(index), encoding="utf-8")
     write_json(folder / "index.json", index)
     for path in set(folder.glob("*.arrow")) - {*paths, folder / EXAMPLES}:
@@ -238,7 +238,7 @@ def _tokens(table: "pa.Table") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     starts = offsets(table)
     if not table.num_rows:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    return np.diff(starts), np.add.reduceat(flat(table, "loss_mask"), starts[:-1], dtype=np.int64)
+    return np.diff(starts), np.add.reduceat(flat_values(table, "loss_mask"), starts[:-1], dtype=np.int64)
 
 
 def _groups(table: "pa.Table", lengths: NDArray[np.int64], trained: NDArray[np.int64]) -> list[dict[str, Any]]:

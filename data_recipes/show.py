@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.tokenize import Example, encode_batch

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.text import nearest
+from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.adapters import ADAPTERS, NotASample, conversations_of
 from nanoalign.data_recipes.catalog import Source, Split, find_files, root_of, source
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import special_token_in
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.files import BadRow, Row, RowError, read_rows, without_nulls
 from nanoalign.data_recipes.generators import check_name, generate, in_test, is_generated
+from nanoalign.data_recipes.readers import BadRow, Row, RowError, read_rows, without_nulls
 from nanoalign.data_recipes.rows import to_row
 
 LISTED = 25
@@ -117,7 +117,7 @@ def _rows(name: str, split: Split, data_root: Path | None) -> tuple[Source, Iter
     return entry, rows
 
 
-def describe(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:
+def describe_source(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:
     """What a plan shows of a source, without reading its rows: ``rows`` (None: unknown or unlimited), ``licence``,
     ``domain``, ``languages``, ``about``, ``where`` and ``found`` (False: it is loaded from the hub).
 
@@ -147,7 +147,7 @@ def describe(name: str, data_root: Path | None = None, split: Split = "train") -
 
 
 def files_of(name: str, split: Split, data_root: Path | None) -> list[Path]:
-    """The files on this machine that a source's rows come from. Raises as :func:`describe` does."""
+    """The files on this machine that a source's rows come from. Raises as :func:`describe_source` does."""
     if is_generated(name):
         return []
     if name.startswith("file:"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.duplicates import ExactDuplicates
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 BATCH = 1000
-MOST_HITS = 20
+MAX_HITS = 20
 """Contaminated samples that are listed; the others are counted."""
 QUANTILES = (0, 0.1, 0.5, 0.9, 0.99, 1)
 KEYS: dict[str, Callable[[Conversation], str]] = {
@@ -161,10 +161,10 @@ def _loading(report: MixtureReport) -> "list[RenderableType]":
         result += [_counts(title, dict(reasons.most_common()))] if reasons else []
     if report.contamination:
         found = Table("sample", "holds a prompt of", title="benchmarks' prompts found", title_justify="left")
-        for hit in report.contamination[:MOST_HITS]:
+        for hit in report.contamination[:MAX_HITS]:
             found.add_row(*map(_cell, hit))
-        if len(report.contamination) > MOST_HITS:
-            found.add_row(f"and {len(report.contamination) - MOST_HITS:,} more", "")
+        if len(report.contamination) > MAX_HITS:
+            found.add_row(f"and {len(report.contamination) - MAX_HITS:,} more", "")
         result.append(found)
     return result
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nanoalign.budget_control.measure import compensation
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.stats import Estimate
+from nanoalign.common.intervals import Estimate
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.evaluation.suites import Enforcement, SuiteResult, evaluate, load_suite, suite_reward
@@ -22,7 +22,7 @@ ENFORCED: dict[Enforcement, str] = {"rule": "rule", "hard": "hard cut", "none": 
 
 
 @dataclass(frozen=True)
-class Point:
+class BudgetPoint:
     """A suite under one budget, with compensation and leakage against the unlimited run of the same prompts."""
 
     result: SuiteResult
@@ -37,9 +37,9 @@ class Point:
 class Curve:
     """The points from the smallest budget to none, and the suite without thinking."""
 
-    points: tuple[Point, ...]
+    points: tuple[BudgetPoint, ...]
     off: SuiteResult
-    peers: Mapping[Enforcement, tuple[Point, ...]] = field(default_factory=dict)
+    peers: Mapping[Enforcement, tuple[BudgetPoint, ...]] = field(default_factory=dict)
     """Other enforcements of the same budgets."""
 
     def figures(self) -> dict[str, Estimate]:
@@ -60,11 +60,11 @@ class Curve:
 def budget_curve(limited: Sequence[SuiteResult], unlimited: SuiteResult, off: SuiteResult) -> Curve:
     """The curve from runs of one suite: under budgets, enforced by the rule and otherwise, with unlimited thinking, and
     without thinking."""
-    ways: dict[Enforcement, list[Point]] = {"rule": []}
+    ways: dict[Enforcement, list[BudgetPoint]] = {"rule": []}
     for result in sorted(limited, key=lambda result: result.mode.budget or 0):
-        ways.setdefault(result.enforcement, []).append(Point(result, _against(result, unlimited)))
+        ways.setdefault(result.enforcement, []).append(BudgetPoint(result, _against(result, unlimited)))
     ruled = ways.pop("rule")
-    return Curve((*ruled, Point(unlimited, {})), off, {how: tuple(points) for how, points in ways.items()})
+    return Curve((*ruled, BudgetPoint(unlimited, {})), off, {how: tuple(points) for how, points in ways.items()})
 
 
 def label(mode: Mode) -> str:
@@ -95,7 +95,7 @@ def run_budget_curve(
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.loading import load_tokenizer, resolve
     from nanoalign.models.training import resolve_device
-    from nanoalign.rollouts import open_for_measuring
+    from nanoalign.rollouts import open_for_eval
 
     limited = sorted({budget for budget in budgets if budget is not None})
     for budget in limited:
@@ -108,7 +108,7 @@ def run_budget_curve(
     tasks = load_suite("budget-curve", suite, mixtures, data_root, seed)
     reward = suite_reward(suite, {}, device)
     tokenizer = load_tokenizer(folder)
-    engine = open_for_measuring(rollouts, folder, tokenizer, format_, device)
+    engine = open_for_eval(rollouts, folder, tokenizer, format_, device)
     try:
         modes = [*(Mode(True, budget) for budget in limited), Mode(True), Mode(False)]
         *points, unlimited, off = [
@@ -150,7 +150,7 @@ def curve_table(curve: Curve) -> list[dict[str, str]]:
     return [*rows, off | {name: _text(curve.off.budget[name]) for name in SHOWN_FIGURES if name in curve.off.budget}]
 
 
-def _as_dict(point: Point) -> dict[str, Any]:
+def _as_dict(point: BudgetPoint) -> dict[str, Any]:
     return {**point.result.as_dict(), **{k: each.as_dict() for k, each in point.against_unlimited.items() if each.n}}
 
 

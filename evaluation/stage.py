@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.common.files import write_json
+from nanoalign.common.intervals import Estimate, proportion
 from nanoalign.common.stage import StageContext
-from nanoalign.common.stats import Estimate, proportion
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.budget_curve import Curve, budget_curve, label
@@ -109,15 +109,13 @@ class _Engines:
 
     def at(self, folder: Path, tokenizer: Any) -> RolloutEngine:
         from nanoalign.models.loading import load_model
-        from nanoalign.rollouts import open_for_measuring
+        from nanoalign.rollouts import open_for_eval
 
         if self.engine is not None and self.rollouts.engine.kind != "hf":
             self.engine.load_weights(load_model(folder).state_dict().items())
             return self.engine
         self.close()
-        self.engine = open_for_measuring(
-            self.rollouts, folder, tokenizer, self.chat, self.device, exchange=self.exchange
-        )
+        self.engine = open_for_eval(self.rollouts, folder, tokenizer, self.chat, self.device, exchange=self.exchange)
         return self.engine
 
     def close(self) -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nanoalign.budget_control.measure import Reading, read, summary
+from nanoalign.budget_control.measure import Reading, analyse, summary
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.stats import Estimate, mean, proportion
+from nanoalign.common.intervals import Estimate, mean, proportion
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import without_signals
 from nanoalign.data_recipes.config import Mixture
@@ -210,7 +210,7 @@ def _answer(
 ) -> Run:  # fmt: skip
     from nanoalign.rollouts.base import Request
     from nanoalign.rollouts.samples import judged
-    from nanoalign.rollouts.sampling import seed_of
+    from nanoalign.rollouts.sampling import derive_seed
 
     histories, requests = [], []
     for number, conversation in enumerate(tasks.conversations):
@@ -223,14 +223,14 @@ def _answer(
         text = chat.prompt(prompt_messages(history, mode), conversation.tools)
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         histories.append(history)
-        requests.append(Request(ids, settings(seed_of(seed, number), number)))
+        requests.append(Request(ids, settings(derive_seed(seed, number), number)))
     samples, readings = [], []
     completions = engine.generate(requests)
     for conversation, history, request, completion in zip(tasks.conversations, histories, requests, completions):
         sample = judged(
             history, mode, request.prompt_ids, completion, tokens, chat, tokenizer, conversation.task
         )  # fmt: skip
-        reading = read(
+        reading = analyse(
             tokens, tokenizer, request.prompt_ids, completion.token_ids, completion.forced, thinking=mode.thinking,
             budget=mode.budget, finished=completion.finish == "stop",
         )  # fmt: skip
@@ -246,16 +246,16 @@ def _play(
     reward: Reward, settings: Settings, seed: int,
 ) -> Run:  # fmt: skip
     from nanoalign.rollouts.episodes import play
-    from nanoalign.rollouts.sampling import seed_of
+    from nanoalign.rollouts.sampling import derive_seed
 
     assert tasks.environment is not None
     records = play(
         engine, tasks.environment, tasks.played, 1,
-        lambda number, sample, turn: (mode, settings(seed_of(seed, number, turn), number)),
+        lambda number, sample, turn: (mode, settings(derive_seed(seed, number, turn), number)),
         chat, tokenizer, tasks.config.max_turns,
     )  # fmt: skip
     readings = [
-        read(
+        analyse(
             tokens,
             tokenizer,
             turn.prompt_ids,

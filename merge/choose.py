@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.stats import Estimate
+from nanoalign.common.intervals import Estimate
 
 Method = Literal["pareto", "weighted", "constraint"]
 GOLDEN = (math.sqrt(5) - 1) / 2

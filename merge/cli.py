@@ -12,10 +12,10 @@ from typing import Any
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.merge.adapter import open_source
-from nanoalign.merge.card import write_card
 from nanoalign.merge.checkpoint import Checkpoint
 from nanoalign.merge.interpolate import Progress, check_alphas, write_interpolations
-from nanoalign.merge.mergekit_bridge import as_linear, merge_with_mergekit, mergekit_config, read_config, write_config
+from nanoalign.merge.mergekit_bridge import as_linear, load_config, merge_with_mergekit, mergekit_config, write_config
+from nanoalign.merge.model_card import write_card
 from nanoalign.merge.pair import make_pair
 
 
@@ -121,7 +121,7 @@ def merge_many_command(
 
 def merge_yaml_command(config: Path, output: Path, *, seed: int = 0, progress: Progress | None = None) -> Path:
     """``nanoalign merge --config mergekit.yml``: an existing mergekit configuration; plain linear ones run natively."""
-    return _merge_config(read_config(config), output, seed, progress)
+    return _merge_config(load_config(config), output, seed, progress)
 
 
 def _merge_config(config: Mapping[str, Any], output: Path, seed: int, progress: Progress | None) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoalign.common.errors import CheckpointError, ConfigError
-from nanoalign.common.files import whole_folder, write_json
+from nanoalign.common.files import atomic_folder, write_json
 from nanoalign.merge.adapter import open_source
 from nanoalign.merge.checkpoint import (
     INDEX,
@@ -73,7 +73,7 @@ def write_interpolations(
     _check_disk(outputs, pair)
     try:
         with contextlib.ExitStack() as stack:
-            folders = {alpha: stack.enter_context(whole_folder(Path(path))) for alpha, path in outputs.items()}
+            folders = {alpha: stack.enter_context(atomic_folder(Path(path))) for alpha, path in outputs.items()}
             fill_folders(pair, folders, threads, progress)
             for alpha, folder in folders.items():
                 annotate(alpha, folder)

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from nanoalign.common.errors import CheckpointError, ConfigError
-from nanoalign.common.files import whole_file, whole_folder
-from nanoalign.merge.agree import agree
-from nanoalign.merge.card import write_card
+from nanoalign.common.files import atomic_file, atomic_folder
 from nanoalign.merge.checkpoint import Checkpoint, open_checkpoint
+from nanoalign.merge.compatibility import require_compatible
+from nanoalign.merge.model_card import write_card
 from nanoalign.merge.sweep import state_dict_names
 
 METHODS = ("linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties")
@@ -69,7 +69,7 @@ def mergekit_config(
     return config
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def load_config(path: Path) -> dict[str, Any]:
     """An existing mergekit YAML, checked by mergekit's own schema and for keys that it would ignore.
 
     Raises:
@@ -85,7 +85,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def write_config(config: Mapping[str, Any], path: Path) -> None:
     """Writes a configuration as YAML that ``mergekit-yaml`` takes."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
 
 
@@ -122,9 +122,9 @@ def merge_with_mergekit(config: Mapping[str, Any], output: Path, seed: int = 0) 
     whole_models, keep_dtypes = bool(parsed.models), not (parsed.dtype or parsed.out_dtype)  # a merge alters `parsed`
     if not new_tokenizer:
         for other in inputs.values():
-            agree(first, other)
+            require_compatible(first, other)
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True, random_seed=seed)
-    with whole_folder(output) as folder:
+    with atomic_folder(output) as folder:
         try:
             with _quiet():
                 run_merge(parsed, str(folder), options)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from nanoalign.common.errors import CheckpointError
-from nanoalign.merge.agree import agree, same_values
 from nanoalign.merge.checkpoint import TORCH_NAMES, TensorInfo, TensorSource, elements
+from nanoalign.merge.compatibility import require_compatible, same_values
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +48,10 @@ def make_pair(a: TensorSource, b: TensorSource) -> Pair:
     """Checks that two sources can be interpolated.
 
     Raises:
-        CheckpointError: they disagree (:func:`merge.agree.agree`), or a tensor that is not floating point differs.
+        CheckpointError: they disagree (:func:`merge.compatibility.require_compatible`), or a tensor that is not
+            floating point differs.
     """
-    names = tuple(agree(a, b))
+    names = tuple(require_compatible(a, b))
     for name in names:
         dtype = a.tensors[name].dtype
         if dtype in ("F8_E4M3", "F8_E5M2"):

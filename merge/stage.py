@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import fingerprint, write_json
+from nanoalign.common.files import content_hash, write_json
+from nanoalign.common.intervals import Estimate
 from nanoalign.common.stage import StageContext
-from nanoalign.common.stats import Estimate
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.merge.adapter import open_source
-from nanoalign.merge.card import write_card
 from nanoalign.merge.choose import Choice, Point, on_front
 from nanoalign.merge.config import MergeStage
 from nanoalign.merge.interpolate import Progress, write_interpolations
+from nanoalign.merge.model_card import write_card
 from nanoalign.merge.pair import Pair, make_pair
 from nanoalign.merge.sweep import sweep
 from nanoalign.reward.base import Tally
@@ -104,7 +104,7 @@ def run_sweep(
     choice = Choice(config.reasoning_suite, config.chat_suite, config.choose, config.weights, config.max_reasoning_loss)
     names = list(measurements(config))
     sources = {"A": pair.a.fingerprint(), "B": pair.b.fingerprint()}
-    identity = fingerprint([sources, names, settings, config.rollouts.model_dump(), context.chat, context.seed])
+    identity = content_hash([sources, names, settings, config.rollouts.model_dump(), context.chat, context.seed])
     record = context.folder / "sweep.json"
     points = _recorded(record, identity)
     total = len({0.0, 1.0, *config.alphas}) + config.refine
@@ -180,11 +180,11 @@ def _open(config: MergeStage, context: StageContext) -> "tuple[RolloutEngine, Ma
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.loading import load_tokenizer
     from nanoalign.models.training import resolve_device
-    from nanoalign.rollouts import open_for_measuring
+    from nanoalign.rollouts import open_for_eval
     from nanoalign.rollouts.hf import HFEngine
 
     folder, device = context.inputs["reasoning"], resolve_device(context.device)
-    engine = open_for_measuring(
+    engine = open_for_eval(
         config.rollouts, folder, load_tokenizer(folder), chat_format(context.chat), device,
         budgets=bool(config.budgets), exchange=context.folder / "exchange",
     )  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from nanoalign.common.errors import CheckpointError
-from nanoalign.common.stats import Estimate
-from nanoalign.merge.agree import HEADS
+from nanoalign.common.intervals import Estimate
 from nanoalign.merge.checkpoint import TensorSource, read_json_object
 from nanoalign.merge.choose import Choice, Point, best, golden_section, neighbours, ranking
+from nanoalign.merge.compatibility import HEADS
 from nanoalign.merge.interpolate import check_alphas
 from nanoalign.merge.pair import Pair, require_finite, tensors_at
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.text import nearest
+from nanoalign.common.printable import nearest
 from nanoalign.models.config import LoRA
 
 KNOWN_TARGETS = frozenset(LoRA.model_fields["targets"].default)
@@ -66,7 +66,7 @@ def attach(model: PreTrainedModel, lora: LoRA, seed: int) -> PeftModel:
         PEFT_TYPE_TO_TUNER_MAPPING[PeftType.LORA] = LoraModel
 
 
-def merge(model: PeftModel) -> PreTrainedModel:
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """The model with the adapters merged into its weights; ``model`` is consumed."""
     return model.merge_and_unload(safe_merge=True)
 

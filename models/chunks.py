@@ -19,7 +19,7 @@ LONGEST = 64
 Result = TypeVar("Result")
 
 
-def once_for_each(function: Callable[..., Result]) -> Callable[..., Result]:
+def cached_per_tensor(function: Callable[..., Result]) -> Callable[..., Result]:
     """Caches ``function``'s results for its first argument, a tensor, as long as that lives and is not modified."""
     known: Any = WeakIdKeyDictionary()
 
@@ -68,7 +68,7 @@ def document_positions(first_BT: Tensor) -> Tensor:
     return at - torch.where(first_BT, at, 0).cummax(1).values
 
 
-class Documents:
+class PackLayout:
     """Which document each token belongs to, and the chunks that follow from it, found once.
 
     Not a tensor but an object, which checkpointing passes through unchanged: tensors come back as different objects.
@@ -86,10 +86,10 @@ class Documents:
         return self.known[length, batch]
 
 
-@once_for_each
-def documents_of(seq_idx_BT: Tensor) -> Documents:
+@cached_per_tensor
+def pack_layout(seq_idx_BT: Tensor) -> PackLayout:
     """The documents of a pack whose tokens change ``seq_idx`` with the document."""
-    return Documents(document_runs(seq_idx_BT))
+    return PackLayout(document_runs(seq_idx_BT))
 
 
 @lru_cache(256)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nanoalign.common.config import HOW_IT_RUNS, Section
+from nanoalign.common.config import RUNTIME_ONLY, Section
 
 
 class LoRA(Section):
@@ -66,7 +66,7 @@ class Training(Section):
     """With gradient_checkpointing on CUDA: gigabytes of pinned host memory, a process, for the inputs of blocks and the
     products that keep_blocks keeps, the first ones saved; the rest stays on the GPU. Near the GPU's limit set
     PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or memory becomes fragmented."""
-    checkpoint_every: Annotated[int, HOW_IT_RUNS] = Field(100, ge=1)
+    checkpoint_every: Annotated[int, RUNTIME_ONLY] = Field(100, ge=1)
     """Optimizer steps between resumable checkpoints."""
     lora: LoRA | None = None
     """Low-rank adapters; None trains all weights."""

@@ -1,8 +1,8 @@
 """This suite's Mamba-2 path inside transformers' hybrid models: NemotronH, Bamba, GraniteMoeHybrid, FalconH1.
 
 :func:`install` gives the mixers of one model object another class, with the same parameters and a forward built on
-:mod:`models.mamba2`, and lets its decoder read packs (:mod:`models.documents`). Nothing happens at import, other models
-in the process stay as they are, and a saved model is a plain transformers model.
+:mod:`models.mamba2`, and lets its decoder read packs (:mod:`models.packed_attention`). Nothing happens at import, other
+models in the process stay as they are, and a saved model is a plain transformers model.
 
 Departure from transformers 5.17: NemotronH's time step is limited by ``config.time_step_limit``, as in NVIDIA's
 training code and in vLLM. transformers raises it to ``time_step_min`` in training and prefill but not in decoding:
@@ -21,11 +21,11 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 
-from nanoalign.models.chunks import Documents, documents_of
-from nanoalign.models.documents import isolate, unisolate
-from nanoalign.models.kernels import TORCH, Kernels, KernelSet, choose
+from nanoalign.models.chunks import PackLayout, pack_layout
+from nanoalign.models.kernels import TORCH, Kernels, KernelSet, choose_kernels
 from nanoalign.models.lowrank import project
 from nanoalign.models.mamba2 import conv_step, split_channels, ssd_step
+from nanoalign.models.packed_attention import isolate, unisolate
 
 
 class Mamba2Path:
@@ -78,13 +78,13 @@ class Mamba2Path:
         """Gate, the convolution's channels, and time steps before their bias, of :meth:`project`'s output."""
         return projected.split([self.intermediate_size, self.conv_dim, self.num_heads], dim=-1)
 
-    def stretch(
+    def segment(
         self,
         x_BTD: Tensor,
         dt: Tensor,
         previous_BKD: Tensor | None,
         state_BHPN: Tensor | None,
-        documents: Documents | None,
+        documents: PackLayout | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Convolution and scan of a segment of a longer sequence, from :meth:`parts`.
 
@@ -133,7 +133,7 @@ class Mamba2Path:
         """Many tokens at once, to (B, T, heads x channels). ``layer``: the cache's where it holds earlier tokens."""
         if mask_BT is not None:
             x_BTD = x_BTD * mask_BT.unsqueeze(-1).to(x_BTD.dtype)
-        documents = None if seq_idx_BT is None else documents_of(seq_idx_BT)
+        documents = None if seq_idx_BT is None else pack_layout(seq_idx_BT)
         previous_BKD = None if layer is None else layer.conv_states[0].transpose(1, 2).clone()
         state = None if layer is None else layer.recurrent_states[0]
         if cache is not None:
@@ -144,7 +144,7 @@ class Mamba2Path:
             cache.update_recurrent_state(state, self.layer_idx)
         return y
 
-    def _convolve(self, x_BTD: Tensor, previous_BKD: Tensor | None, documents: Documents | None) -> Tensor:
+    def _convolve(self, x_BTD: Tensor, previous_BKD: Tensor | None, documents: PackLayout | None) -> Tensor:
         runs_BT = None if documents is None else documents.runs_BT
         weight_DK, bias_D = self.conv1d.weight.squeeze(1), self.conv1d.bias
         return self.kernels.conv(x_BTD, weight_DK, bias_D, previous_BKD, runs_BT, silu=True)
@@ -154,7 +154,7 @@ class Mamba2Path:
         x_BTD: Tensor,
         dt_BTH: Tensor,
         state_BHPN: Tensor | None,
-        documents: Documents | None,
+        documents: PackLayout | None,
         mask_BT: Tensor | None,
         heads: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
@@ -230,7 +230,7 @@ def use_kernels(model: nn.Module, kernels: Kernels, device: torch.device) -> int
     """
     mixers = [module for module in model.modules() if isinstance(module, Mamba2Path)]
     sizes = [(mixer.head_dim, mixer.ssm_state_size, mixer.num_heads // mixer.n_groups) for mixer in mixers]
-    chosen = {size: choose(kernels, device, size) for size in sorted(set(sizes))}
+    chosen = {size: choose_kernels(kernels, device, size) for size in sorted(set(sizes))}
     for mixer, size in zip(mixers, sizes):
         mixer.kernels = chosen[size]
     return len(mixers)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nanoalign.common.errors import IsolationError
-from nanoalign.models.documents import packed_inputs
+from nanoalign.models.packed_attention import packed_inputs
 
 TOLERANCES = {
     (torch.float32, "cpu"): (1e-3, 5e-5),
@@ -93,7 +93,7 @@ def check_isolation(
         flat = [token for document in documents for token in document]
         batch = {"input_ids": torch.tensor([flat], device=device)}
         batch |= packed_inputs([len(document) for document in documents], device=device)
-    return measure(model, batch, gradients=gradients)
+    return measure_leaks(model, batch, gradients=gradients)
 
 
 def require_isolation(model: PreTrainedModel, batch: Mapping[str, Any]) -> IsolationReport:
@@ -102,7 +102,7 @@ def require_isolation(model: PreTrainedModel, batch: Mapping[str, Any]) -> Isola
     Raises:
         IsolationError: they differ by more than rounding in the model's dtype explains. The message has the figures.
     """
-    report = measure(model, {key: value for key, value in batch.items() if key != "labels"})
+    report = measure_leaks(model, {key: value for key, value in batch.items() if key != "labels"})
     if not report.isolated:
         raise IsolationError(
             f"documents influence each other: {report}. Load the model through models.loading.load_model, or train "
@@ -111,7 +111,7 @@ def require_isolation(model: PreTrainedModel, batch: Mapping[str, Any]) -> Isola
     return report
 
 
-def measure(
+def measure_leaks(
     model: PreTrainedModel, batch: Mapping[str, Any], gradients: bool = False, most: int = 64
 ) -> IsolationReport:
     """Runs ``batch`` as it is, then up to ``most`` of its documents alone, in the model's mode (dropout switched off).
@@ -130,11 +130,11 @@ def measure(
     with _without_dropout(model), torch.set_grad_enabled(gradients):
         together = _logprobs(model, batch, found, chosen, gradients)
         grads = _gradients(model, together) if gradients else None
-        alone = _alone(model, ids, found, chosen, gradients)
-        difference = None if grads is None else relative_difference(grads, _gradients(model, alone))
+        unpacked = _unpacked(model, ids, found, chosen, gradients)
+        difference = None if grads is None else relative_difference(grads, _gradients(model, unpacked))
     fixed = TOLERANCES.get((_compute_dtype(model), ids.device.type))
-    tolerance = fixed or _rounding(model, ids, found, chosen, alone)
-    gaps = [(a.detach() - b.detach()).abs() for a, b in zip(together, alone)]
+    tolerance = fixed or _rounding(model, ids, found, chosen, unpacked)
+    gaps = [(a.detach() - b.detach()).abs() for a, b in zip(together, unpacked)]
     worst = max(range(len(gaps)), key=lambda index: float(gaps[index].max()) if gaps[index].numel() else -1.0)
     flat = torch.cat(gaps)
     return IsolationReport(
@@ -206,7 +206,7 @@ def _logprobs(
     return found if keep_graph else [values.detach() for values in found]
 
 
-def _alone(
+def _unpacked(
     model: PreTrainedModel,
     ids: Tensor,
     documents: Sequence[Document],
@@ -229,7 +229,7 @@ def _rounding(
     ids: Tensor,
     documents: Sequence[Document],
     places: Sequence[Tensor],
-    alone: Sequence[Tensor],
+    unpacked: Sequence[Tensor],
 ) -> tuple[float, float]:
     """What rounding may explain here: documents alone against the same with tokens after them.
 
@@ -240,11 +240,11 @@ def _rounding(
     shows anywhere.
     """
     with _without_dropout(model):
-        others = [_alone(model, ids, documents, places, appended=512)]
+        others = [_unpacked(model, ids, documents, places, appended=512)]
         if model.dtype == torch.float32:
             with full_precision(model):
-                others.append(_alone(model, ids, documents, places))
-    noise = [(a.detach() - b).abs() for other in others for a, b in zip(alone, other)]
+                others.append(_unpacked(model, ids, documents, places))
+    noise = [(a.detach() - b).abs() for other in others for a, b in zip(unpacked, other)]
     mean = max(float(torch.cat(gaps).mean()) for gaps in (noise, [gap[:START] for gap in noise]))
     return max(0.05, 6 * float(torch.cat(noise).max())), max(2e-3, 5 * mean)
 

@@ -1,7 +1,7 @@
 """Triton kernels for CUDA behind the functions of :mod:`models.mamba2`, and the same in torch.
 
-They need nothing but the Triton that comes with torch, and are used only after :func:`verify` has compared them with
-the torch functions on this device.
+They need nothing but the Triton that comes with torch, and are used only after :func:`verify_kernels` has compared them
+with the torch functions on this device.
 """
 
 import logging
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanoalign.common.errors import ConfigError, IsolationError
-from nanoalign.models.chunks import Documents
+from nanoalign.models.chunks import PackLayout
+from nanoalign.models.deferred import materialize
 from nanoalign.models.mamba2 import causal_conv, split_channels, ssd_scan
-from nanoalign.models.promises import fulfil
 
 Kernels = Literal["auto", "torch", "triton"]
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def scan(
     D_H: Tensor,
     shape: Shape,
     initial_BHPN: Tensor | None = None,
-    documents: Documents | None = None,
+    documents: PackLayout | None = None,
     mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`models.mamba2.ssd_scan` of the convolution's output, x and the state's inputs and outputs side by side.
@@ -67,7 +67,7 @@ def triton_scan(
     D_H: Tensor,
     shape: Shape,
     initial_BHPN: Tensor | None = None,
-    documents: Documents | None = None,
+    documents: PackLayout | None = None,
     mask_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`scan` by :mod:`models.triton_scan`."""
@@ -77,7 +77,7 @@ def triton_scan(
     if initial_BHPN is not None:
         initial_BHPN = initial_BHPN.float().contiguous()
     inputs = (channels_BTD, dt_BTH.contiguous(), A_H, D_H, initial_BHPN, documents, *shape[:2])
-    return fulfil(lambda: forward(*inputs), *Scan.apply(*inputs))
+    return materialize(lambda: forward(*inputs), *Scan.apply(*inputs))
 
 
 def triton_conv(
@@ -124,7 +124,7 @@ TORCH = KernelSet(scan, causal_conv, gated_norm, squared_relu)
 TRITON = KernelSet(triton_scan, triton_conv, triton_gated_norm, triton_squared_relu)
 
 
-def choose(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = (80, 128, 16)) -> KernelSet:
+def choose_kernels(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = (80, 128, 16)) -> KernelSet:
     """The kernels for a device. ``auto`` takes Triton's on CUDA where they are available and agree with torch's, for
     mixers of this ``size``: channels of a head, size of the state, heads of a group.
 
@@ -135,7 +135,7 @@ def choose(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = 
     if kernels == "torch" or (kernels == "auto" and device.type != "cuda"):
         return TORCH
     try:
-        verify(device, size)
+        verify_kernels(device, size)
     except (ConfigError, IsolationError) as error:
         if kernels == "triton":
             raise
@@ -145,11 +145,11 @@ def choose(kernels: Kernels, device: torch.device, size: tuple[int, int, int] = 
 
 
 @cache
-def verify(
+def verify_kernels(
     device: torch.device, size: tuple[int, int, int] = (80, 128, 16), tolerance: float = 0.02
 ) -> dict[str, float]:
     """Compares the kernels with the torch functions on a small pack in bf16: outputs, gradients, and a packed document
-    against itself unpacked, which must agree to the last bit. ``size`` is :func:`choose`'s.
+    against itself unpacked, which must agree to the last bit. ``size`` is :func:`choose_kernels`'s.
 
     Returns the relative differences.
 
@@ -202,8 +202,8 @@ def _trials(device: torch.device, head_dim: int, size: int, share: int) -> Itera
                noise(1, heads, head_dim, size, dtype=torch.float32)]  # fmt: skip
     convolved = [channels, noise(width, 4), noise(width), noise(1, 3, width)]
 
-    def ends(tokens: int) -> Documents:
-        return Documents(document[:, -tokens:])
+    def ends(tokens: int) -> PackLayout:
+        return PackLayout(document[:, -tokens:])
 
     def scan(function: Any) -> Callable[..., Tensor]:
         def run(channels: Tensor, dt: Tensor, D: Tensor, initial: Tensor) -> Tensor:

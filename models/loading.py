@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import CheckpointError
-from nanoalign.common.files import whole_folder
+from nanoalign.common.files import atomic_folder
 from nanoalign.models import smollm2
-from nanoalign.models.checkpoint import read_config, read_tensors
 from nanoalign.models.known import KNOWN
+from nanoalign.models.model_folder import read_config, read_tensors
 from nanoalign.models.size import layer_kinds, parameters, state_bytes
 
 if TYPE_CHECKING:
@@ -151,13 +151,13 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
         raise CheckpointError(
             f"{folder}: a {type(model).__name__} cannot be saved as a model; unwrap or merge it first"
         )
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         read_tensors(temporary)
 
 
-def describe(spec: str | Path) -> dict[str, Any]:
+def describe_model(spec: str | Path) -> dict[str, Any]:
     """A model's size for ``nanoalign plan``, without torch and without fetching anything.
 
     Returns ``spec``, ``folder`` (None where it is known by name only), ``architecture``, ``parameters``, ``blocks``

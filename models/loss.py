@@ -37,14 +37,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(labels_N), tile):
                 rows = slice(start, start + tile)
                 tokens_LD = hidden_ND[rows].to(dtype)
-                losses_L, slope_LV = _losses_and_slopes(
+                losses_L, grad_LV = _losses_and_grads(
                     tokens_LD @ head_VD.T, labels_N[rows], wants_hidden or wants_weight
                 )
                 total += losses_L.sum()
                 if grad_ND is not None:
-                    grad_ND[rows] = (slope_LV @ head_VD).to(grad_ND.dtype)
+                    grad_ND[rows] = (grad_LV @ head_VD).to(grad_ND.dtype)
                 if grad_VD is not None:
-                    grad_VD += slope_LV.T @ tokens_LD
+                    grad_VD += grad_LV.T @ tokens_LD
         ctx.grads = grad_ND, None if grad_VD is None else grad_VD.to(weight_VD.dtype)
         return total
 
@@ -58,24 +58,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_ND, grad_VD, None, None
 
 
-def _losses_and_slopes(logits_LV: Tensor, labels_L: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-    """Each token's cross entropy in fp32, 0 where it does not count, and, where ``slopes`` are wanted, its gradient, in
+def _losses_and_grads(logits_LV: Tensor, labels_L: Tensor, with_grads: bool) -> tuple[Tensor, Tensor]:
+    """Each token's cross entropy in fp32, 0 where it does not count, and, where ``with_grads``, its gradient, in
     the logits' dtype; else a tensor of the logits' shape."""
     if logits_LV.is_cuda and logits_LV.dtype in (torch.bfloat16, torch.float16):
-        from nanoalign.models.triton_loss import losses_and_slopes
+        from nanoalign.models.triton_loss import losses_and_grads
 
-        return losses_and_slopes(logits_LV, labels_L, IGNORED), logits_LV
+        return losses_and_grads(logits_LV, labels_L, IGNORED), logits_LV
     dtype = logits_LV.dtype
     counted_L1 = (labels_L != IGNORED).unsqueeze(1)
     target_L1 = labels_L.unsqueeze(1).masked_fill(~counted_L1, 0)
     logits_LV = logits_LV.float()
     norm_L1 = logits_LV.logsumexp(1, keepdim=True)
     losses_L1 = (norm_L1 - logits_LV.gather(1, target_L1)) * counted_L1
-    if not slopes:
+    if not with_grads:
         return losses_L1.squeeze(1), logits_LV
-    slope_LV = logits_LV.sub_(norm_L1).exp_()
-    slope_LV.scatter_add_(1, target_L1, torch.full_like(norm_L1, -1.0)).mul_(counted_L1)
-    return losses_L1.squeeze(1), slope_LV.to(dtype)
+    grad_LV = logits_LV.sub_(norm_L1).exp_()
+    grad_LV.scatter_add_(1, target_L1, torch.full_like(norm_L1, -1.0)).mul_(counted_L1)
+    return losses_L1.squeeze(1), grad_LV.to(dtype)
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, tile: int = 1024) -> Tensor:

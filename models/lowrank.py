@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nanoalign.models.promises import fulfil, promise
+from nanoalign.models.deferred import materialize, placeholder
 
 
 def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -30,13 +30,13 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
         alike = _alike(x, weight, x if plus is None else plus)
         if alike and len(adapters) == 1 and not (layer.training and isinstance(dropouts[0], nn.Dropout)):
             down, up, scaling = adapters[0]
-            promised, read = _LowRank.apply(x, weight, down, up, scaling, plus)
+            deferred, read = _LowRank.apply(x, weight, down, up, scaling, plus)
 
             def product() -> Tensor:
                 low = read @ up.T if plus is None else torch.addmm(plus, read, up.T)
                 return low.addmm_(x, weight.T)
 
-            return fulfil(product, promised).unflatten(0, shape)
+            return materialize(product, deferred).unflatten(0, shape)
         for (down, up, scaling), dropout in zip(adapters, dropouts):
             plus = _linear(F.linear(dropout(x), down) * scaling, up, plus)
         return _linear(x, weight, plus).unflatten(0, shape)
@@ -46,7 +46,7 @@ def project(layer: nn.Module, x: Tensor, plus: Tensor | None = None) -> Tensor:
 
 
 class _LowRank(torch.autograd.Function):
-    """The product with a frozen weight and its adapter, as a promise (:mod:`models.promises`), and what the adapter
+    """The product with a frozen weight and its adapter, as a placeholder (:mod:`models.deferred`), and what the adapter
     reads of ``x``.
 
     Shapes: R rows (tokens), D inputs, E outputs, K rank.
@@ -61,7 +61,7 @@ class _LowRank(torch.autograd.Function):
         ctx.scaling, ctx.added = scaling, plus_RE is not None
         ctx.save_for_backward(x_RD, weight_ED, down_KD, up_EK, read_RK)
         ctx.mark_non_differentiable(read_RK)
-        return promise(x_RD, len(x_RD), len(weight_ED)), read_RK
+        return placeholder(x_RD, len(x_RD), len(weight_ED)), read_RK
 
     @staticmethod
     @once_differentiable

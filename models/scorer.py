@@ -13,8 +13,8 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHPreTrainedModel
 
 from nanoalign.common.errors import CheckpointError
-from nanoalign.models.checkpoint import read_config
 from nanoalign.models.hybrid import install
+from nanoalign.models.model_folder import read_config
 
 
 class NemotronHForSequenceClassification(GenericForSequenceClassification, NemotronHPreTrainedModel):

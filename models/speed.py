@@ -9,7 +9,7 @@ from nanoalign.models.offload import offload_activations
 from nanoalign.models.tiling import tile
 
 
-def prepare(model: nn.Module, train: Training, device: torch.device) -> None:
+def configure_model(model: nn.Module, train: Training, device: torch.device) -> None:
     """Kernels for ``device``, tiles and offloaded activations, in place, before training. Adapters may be on.
 
     Raises:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
 
-from nanoalign.models.chunks import Documents, document_runs, once_for_each, tile_bounds
+from nanoalign.models.chunks import PackLayout, cached_per_tensor, document_runs, tile_bounds
 from nanoalign.models.hybrid import Mamba2Path
 from nanoalign.models.kernels import TORCH, KernelSet
 from nanoalign.models.lowrank import project
@@ -132,24 +132,24 @@ class TiledNemotronHBlock(NemotronHBlock):
 
         def whole(x: Tensor, *carried: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             gate, channels, steps = mixer.parts(wide(x))
-            y, previous, state = mixer.stretch(channels, steps, *carried)
+            y, previous, state = mixer.segment(channels, steps, *carried)
             return narrow(y, gate, x), previous, state
 
         previous = state = None
         outputs = []
-        stretches = _stretches(hidden_states.shape[1], seq_idx, self.tile)
-        tiles = hidden_states.split([stretch.tokens for stretch in stretches], dim=1)  # one gradient for all of them
-        for x, stretch in zip(tiles, stretches):
-            if stretch.begins:
+        segments = _segments(hidden_states.shape[1], seq_idx, self.tile)
+        tiles = hidden_states.split([segment.tokens for segment in segments], dim=1)  # one gradient for all of them
+        for x, segment in zip(tiles, segments):
+            if segment.begins:
                 previous = state = None
-            elif stretch.same_BK is not None and previous is not None:
-                same_BK = stretch.same_BK[:, -previous.shape[1] :]
+            elif segment.same_BK is not None and previous is not None:
+                same_BK = segment.same_BK[:, -previous.shape[1] :]
                 previous = torch.where(same_BK.unsqueeze(-1), previous, 0)
                 state = torch.where(same_BK[:, -1, None, None, None], state, 0)
-            carried = (previous, state, stretch.documents)
+            carried = (previous, state, segment.documents)
             if self.keep:
                 gate, channels, steps = mixer.parts(_checkpointed(wide, x))
-                y, previous, state = _checkpointed(mixer.stretch, channels, steps, *carried)
+                y, previous, state = _checkpointed(mixer.segment, channels, steps, *carried)
                 outputs.append(_checkpointed(narrow, y, gate, x))
             else:
                 y, previous, state = _checkpointed(whole, x, *carried)
@@ -158,25 +158,25 @@ class TiledNemotronHBlock(NemotronHBlock):
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Segment:
     """A tile of a pack."""
 
     tokens: int
     begins: bool
     """Whether no state is passed on to it: a document begins."""
-    documents: Documents | None = None
+    documents: PackLayout | None = None
     same_BK: Tensor | None = None
     """Whether the tokens in front of it are of its first document."""
 
 
-def _stretches(tokens: int, seq_idx: Tensor | None, tile: int) -> list[_Stretch]:
+def _segments(tokens: int, seq_idx: Tensor | None, tile: int) -> list[_Segment]:
     if seq_idx is None:
-        return [_Stretch(min(tile, tokens - start), start == 0) for start in range(0, tokens, tile)]
-    return _packed_stretches(seq_idx, tile)
+        return [_Segment(min(tile, tokens - start), start == 0) for start in range(0, tokens, tile)]
+    return _packed_segments(seq_idx, tile)
 
 
-@once_for_each
-def _packed_stretches(seq_idx: Tensor, tile: int) -> list[_Stretch]:
+@cached_per_tensor
+def _packed_segments(seq_idx: Tensor, tile: int) -> list[_Segment]:
     document_BT = document_runs(seq_idx)
     batch, tokens = document_BT.shape
     starts = [0] if batch > 1 else [0, *(document_BT[0].diff().nonzero().flatten() + 1).tolist()]
@@ -184,7 +184,9 @@ def _packed_stretches(seq_idx: Tensor, tile: int) -> list[_Stretch]:
     for start, end in pairwise(tile_bounds(starts, tokens, tile)):
         first_B1 = document_BT[:, start : start + 1]
         before_BK = document_BT[:, max(0, start - tile) : start] == first_B1
-        found.append(_Stretch(end - start, start in starts, Documents(document_BT[:, start:end] - first_B1), before_BK))
+        found.append(
+            _Segment(end - start, start in starts, PackLayout(document_BT[:, start:end] - first_B1), before_BK)
+        )
     return found
 
 

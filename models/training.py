@@ -20,9 +20,9 @@ from nanoalign.common.errors import CheckpointError, ConfigError, StageError
 from nanoalign.common.stage import StageLog
 from nanoalign.models.config import Training
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
-from nanoalign.models.speed import prepare
+from nanoalign.models.speed import configure_model
 
-WHOLE = "whole"
+COMPLETE = "whole"
 """Name of the empty file that marks a checkpoint folder as completely written."""
 
 
@@ -119,14 +119,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """
     whole: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
-        if (path / WHOLE).is_file():
+        if (path / COMPLETE).is_file():
             whole[int(path.name.removeprefix("checkpoint-"))] = path
         elif int(os.environ.get("RANK", "0")) == 0:
             shutil.rmtree(path)
     return whole[max(whole)] if whole else None
 
 
-class WholeCheckpoints(TrainerCallback):
+class CompleteCheckpoints(TrainerCallback):
     """Marks a checkpoint as complete once every rank has written its part and all of it is on disk.
 
     No checkpoint is written after the last step: the stage saves the model right then, and the Trainer, resumed at its
@@ -149,7 +149,7 @@ class WholeCheckpoints(TrainerCallback):
                 if file.is_file():
                     with file.open("rb") as handle:
                         os.fsync(handle.fileno())
-            (folder / WHOLE).touch()
+            (folder / COMPLETE).touch()
 
 
 class MetricsCallback(TrainerCallback):
@@ -205,10 +205,10 @@ class RecipeTrainer(Trainer):
 
     def __init__(self, *args: Any, train: Training, log: StageLog, phase: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        prepare(self.model, train, self.args.device)
+        configure_model(self.model, train, self.args.device)
         self.recipe = train
         self.remove_callback(PrinterCallback)
-        self.add_callback(WholeCheckpoints())
+        self.add_callback(CompleteCheckpoints())
         self.add_callback(MetricsCallback(log, **({} if phase is None else {"phase": phase})))
 
     def train_or_resume(self) -> None:

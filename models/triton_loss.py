@@ -14,7 +14,7 @@ BLOCK = 4096
 
 
 @triton.jit
-def _slopes(logits, labels, losses, vocabulary, IGNORED: tl.constexpr, BLOCK: tl.constexpr):
+def _grads(logits, labels, losses, vocabulary, IGNORED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)
     counted = label != IGNORED
@@ -32,15 +32,15 @@ def _slopes(logits, labels, losses, vocabulary, IGNORED: tl.constexpr, BLOCK: tl
     for start in range(0, vocabulary, BLOCK):
         at = start + tl.arange(0, BLOCK)
         value = tl.load(logits + at, mask=at < vocabulary, other=-float("inf")).to(tl.float32)
-        slope = tl.exp(value - norm)
-        slope = tl.where(at == label, slope - 1.0, slope)
-        tl.store(logits + at, tl.where(counted, slope, 0.0), mask=at < vocabulary)
+        grad = tl.exp(value - norm)
+        grad = tl.where(at == label, grad - 1.0, grad)
+        tl.store(logits + at, tl.where(counted, grad, 0.0), mask=at < vocabulary)
 
 
-def losses_and_slopes(logits_LV: Tensor, labels_L: Tensor, ignored: int) -> Tensor:
+def losses_and_grads(logits_LV: Tensor, labels_L: Tensor, ignored: int) -> Tensor:
     """Each row's cross entropy in fp32 (L,), 0 where the label is ``ignored``; ``logits_LV`` become their gradient."""
     losses_L = torch.empty(len(labels_L), dtype=torch.float32, device=logits_LV.device)
-    _slopes[(len(labels_L),)](
+    _grads[(len(labels_L),)](
         logits_LV, labels_L.contiguous(), losses_L, logits_LV.shape[1], ignored, BLOCK, num_warps=8
     )
     return losses_L

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanoalign.models import triton_scan_kernels as kernels
-from nanoalign.models.chunks import LONGEST, Documents, plain_chunks
-from nanoalign.models.promises import promise
+from nanoalign.models.chunks import LONGEST, PackLayout, plain_chunks
+from nanoalign.models.deferred import placeholder
 
 
 class Block(NamedTuple):
@@ -51,7 +51,7 @@ def chunk_length(size: int) -> int:
 class _Plan:
     """The launches of one scan: shapes, chunks and the blocks of programs."""
 
-    def __init__(self, channels: Tensor, heads: int, head_dim: int, size: int, documents: Documents | None) -> None:
+    def __init__(self, channels: Tensor, heads: int, head_dim: int, size: int, documents: PackLayout | None) -> None:
         batch, length, width = channels.shape
         self.batch, self.length, self.heads, self.P, self.N = batch, length, heads, head_dim, size
         self.inner, self.tokens = heads * head_dim, batch * length
@@ -114,7 +114,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def forward(
     channels: Tensor, dt_BTH: Tensor, A_H: Tensor, D_H: Tensor | None, initial: Tensor | None,
-    documents: Documents | None, head_dim: int, size: int,
+    documents: PackLayout | None, head_dim: int, size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (B, T, H P) in the channels' dtype and the last state (B, H, P, N) in fp32 from ``channels`` (B, T, D): x, B
     and C side by side. ``dt``, ``A``, ``D`` and ``initial`` are fp32 and contiguous."""
@@ -132,7 +132,7 @@ def forward(
 
 def backward(
     grad_y: Tensor, grad_final: Tensor, channels: Tensor, dt_BTH: Tensor, A_H: Tensor, D_H: Tensor | None,
-    initial: Tensor | None, documents: Documents | None, head_dim: int, size: int,
+    initial: Tensor | None, documents: PackLayout | None, head_dim: int, size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Gradients of :func:`forward`'s channels, dt, A, D and initial state. States are recomputed."""
     plan, grad_y = _Plan(channels, len(A_H), head_dim, size, documents), _flat(grad_y)
@@ -172,18 +172,18 @@ def backward(
 
 
 class Scan(torch.autograd.Function):
-    """:func:`forward`'s results as promises (:mod:`models.promises`), and their gradients."""
+    """:func:`forward`'s results as placeholders (:mod:`models.deferred`), and their gradients."""
 
     @staticmethod
     def forward(
         ctx: Any, channels: Tensor, dt_BTH: Tensor, A_H: Tensor, D_H: Tensor | None, initial: Tensor | None,
-        documents: Documents | None, head_dim: int, size: int,
+        documents: PackLayout | None, head_dim: int, size: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.others = (documents, head_dim, size)
         ctx.save_for_backward(channels, dt_BTH, A_H, D_H, initial)
         batch, length, _ = channels.shape
-        y = promise(channels, batch, length, len(A_H) * head_dim)
-        return y, promise(dt_BTH, batch, len(A_H), head_dim, size)
+        y = placeholder(channels, batch, length, len(A_H) * head_dim)
+        return y, placeholder(dt_BTH, batch, len(A_H), head_dim, size)
 
     @staticmethod
     @once_differentiable

@@ -74,7 +74,7 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl or samples.jsonl; a last line cut by a crash is left out. Rows of one
     step are one: a step that was logged again, after a restart from a checkpoint, has the later values."""
     rows: dict[Any, dict[str, Any]] = {}

@@ -19,7 +19,7 @@ from nanoalign.cli_shared import (
     SetOption,
     load_recipe,
 )
-from nanoalign.common.text import known, printable
+from nanoalign.common.printable import known, printable
 
 app = typer.Typer(
     cls=Group,
@@ -109,10 +109,10 @@ def plan(
         print(dump(loaded), end="")
         return
     from nanoalign import plan as planning
-    from nanoalign.plan_text import as_text
+    from nanoalign.plan_text import render_plan
 
-    made = planning.make(loaded, root / loaded.name, data_root, ignore_code=ignore_code)
-    print(json.dumps(planning.as_json(made), indent=2) if as_json else printable(as_text(made)))
+    made = planning.make_plan(loaded, root / loaded.name, data_root, ignore_code=ignore_code)
+    print(json.dumps(planning.as_json(made), indent=2) if as_json else printable(render_plan(made)))
 
 
 @recipes_app.command("ls")
@@ -156,16 +156,16 @@ def report(
     run_folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="runs/NAME")],
 ) -> None:
     """Rewrite a run's report.json and report.html from what exists, even for an unfinished run."""
-    from nanoalign.report import write
+    from nanoalign.report import write_report
 
-    write(run_folder)
+    write_report(run_folder)
     print(run_folder / "report.html")
 
 
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_export.app, name="export")
 app.add_typer(recipes_app, name="recipes")
-cli_models.register(app)
+cli_models.add_commands(app)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import typer
 from nanoalign.cli_generate import generate
 from nanoalign.cli_prepare import prepare
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, SetOption, load_recipe
-from nanoalign.common.text import known
+from nanoalign.common.printable import known
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.config import Mixture
@@ -126,11 +126,11 @@ def sources(data_root: DataRootOption = None) -> None:
     from nanoalign.common.errors import NanoalignError
     from nanoalign.data_recipes.catalog import catalog
     from nanoalign.data_recipes.miniature import SOURCES
-    from nanoalign.data_recipes.sources import describe
+    from nanoalign.data_recipes.sources import describe_source
 
     for name, entry in catalog().items():
         try:
-            about = describe(
+            about = describe_source(
                 name, data_root, "train" if "test" not in entry.files or "train" in entry.files else "test"
             )
             where = "here" if about["found"] else f"hub: {entry.hub}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, load_recipe
-from nanoalign.common.text import known
+from nanoalign.common.printable import known
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.config import Mixture
@@ -37,7 +37,7 @@ def nemo_rl(
 
     Settings that NeMo-RL does not have are errors, or are listed in the export's README.
     """
-    from nanoalign.nemo_rl.folder import write
+    from nanoalign.nemo_rl.folder import write_export
 
     loaded = load_recipe(recipe, set_, None, data_root)
     known("stage", stage, loaded.stages)
@@ -46,14 +46,14 @@ def nemo_rl(
     export = _export(loaded, stage, target, data_root, root)
     launch = loaded.launch
     slurm = {name: getattr(launch, name, None) for name in ("partition", "account", "time")}
-    write(export, target, folder, slurm)
+    write_export(export, target, folder, slurm)
     print(folder)
 
 
 def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
     from nanoalign.common.errors import ConfigError
     from nanoalign.graph import stage_seed
-    from nanoalign.models.loading import describe, local_folder
+    from nanoalign.models.loading import describe_model, local_folder
     from nanoalign.nemo_rl.settings import Target
     from nanoalign.recipe.schema import SlurmLaunch
 
@@ -66,7 +66,7 @@ def _target(recipe: "Recipe", name: str, folder: Path, root: Path) -> "Target":
         model = str((root / recipe.name / section.from_ / "model").resolve())
     launch = recipe.launch
     nodes = launch.nodes if isinstance(launch, SlurmLaunch) else 1
-    hybrid = describe(recipe.model)["blocks"].get("mamba", 0) > 0
+    hybrid = describe_model(recipe.model)["blocks"].get("mamba", 0) > 0
     return Target(name, model, hybrid, nodes, launch.devices // nodes, stage_seed(recipe, name), folder.resolve())
 
 
@@ -106,10 +106,10 @@ def _sft(
     from nanoalign.data_recipes.tokenize import Example
     from nanoalign.models.packing import pack, singly
     from nanoalign.nemo_rl.supervised import Packing, export_sft
-    from nanoalign.sft.data import prepare, stage_data
+    from nanoalign.sft.data import prepare_stage, sft_data
 
-    prepared = prepare(stage, mixture, chat, tokenizer, folder, data_root, target.seed)
-    documents = stage_data(stage, prepared, target.seed).documents
+    prepared = prepare_stage(stage, mixture, chat, tokenizer, folder, data_root, target.seed)
+    documents = sft_data(stage, prepared, target.seed).documents
     packing, rows = None, singly(documents.lengths)
     if stage.pack:
         packs = pack(documents.lengths, stage.pack.length)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanoalign.cli_shared import DataRootOption
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.conversation import Conversation, Message
     from nanoalign.data_recipes.synthetic.config import Generate, LongContext, Rejection, Trajectories, Translation
-    from nanoalign.data_recipes.synthetic.play import Maker
+    from nanoalign.data_recipes.synthetic.driver import Maker
     from nanoalign.reward.compose import ComposedReward
 
 
@@ -32,7 +32,7 @@ def generate(
 
     from nanoalign.data_recipes.synthetic.make import make
 
-    config = read(settings)
+    config = read_settings(settings)
     console = Console()
     columns = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -55,7 +55,7 @@ def generate(
         console.print(printable(f"  {count:>8,} not kept: {reason}"), markup=False)
 
 
-def read(path: Path) -> "Generate":
+def read_settings(path: Path) -> "Generate":
     """The settings in a YAML file. Raises ConfigError with all mistakes, each with its line and nearest key."""
     from pydantic import ValidationError
 

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, load_recipe
-from nanoalign.common.text import known
+from nanoalign.common.printable import known
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, builtin:NAME or pip:NAME.")]
 ChatOption = Annotated[str, typer.Option("--chat", help="The chat format.")]
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Adds these commands to the `nanoalign` command."""
     app.command()(merge)
     app.command(context_settings=PASSED_ON)(serve)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nanoalign.cli_shared import DataRootOption, RecipeArgument, RootOption, SetOption, load_recipe
-from nanoalign.common.text import known
+from nanoalign.common.printable import known
 
 if TYPE_CHECKING:
-    from nanoalign.data_recipes.selection import Tell
+    from nanoalign.data_recipes.selection import ProgressFn
     from nanoalign.progress import Display
     from nanoalign.recipe.schema import Recipe
 
@@ -34,7 +34,7 @@ def prepare(
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.graph import stage_seed
     from nanoalign.progress import clock, display
-    from nanoalign.sft.data import prepare as prepare_stage
+    from nanoalign.sft.data import prepare_stage
 
     loaded = load_recipe(recipe, set_, None, data_root)
     names = [name for name, section in loaded.stages.items() if section.kind == "sft"]
@@ -56,7 +56,7 @@ def prepare(
                 data_root,
                 stage_seed(loaded, name),
                 workers,
-                _telling(shown),
+                _progress_row(shown),
             )
             counts = f"{len(data):,} examples, {data.index['tokens']:,} tokens"
             shown.note(f"{name}: {counts} -> {data.folder} ({clock(time.monotonic() - begun)})")
@@ -72,8 +72,8 @@ def _tokenizer(recipe: "Recipe", before: str, root: Path) -> Any:
     return load_tokenizer(model if model.is_dir() else recipe.model)
 
 
-def _telling(shown: "Display") -> "Tell":
-    def tell(doing: str, done: int, total: int | None) -> None:
+def _progress_row(shown: "Display") -> "ProgressFn":
+    def progress(doing: str, done: int, total: int | None) -> None:
         shown.row({"time": time.time(), "step": done, "total_steps": total, "phase": doing})
 
-    return tell
+    return progress

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from nanoalign.common.errors import NanoalignError, StageError
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 
 
 class Group(TyperGroup):

@@ -2,7 +2,7 @@
 
 A stage's fingerprint has four parts: the recipe's settings that concern it, its inputs' fingerprints, the source
 code of the rooms it runs in, and the names and sizes of the data files that it reads. Where and how it runs (device,
-launch, settings marked HOW_IT_RUNS) is not included: moving a run does not invalidate it.
+launch, settings marked RUNTIME_ONLY) is not included: moving a run does not invalidate it.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from nanoalign.artifacts import StageRecord, read_record
 from nanoalign.common.errors import DataError
-from nanoalign.common.files import fingerprint, room_version
+from nanoalign.common.files import content_hash, source_hash
 from nanoalign.recipe.schema import Recipe
 from nanoalign.stages import STAGES, suites_of, uses
 
@@ -40,7 +40,7 @@ class Node:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(dict(self.parts))
+        return content_hash(dict(self.parts))
 
 
 def order(recipe: Recipe) -> list[str]:
@@ -91,19 +91,19 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
     stale: set[str] = set()
     for name in order(recipe):
         record, inputs = read_record(folder / name), inputs_of(recipe, name)
-        config, code = resolved(recipe, name), code_versions(recipe.stages[name].kind)
+        config, code = resolved(recipe, name), source_hashes(recipe.stages[name].kind)
         if ignore_code and record is not None:
             code = record.code
         given = {role: prints[source] for role, source in inputs.items()}
-        parts = {"config": fingerprint(config), "inputs": fingerprint(given), "code": fingerprint(code)}
-        parts["data"] = fingerprint(data_files(config["data"], data_root))
+        parts = {"config": content_hash(config), "inputs": content_hash(given), "code": content_hash(code)}
+        parts["data"] = content_hash(data_files(config["data"], data_root))
         before = [source for source in dict.fromkeys(inputs.values()) if source in stale]
         reason = _reason(record, makes_model(recipe.stages[name]), config, code, parts, before, folder / name)
         if reason is not None:
             stale.add(name)
             if record is not None and record.status == "finished":  # it starts over, with today's code
-                code = code_versions(recipe.stages[name].kind)
-                parts["code"] = fingerprint(code)
+                code = source_hashes(recipe.stages[name].kind)
+                parts["code"] = content_hash(code)
         node = Node(name, recipe.stages[name], inputs, config, code, parts, reason)
         prints[name] = node.fingerprint
         result.append(node)
@@ -112,14 +112,16 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
 
 def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     """All recipe settings that determine a stage's result: its section and the mixtures and suites it names, without
-    how it runs (``common.config.HOW_IT_RUNS``)."""
+    how it runs (``common.config.RUNTIME_ONLY``)."""
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [stage.data] if hasattr(stage, "data") else [suite.data for suite in suites if suite.data is not None]
     return {
-        "stage": stage.makes(),
-        "data": {mixture: recipe.data[mixture].makes() for mixture in dict.fromkeys(mixtures)},
-        "suites": {name: recipe.suites[name].makes() for name in dict.fromkeys(suite for _, suite in suites_of(stage))},
+        "stage": stage.identity(),
+        "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},
+        "suites": {
+            name: recipe.suites[name].identity() for name in dict.fromkeys(suite for _, suite in suites_of(stage))
+        },
         "chat": recipe.chat,
         "seed": seed_of(recipe, name),
     }
@@ -127,7 +129,7 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
 
 def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tuple[str, int]]:
     """Names and sizes of the files behind these mixtures (times and places change when a run moves)."""
-    from nanoalign.data_recipes.sources import describe
+    from nanoalign.data_recipes.sources import describe_source
 
     found: set[tuple[str, int]] = set()
     for mixture in mixtures.values():
@@ -136,7 +138,7 @@ def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tupl
             try:
                 paths = [
                     Path(where)
-                    for where in describe(source, data_root, "test" if test else "train")["where"].split(", ")
+                    for where in describe_source(source, data_root, "test" if test else "train")["where"].split(", ")
                 ]
             except DataError:  # the stage reports what is missing
                 continue
@@ -159,18 +161,18 @@ def makes_model(stage: Any) -> bool:
     return bool(STAGES[stage.kind].makes)
 
 
-def code_versions(kind: str) -> dict[str, str]:
+def source_hashes(kind: str) -> dict[str, str]:
     """The versions of the rooms that a stage of this kind depends on."""
-    return {room: room_version(room) for room in STAGES[kind].rooms}
+    return {room: source_hash(room) for room in STAGES[kind].rooms}
 
 
 def base_fingerprint(model: str) -> str:
     """Names the base model: by its files' names, sizes and times where it is a folder, by its spec otherwise."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        return fingerprint(model)
+        return content_hash(model)
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
-    return fingerprint(files)
+    return content_hash(files)
 
 
 def _reason(

@@ -82,7 +82,8 @@ class Plan:
     launch: str
     base: str
     model: dict[str, Any] | None
-    """The base model's size (models.loading.describe); None where it is not known, for the reason in ``unknown``."""
+    """The base model's size (models.loading.describe_model); None where it is not known, for the reason in
+    ``unknown``."""
     unknown: str
     stages: list[StagePlan]
     files: list[str]
@@ -90,7 +91,7 @@ class Plan:
     """Recipe settings without effect."""
 
 
-def make(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
+def make_plan(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
     """The plan of a recipe whose artifacts are in ``folder``. Raises DataError where a source's files are missing."""
     model, unknown = find_model(recipe.model)
     tokenizer = find_tokenizer(model)

@@ -77,12 +77,12 @@ def plan_mixture(
 ) -> MixturePlan:
     """The size of a mixture. Raises DataError where a source's files are missing, or where one of the first rows would
     stop the run."""
-    from nanoalign.data_recipes.sources import describe
+    from nanoalign.data_recipes.sources import describe_source
 
     sources: list[SourcePlan] = []
     lengths: dict[str, list[list[int]]] = {}
     for source, use in mixture.uses.items():
-        about = describe(source, data_root, use.split)
+        about = describe_source(source, data_root, use.split)
         sources.append(SourcePlan(source, use.samples, about["rows"], about["where"], about["licence"]))
         if not source.startswith(SLOW) and about["found"]:
             found = first_samples(source, use, data_root, chat, mixture.on_bad_row)
@@ -114,7 +114,7 @@ def first_samples(
 ) -> "list[Conversation]":
     """A few conversations of a source, without bad rows. Raises DataError for those that training stops at."""
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.data_recipes.files import BadRow
+    from nanoalign.data_recipes.readers import BadRow
     from nanoalign.data_recipes.sources import LoadReport, faults, read
 
     report = LoadReport(source, use.split)
@@ -160,12 +160,12 @@ def find_tokenizer(model: Mapping[str, Any] | None) -> "Tokenizer | None":
 
 
 def find_model(spec: str) -> tuple[dict[str, Any] | None, str]:
-    """The base model's size (see ``models.loading.describe``) or None, and why it is not known."""
-    from nanoalign.models.loading import describe
+    """The base model's size (see ``models.loading.describe_model``) or None, and why it is not known."""
+    from nanoalign.models.loading import describe_model
 
     if spec == "none":
         return None, "made by a pretrain stage"
     try:
-        return describe(spec), ""
+        return describe_model(spec), ""
     except NanoalignError as error:
         return None, str(error)

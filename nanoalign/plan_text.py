@@ -10,7 +10,7 @@ from nanoalign.progress import clock
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def as_text(plan: Plan) -> str:
+def render_plan(plan: Plan) -> str:
     """The plan for a terminal."""
     return "\n".join(_lines(plan))
 

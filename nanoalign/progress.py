@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two plain lines of one stage."""

@@ -20,13 +20,13 @@ from rich.console import Console
 
 from nanoalign.artifacts import StageRecord, clear, read_record, write_record
 from nanoalign.common.errors import ConfigError, NanoalignError, StageError
-from nanoalign.common.files import alone, whole_file, write_json
-from nanoalign.going_on import advice, log_end
+from nanoalign.common.files import atomic_file, exclusive_lock, write_json
 from nanoalign.graph import BASE, Node, after, makes_model, needed_by, nodes, stage_seed
 from nanoalign.launch import command
 from nanoalign.progress import Display, Events, clock, display
 from nanoalign.recipe.load import dump
 from nanoalign.recipe.schema import Recipe
+from nanoalign.resume import advice, log_end
 
 POLL_S = 0.2
 """Seconds between two looks at a stage's process."""
@@ -66,10 +66,10 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
     """
     folder = options.root / recipe.name
     wanted = needed_by(recipe, options.until) if options.until else set(recipe.stages)
-    with alone(folder, "another nanoalign is working on this run"), _sigterm():
+    with exclusive_lock(folder, "another nanoalign is working on this run"), _sigterm():
         for name in after(recipe, options.force):
             clear(folder / name)
-        with whole_file(folder / "recipe.yaml") as temporary:
+        with atomic_file(folder / "recipe.yaml") as temporary:
             temporary.write_text(dump(recipe), encoding="utf-8")
         every = nodes(recipe, folder, options.data_root, ignore_code=options.ignore_code)
         plan = [node for node in every if node.name in wanted]
@@ -98,8 +98,8 @@ def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown
     """One stage, from where it is to its finished record."""
     place = folder / node.name
     before = read_record(place)
-    going_on = before is not None and before.status != "finished" and before.fingerprint == node.fingerprint
-    if not going_on:
+    resuming = before is not None and before.status != "finished" and before.fingerprint == node.fingerprint
+    if not resuming:
         clear(place)
     record = StageRecord(
         name=node.name,
@@ -112,10 +112,10 @@ def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown
         config=dict(node.config),
         seed=stage_seed(recipe, node.name),
         versions=versions(),
-        started=before.started if going_on and before else time.time(),
-        attempts=before.attempts + 1 if going_on and before else 1,
-        wall_s=before.wall_s if going_on and before else 0.0,
-        peak_rss_gb=before.peak_rss_gb if going_on and before else 0.0,
+        started=before.started if resuming and before else time.time(),
+        attempts=before.attempts + 1 if resuming and before else 1,
+        wall_s=before.wall_s if resuming and before else 0.0,
+        peak_rss_gb=before.peak_rss_gb if resuming and before else 0.0,
     )
     write_record(place, record)
     (place / "result.json").unlink(missing_ok=True)
@@ -272,7 +272,7 @@ def _report(folder: Path, console: Console, *, anew: bool) -> None:
     from nanoalign import report
 
     if anew or not (folder / "report.json").exists():
-        report.write(folder)
+        report.write_report(folder)
         console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -31,7 +31,7 @@ def main() -> int:
     """Runs the job file's stage."""
     job_file = Path(sys.argv[1])
     job = json.loads(job_file.read_text(encoding="utf-8"))
-    end_with_runner(job["runner"])
+    die_with_runner(job["runner"])
     folder = job_file.parent
     first = int(os.environ.get("RANK", "0")) == 0
     try:
@@ -66,7 +66,7 @@ def context_of(job: Mapping[str, Any], folder: Path) -> StageContext:
     )
 
 
-def end_with_runner(runner: int | None) -> None:
+def die_with_runner(runner: int | None) -> None:
     """Ends this process when the runner is gone, so that a killed runner leaves no orphan writing. ``runner`` is its
     process id, or None where it runs on another machine."""
     if runner is None:

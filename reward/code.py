@@ -1,7 +1,7 @@
 """Programs judged by tests, in the sandbox.
 
 ``{"kind": "code", "tests": "assert f(1) == 2"}`` runs the tests in a separate process, which sees the program's global
-names (reward/walled/remote.py says what can pass between the two); ``{"kind": "code", "cases": [{"input": "...",
+names (reward/sandboxed/remote.py says what can pass between the two); ``{"kind": "code", "cases": [{"input": "...",
 "output": "..."}]}`` runs the program once per case and compares what it prints, line by line, without trailing spaces.
 
 Either way nothing that the program can reach knows the right answers or reports the verdict.

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.text import known
+from nanoalign.common.printable import known
 from nanoalign.data_recipes.generators import reasoning_gym_names
-from nanoalign.reward.answers import stated_answer
 from nanoalign.reward.base import FLOOR, RewardError, Sample, Score
 from nanoalign.reward.code import score_programs
 from nanoalign.reward.config import Judge
+from nanoalign.reward.final_answer import stated_answer
 from nanoalign.reward.judge import JudgeClient
 from nanoalign.reward.mathematics import MathVerifier
 from nanoalign.reward.sandbox import Limits
@@ -118,8 +118,8 @@ def component(name: str, means: Means) -> Component:
 
 
 def score_exact(sample: Sample) -> float:
-    """1.0 where the stated answer (see reward/answers.py), or else the whole text, is the task's answer; case, white
-    space and a final full stop do not count."""
+    """1.0 where the stated answer (see reward/final_answer.py), or else the whole text, is the task's answer; case,
+    white space and a final full stop do not count."""
     text = sample.answer.content
     return float(_plain(stated_answer(text) or text) == _plain(str(sample.task["answer"])) != "")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from nanoalign.common.endpoint import chat_request
-from nanoalign.common.files import fingerprint
+from nanoalign.common.files import content_hash
 from nanoalign.reward.base import RewardError, Sample, Score
 from nanoalign.reward.config import Judge
 
@@ -71,7 +71,7 @@ class JudgeClient:
         return question.encode(errors="replace").decode()  # half of a surrogate pair has no bytes
 
     def _key(self, question: str) -> str:
-        return fingerprint([self._config.model, self._config.max_tokens, question])
+        return content_hash([self._config.model, self._config.max_tokens, question])
 
     def _learn(self, question: str, deadline: float) -> Exception | None:
         """Asks until there is a score, which is cached; else returns the last error."""

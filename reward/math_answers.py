@@ -13,8 +13,8 @@ from nanoalign.reward.math_notation import (
     bare,
     closing,
     measured,
+    parse,
     quantity,
-    read,
     split,
     squeezed,
     without_thousands,
@@ -58,7 +58,7 @@ def equal(gold: str, answer: str, ask: Ask) -> bool | None:
     if max(len(gold), len(answer)) > LONGEST:
         return False
     try:
-        return _equal(read(gold), read(answer), ask)
+        return _equal(parse(gold), parse(answer), ask)
     except RecursionError:  # hundreds of brackets in brackets
         return False
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-LARGEST_EXPONENT = 400
+MAX_EXPONENT = 400
 """Of scientific notation."""
 
 _SPELLINGS = (
@@ -80,7 +80,7 @@ class Text:
     worded: bool = False
 
 
-def read(text: str) -> Text:
+def parse(text: str) -> Text:
     text = _GROUPS.sub("", text)
     for spelling, plain in _SPELLINGS:
         text = text.replace(spelling, plain)
@@ -153,7 +153,7 @@ def quantity(text: str) -> Fraction | None:
         return Fraction(_COUNTS.index(text.casefold()))
     found = _QUANTITY.fullmatch(text)
     exponent = (found["e"] or found["digit"] or found["power"] or "0") if found else "0"
-    if not found or len(exponent) > 5 or abs(int(exponent)) > LARGEST_EXPONENT:
+    if not found or len(exponent) > 5 or abs(int(exponent)) > MAX_EXPONENT:
         return None
     try:
         if found["over"]:

@@ -1,4 +1,4 @@
-"""Mathematical equality: numbers, words and lists here, exactly, and algebra in walled worker processes.
+"""Mathematical equality: numbers, words and lists here, exactly, and algebra in sandboxed worker processes.
 
 Algebra on model output may hang or exhaust memory (and math-verify arms SIGALRM, in the main thread only), so its
 processes are killed when they do not answer in time.
@@ -6,8 +6,8 @@ processes are killed when they do not answer in time.
 
 from collections.abc import Sequence
 
-from nanoalign.reward.answers import final_answer
 from nanoalign.reward.base import Score
+from nanoalign.reward.final_answer import final_answer
 from nanoalign.reward.math_answers import equal
 from nanoalign.reward.verifier_pool import VerifierPool
 
@@ -24,7 +24,7 @@ class MathVerifier:
         return self.pool.started
 
     def score(self, gold: str, text: str) -> Score:
-        """1.0 where the final answer in ``text`` (see reward/answers.py) equals ``gold``, else 0.0."""
+        """1.0 where the final answer in ``text`` (see reward/final_answer.py) equals ``gold``, else 0.0."""
         return self.scores([(gold, text)])[0]
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:

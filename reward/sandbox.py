@@ -1,4 +1,4 @@
-"""Untrusted programs in locked-down processes: see reward/walled for the restrictions, and for how tests reach a
+"""Untrusted programs in locked-down processes: see reward/sandboxed for the restrictions, and for how tests reach a
 program."""
 
 import os
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from nanoalign.reward.base import RewardError
 
 TOO_LONG = "over the time limit"
-_SCRIPT = Path(__file__).with_name("walled") / "program.py"
+_SCRIPT = Path(__file__).with_name("sandboxed") / "program.py"
 _MIB = 2**20
 
 
@@ -30,7 +30,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """``passed``: the tests did, or without tests: the program ended with status 0. ``output`` is what was printed,
     ``error`` the end of stderr. ``reason`` says why there is no verdict ("over the time limit"), "" where there is one.
     ``hidden``: files outside the interpreter's folders were invisible to it (see ``walls.hide_files``)."""
@@ -42,10 +42,10 @@ class Outcome:
     hidden: bool = True
 
 
-def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | None = None) -> Outcome:
+def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | None = None) -> ProgramResult:
     """Runs ``code``; with ``tests``, those in a separate process, which can use the program's functions and classes by
-    name (reward/walled/remote.py says what passes between the two). Raises RewardError where the sandbox cannot be set
-    up: no program ever runs without it.
+    name (reward/sandboxed/remote.py says what passes between the two). Raises RewardError where the sandbox cannot be
+    set up: no program ever runs without it.
     """
     limits = limits or Limits()
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as given, \
@@ -78,7 +78,7 @@ def run_program(code: str, tests: str = "", stdin: str = "", limits: Limits | No
     else:
         reason = verdict if verdict not in ("", "passed", "failed") else ""
     passed = verdict == "passed" if tests else in_time and status == 0
-    return Outcome(passed, output, error[-2000:], reason, walls.endswith("True"))
+    return ProgramResult(passed, output, error[-2000:], reason, walls.endswith("True"))
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:

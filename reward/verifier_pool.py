@@ -1,4 +1,4 @@
-"""Other packages' verifiers in walled processes: see reward/walled/worker.py.
+"""Other packages' verifiers in sandboxed processes: see reward/sandboxed/worker.py.
 
 One protocol for all: a line of JSON with a question goes in, a line ``[score, reason]`` comes out. A worker that dies,
 or does not answer in time, is replaced, and its question scores 0 with the reason.
@@ -24,10 +24,10 @@ from typing import Any
 from nanoalign.common.errors import ConfigError
 from nanoalign.reward.base import Score
 from nanoalign.reward.sandbox import TOO_LONG
-from nanoalign.reward.walled.wire import pack
+from nanoalign.reward.sandboxed.wire import pack
 
 _LOG = logging.getLogger(__name__)
-_WORKER = Path(__file__).with_name("walled") / "worker.py"
+_WORKER = Path(__file__).with_name("sandboxed") / "worker.py"
 
 _PASSED = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH")
 """Of the environment: where packages lie, and none of its secrets."""

@@ -19,7 +19,7 @@ from nanoalign.rl.config import GRPOStage
 from nanoalign.rollouts.base import Completion, Mode, Request, RolloutEngine, draw_mode, sampling
 from nanoalign.rollouts.config import Thinking
 from nanoalign.rollouts.samples import judged, never_empty
-from nanoalign.rollouts.sampling import seed_of
+from nanoalign.rollouts.sampling import derive_seed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def prompts_of(
         )
         if not any(message.role == "user" for message in messages):
             raise DataError(f"{conversation.origin or conversation.id}: no user message to answer")
-        mode = draw_mode(thinking, seed_of(seed, place))
+        mode = draw_mode(thinking, derive_seed(seed, place))
         text = chat.prompt(messages, conversation.tools, thinking=mode.thinking)
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         prompts.append(Prompt(ids, messages, mode, conversation.task or {}, conversation.domain))
@@ -179,7 +179,7 @@ class StepRollouts:
         sync_s = time.perf_counter() - sync_at
         asked = [self.prompts[row] for row in rows]
         requests = [
-            Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, seed_of(self.seed, step, first + place)))
+            Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, derive_seed(self.seed, step, first + place)))
             for place, prompt in enumerate(asked)
         ]
         started = time.perf_counter()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nanoalign.common.config import HOW_IT_RUNS, Section
+from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.models.config import Training
 from nanoalign.reward.config import Judge
 from nanoalign.rollouts.config import Rollouts, Thinking
@@ -65,7 +65,7 @@ class GRPOStage(Section):
     """Name of a reward (reward/table.py) to its weight."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
-    reward_gpu: Annotated[int | None, HOW_IT_RUNS] = Field(None, ge=0)
+    reward_gpu: Annotated[int | None, RUNTIME_ONLY] = Field(None, ge=0)
     """Which of the stage's GPUs the reward model scores on; null is the trainer's own."""
     judge: Judge | None = None
     """The endpoint behind `judge`."""

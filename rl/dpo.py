@@ -15,20 +15,20 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from nanoalign.common.files import whole_file, write_json
+from nanoalign.common.files import atomic_file, write_json
+from nanoalign.common.intervals import proportion
 from nanoalign.common.stage import StageContext
-from nanoalign.common.stats import proportion
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.reward.base import Tally
 from nanoalign.rl.collect import row_schedule
 from nanoalign.rl.config import DPOStage
-from nanoalign.rl.pairs import Pair, pair_up
+from nanoalign.rl.pairs import PreferencePair, pair_up
 from nanoalign.rollouts.base import Completion, Mode, RolloutEngine, Sampling, draw_mode, sampling
 from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.environments.base import Environment, Task
 from nanoalign.rollouts.episodes import EpisodeRecord, play
-from nanoalign.rollouts.sampling import seed_of
+from nanoalign.rollouts.sampling import derive_seed
 
 HELD_OUT = 1_000_000
 """Takes the place of a round's number in the seeds of held-out episodes."""
@@ -62,7 +62,9 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 if not (folder / "pairs.jsonl").is_file():
                     episodes = player.train_episodes(model, number)
                     if first:
-                        pairs = pair_up(episodes, config.pairs_per_task, config.pairing, seed_of(context.seed, number))
+                        pairs = pair_up(
+                            episodes, config.pairs_per_task, config.pairing, derive_seed(context.seed, number)
+                        )
                         _write_lines(folder / "episodes.jsonl", episodes)
                         _write_lines(folder / "pairs.jsonl", pairs)
                     processes.wait_for_everyone()
@@ -118,7 +120,7 @@ class _Player:
         self.train_tasks = list(environment.tasks("train"))
         self.order = row_schedule(len(self.train_tasks), config.rounds * config.tasks_per_round, context.seed)
         test = list(environment.tasks("test"))
-        chosen = row_schedule(len(test), min(config.held_out_tasks, len(test)), seed_of(context.seed, HELD_OUT))
+        chosen = row_schedule(len(test), min(config.held_out_tasks, len(test)), derive_seed(context.seed, HELD_OUT))
         self.test_tasks = [test[row] for row in chosen]
         self.vllm: RolloutEngine | None = None
 
@@ -157,7 +159,7 @@ class _Player:
         """On every process the episodes of all: each plays its share of the tasks where each has an engine of its own,
         the first plays all where there is but one."""
         seed, rank = self.context.seed, self.processes.process_index
-        modes = [draw_mode(self.config.thinking, seed_of(seed, number, task)) for task in range(len(tasks))]
+        modes = [draw_mode(self.config.thinking, derive_seed(seed, number, task)) for task in range(len(tasks))]
         if rollouts.engine.kind == "hf":
             bounds = [len(tasks) * part // self.processes.num_processes for part in (rank, rank + 1)]
         else:
@@ -166,7 +168,7 @@ class _Player:
 
         def settings(place: int, sample: int, turn: int) -> tuple[Mode, Sampling]:
             task = mine[place]
-            return modes[task], sampling(rollouts, modes[task], seed_of(seed, number, task, sample, turn))
+            return modes[task], sampling(rollouts, modes[task], derive_seed(seed, number, task, sample, turn))
 
         episodes: list[EpisodeRecord] = []
         if mine:
@@ -184,11 +186,11 @@ class _Player:
 
 
 def train_round(
-    config: DPOStage, context: StageContext, model: Any, tokenizer: Any, pairs: Sequence[Pair], folder: Path,
+    config: DPOStage, context: StageContext, model: Any, tokenizer: Any, pairs: Sequence[PreferencePair], folder: Path,
     device: str, phase: str,
 ) -> Any:  # fmt: skip
     """The model after one round's training; resumes from the round's newest checkpoint."""
-    from nanoalign.models.adapters import attach, merge
+    from nanoalign.models.adapters import attach, merge_adapter
     from nanoalign.rl.dpo_trainer import make_trainer
 
     if config.train.lora is not None:
@@ -198,7 +200,7 @@ def train_round(
         context.seed, phase,
     )  # fmt: skip
     trainer.train_or_resume()
-    return merge(trainer.model) if config.train.lora is not None else trainer.model
+    return merge_adapter(trainer.model) if config.train.lora is not None else trainer.model
 
 
 def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) -> None:
@@ -208,12 +210,12 @@ def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) ->
     context.log.metrics(outcome["round"], rounds, **values)
 
 
-def _write_lines(path: Path, items: Sequence[EpisodeRecord] | Sequence[Pair]) -> None:
+def _write_lines(path: Path, items: Sequence[EpisodeRecord] | Sequence[PreferencePair]) -> None:
     """One JSON object a line, token ids and log-probabilities included. Mode, task and messages of an episode follow
     from its seed and ids."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for item in items:
-            row = asdict(item) if isinstance(item, Pair) else _episode_row(item)
+            row = asdict(item) if isinstance(item, PreferencePair) else _episode_row(item)
             file.write(json.dumps(row) + "\n")
 
 
@@ -243,9 +245,9 @@ def _episode_row(record: EpisodeRecord) -> dict[str, Any]:
     }
 
 
-def _pair(row: Mapping[str, Any]) -> Pair:
+def _pair(row: Mapping[str, Any]) -> PreferencePair:
     chosen, rejected = (_completion(row[side]) for side in ("chosen", "rejected"))
-    return Pair(row["task"], row["turn"], tuple(row["prompt_ids"]), chosen, rejected)
+    return PreferencePair(row["task"], row["turn"], tuple(row["prompt_ids"]), chosen, rejected)
 
 
 def _completion(row: Mapping[str, Any]) -> Completion:

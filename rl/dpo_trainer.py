@@ -19,7 +19,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from nanoalign.common.stage import StageLog
 from nanoalign.models.config import Training
 from nanoalign.models.training import RecipeTrainer, training_arguments
-from nanoalign.rl.pairs import Pair
+from nanoalign.rl.pairs import PreferencePair
 
 
 class PairTrainer(RecipeTrainer, DPOTrainer):
@@ -44,7 +44,7 @@ class PairCollator(DataCollatorForPreference):
 def make_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Pair],
+    pairs: Sequence[PreferencePair],
     train: Training,
     beta: float,
     folder: Path,

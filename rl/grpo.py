@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.intervals import mean
 from nanoalign.common.stage import StageContext
-from nanoalign.common.stats import mean
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.selection import build
 from nanoalign.models.schedules import optimizer_steps
@@ -32,7 +32,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         ConfigError: settings that cannot work. DataError: bad rows. StaleWeightsError: the engine's weights are old.
     """
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.models.adapters import attach, merge
+    from nanoalign.models.adapters import attach, merge_adapter
     from nanoalign.models.loading import load_model, load_tokenizer, save_model
     from nanoalign.models.training import resolve_device
     from nanoalign.rl.grpo_trainer import make_trainer
@@ -88,7 +88,9 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     if own is not None:
         own.engine.close()
     if first_process:
-        save_model(merge(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model")
+        save_model(
+            merge_adapter(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model"
+        )
     trainer.accelerator.wait_for_everyone()
     report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
     return learning_figures(trainer.state.log_history, config) | report

@@ -23,8 +23,8 @@ from trl.trainer import add_fused_lm_head
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.stage import StageLog
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.isolation import require_isolation
+from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.packing import pack
 from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.rl.collect import Collect, Collected

@@ -20,7 +20,7 @@ Pairing = Literal["random", "closest_length", "same_prefix"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """Two completions of one prompt, as the engine gave them."""
 
     task: str
@@ -35,7 +35,7 @@ class Pair:
         return abs(len(self.chosen.token_ids) - len(self.rejected.token_ids))
 
 
-def parted(success: EpisodeRecord, failure: EpisodeRecord) -> Pair:
+def parted(success: EpisodeRecord, failure: EpisodeRecord) -> PreferencePair:
     """The pair at the deepest turn whose prompt the two episodes share.
 
     Raises:
@@ -49,13 +49,13 @@ def parted(success: EpisodeRecord, failure: EpisodeRecord) -> Pair:
     if shared == 0:
         raise ValueError(f"episodes of {success.task.id} and {failure.task.id} share no prompt")
     turn = shared - 1
-    return Pair(
+    return PreferencePair(
         success.task.id, turn, success.turns[turn].prompt_ids,
         success.turns[turn].completion, failure.turns[turn].completion,
     )  # fmt: skip
 
 
-def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, seed: int) -> list[Pair]:
+def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, seed: int) -> list[PreferencePair]:
     """At most ``per_task`` pairs per task; records of one task are adjacent.
 
     Episodes that are in fewer pairs so far come first. Among these ``random`` draws, ``closest_length`` takes the
@@ -63,7 +63,7 @@ def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, s
     equal token ids are made once.
     """
     generator = random.Random(seed)
-    pairs: list[Pair] = []
+    pairs: list[PreferencePair] = []
     for _, group in groupby(records, key=lambda record: record.task.id):
         pairs += _pairs_of_task(list(group), per_task, pairing, generator)
     return pairs
@@ -71,7 +71,7 @@ def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, s
 
 def _pairs_of_task(
     records: Sequence[EpisodeRecord], per_task: int, pairing: Pairing, generator: random.Random
-) -> list[Pair]:
+) -> list[PreferencePair]:
     candidates = [
         (success, failure, parted(records[success], records[failure]), generator.random())
         for success in range(len(records))
@@ -79,10 +79,10 @@ def _pairs_of_task(
         if records[success].success and not records[failure].success
     ]
     uses = [0] * len(records)
-    pairs: list[Pair] = []
+    pairs: list[PreferencePair] = []
     made: set[tuple[tuple[int, ...], ...]] = set()
 
-    def rank(candidate: tuple[int, int, Pair, float]) -> tuple[float, ...]:
+    def rank(candidate: tuple[int, int, PreferencePair, float]) -> tuple[float, ...]:
         success, failure, pair, draw = candidate
         fit = {
             "random": (),

@@ -5,8 +5,8 @@ from hashlib import sha256
 from typing import Any
 
 from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.intervals import proportion
 from nanoalign.common.stage import StageContext
-from nanoalign.common.stats import proportion
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message

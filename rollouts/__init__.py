@@ -10,7 +10,7 @@ from nanoalign.rollouts.config import ENGINES, Engine, Rollouts
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
 
-__all__ = ["Completion", "Request", "RolloutEngine", "Sampling", "open_engine", "open_for_measuring"]
+__all__ = ["Completion", "Request", "RolloutEngine", "Sampling", "open_engine", "open_for_eval"]
 
 
 def open_engine(
@@ -55,7 +55,7 @@ def open_engine(
     return opened
 
 
-def open_for_measuring(
+def open_for_eval(
     rollouts: Rollouts, folder: Path, tokenizer: Any, chat: "ChatFormat", device: str, **more: Any
 ) -> RolloutEngine:
     """:func:`open_engine` on a finished model, as evaluations and merge sweeps use it: bfloat16 on a GPU, else fp32."""

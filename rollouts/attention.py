@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from nanoalign.models.documents import ATTENTION
+from nanoalign.models.packed_attention import ATTENTION
 
 NAME = "nanoalign_decode"
 

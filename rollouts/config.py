@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
-from nanoalign.common.config import HOW_IT_RUNS, Section
+from nanoalign.common.config import RUNTIME_ONLY, Section
 
 
 class HFSettings(Section):
@@ -19,12 +19,12 @@ class _OnVLLM(Section):
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Precision of weights and activations; null is that of training. float16 rounds eight times finer than bfloat16
     and ends at 65,504; a trainer that rounds its weights to bfloat16 is best matched by the same."""
-    gpu_memory: Annotated[float, HOW_IT_RUNS] = Field(0.45, gt=0, lt=1)
+    gpu_memory: Annotated[float, RUNTIME_ONLY] = Field(0.45, gt=0, lt=1)
     """Share of the GPU's memory for its weights and cache; the trainer uses the rest."""
-    cache_gb: Annotated[float | None, HOW_IT_RUNS] = Field(None, gt=0)
+    cache_gb: Annotated[float | None, RUNTIME_ONLY] = Field(None, gt=0)
     """Its cache in GB, in place of what gpu_memory leaves for it; for GPUs that several stages share, where vLLM would
     take what a neighbour allocates for its own."""
-    restarts: Annotated[int, HOW_IT_RUNS] = Field(2, ge=0)
+    restarts: Annotated[int, RUNTIME_ONLY] = Field(2, ge=0)
     """How often in a row a lost engine is restarted (or, at a `server`, asked again) before the stage ends with an
     error."""
 
@@ -34,7 +34,7 @@ class VLLMSettings(_OnVLLM):
 
     opens: ClassVar[str] = "nanoalign.rollouts.vllm:open_vllm"
     kind: Literal["vllm"] = "vllm"
-    sleep: Annotated[Literal[0, 1, 2], HOW_IT_RUNS] = 0
+    sleep: Annotated[Literal[0, 1, 2], RUNTIME_ONLY] = 0
     """On a GPU: what is given back while the trainer works. 0: nothing; 1: the cache, and the weights wait in the
     host's memory; 2: cache and weights (every sync brings new ones)."""
 
@@ -44,14 +44,14 @@ class ServerSettings(_OnVLLM):
 
     opens: ClassVar[str] = "nanoalign.rollouts.server:open_server"
     kind: Literal["vllm_server"] = "vllm_server"
-    server: Annotated[str | None, HOW_IT_RUNS] = Field(None, pattern=r"^https?://")
+    server: Annotated[str | None, RUNTIME_ONLY] = Field(None, pattern=r"^https?://")
     """Its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`); null starts one on this machine."""
     gpus: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
     """Of one started on this machine: which of the stage's GPUs it runs on, its tensors split over them (the stage
     itself trains on the first, 0); null is the trainer's own. NCCL needs others than the trainer's."""
-    weights: Annotated[Literal["folder", "nccl"], HOW_IT_RUNS] = "folder"
+    weights: Annotated[Literal["folder", "nccl"], RUNTIME_ONLY] = "folder"
     """How weights get there. folder: through a file system that both see; nccl: from GPU to GPU."""
-    deadline_s: Annotated[float, HOW_IT_RUNS] = Field(1800.0, gt=0)
+    deadline_s: Annotated[float, RUNTIME_ONLY] = Field(1800.0, gt=0)
     """Seconds for one batch of completions, or one sync; a later answer counts as a lost server."""
 
     @model_validator(mode="after")

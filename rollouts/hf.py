@@ -29,7 +29,7 @@ from nanoalign.rollouts.cache import extend_rows, new_cache, take_rows
 from nanoalign.rollouts.config import HFSettings
 from nanoalign.rollouts.sampling import draw, uniform
 
-THIN_OUT = 8
+COMPACT = 8
 """Finished rows leave the batch when they are one in this many: copying the cache costs about as much as a token."""
 
 REFILL = 4
@@ -86,7 +86,7 @@ class _Batch:
         self.temperature_B = torch.cat([self.temperature_B, other.temperature_B])
         self.top_p_B = torch.cat([self.top_p_B, other.top_p_B])
 
-    def thin_out(self) -> None:
+    def compact(self) -> None:
         """Drops finished rows, and columns that hold nothing but padding then."""
         kept = [place for place, row in enumerate(self.rows) if row.finish is None]
         self.rows = [self.rows[place] for place in kept]
@@ -162,8 +162,8 @@ class HFEngine:
                 if len(finished) == len(batch.rows):
                     batch = None
                     continue
-                if len(finished) * THIN_OUT >= len(batch.rows):
-                    batch.thin_out()
+                if len(finished) * COMPACT >= len(batch.rows):
+                    batch.compact()
                 self._feed(batch)
         return [completion for completion in completions if completion is not None]
 

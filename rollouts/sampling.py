@@ -20,7 +20,7 @@ def mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def seed_of(*parts: int) -> int:
+def derive_seed(*parts: int) -> int:
     """One seed (below 2**31) out of several numbers, such as (seed, step, prompt, sample); order matters."""
     state = 0
     for part in parts:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import whole_folder
+from nanoalign.common.files import atomic_folder
 from nanoalign.models.loading import resolve
 from nanoalign.rollouts.base import Completion, EngineLostError, Opening, Request, Sampling
 from nanoalign.rollouts.config import ServerSettings
@@ -68,7 +68,7 @@ class ServerEngine:
             shapes = [(name, str(each.dtype).removeprefix("torch."), list(each.shape)) for name, each in weights]
             self.transfer.update_named_params(shapes, iter(weights))
         else:
-            with whole_folder(self.exchange) as temporary:
+            with atomic_folder(self.exchange) as temporary:
                 save_file(_unshared(weights), temporary / "model.safetensors")
             self.load_folder(self.exchange)
         if self.own is not None and not torch.cuda.is_available():

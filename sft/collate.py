@@ -74,7 +74,7 @@ class Collator:
     def __call__(self, batch: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
         rows = [self.rows[item["row"]] for item in batch]
         whole = collate(self.documents, rows, self.isolate, self.pad_id, self.ranks)
-        return whole if self.ranks == 1 else stretch(whole, self.rank, self.ranks)
+        return whole if self.ranks == 1 else sequence_shard(whole, self.rank, self.ranks)
 
 
 def collate(
@@ -117,7 +117,7 @@ def collate(
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def stretch(batch: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
+def sequence_shard(batch: Mapping[str, torch.Tensor], rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """One rank's part of a batch whose T is a multiple of ``ranks``, for :mod:`models.sequence_parallel`.
 
     Returns (B, T / ranks) ``input_ids``, ``position_ids``, ``shift_labels`` (each token's next, which may be in the

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from nanoalign.budget_control.transforms import teaching
 from nanoalign.common.errors import DataError
-from nanoalign.common.files import room_version
+from nanoalign.common.files import source_hash
 from nanoalign.common.stage import StageLog
 from nanoalign.data_recipes import prepared
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.prepared import Prepared
-from nanoalign.data_recipes.selection import Tell, quiet
+from nanoalign.data_recipes.selection import ProgressFn, no_progress
 from nanoalign.data_recipes.transforms import Teaching
 from nanoalign.models.packing import turn_pieces
 from nanoalign.sft.collate import Documents
@@ -33,12 +33,12 @@ from nanoalign.sft.config import HELD_OUT, SFTStage
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""
-TOLD_EVERY_S = 5.0
+PROGRESS_EVERY_S = 5.0
 """Seconds between two rows of progress."""
 
 
 @dataclass(frozen=True)
-class StageData:
+class SFTData:
     """A stage's documents, in training order, and what became of every sample."""
 
     documents: Documents
@@ -53,7 +53,7 @@ class StageData:
     """Examples, or tokens, that are not trained on, by reason."""
 
 
-def prepare(
+def prepare_stage(
     stage: SFTStage,
     mixture: Mixture,
     chat: ChatFormat,
@@ -62,7 +62,7 @@ def prepare(
     data_root: Path | None,
     seed: int,
     workers: int = 1,
-    tell: Tell = quiet,
+    progress: ProgressFn = no_progress,
 ) -> Prepared:
     """The stage's mixture, with budgets taught, as a prepared set beside the stage's ``folder``.
 
@@ -71,14 +71,14 @@ def prepare(
     """
     beside, taught = folder.with_name(f"{folder.name}.prepared"), _teaching(stage, tokenizer)
     if os.environ.get("RANK", "0") == "0":
-        return prepared.prepare(mixture, chat, tokenizer, beside, data_root, seed, taught, workers, tell)
+        return prepared.prepare(mixture, chat, tokenizer, beside, data_root, seed, taught, workers, progress)
     made_from = prepared.origin(mixture, chat, tokenizer, data_root, seed, taught)
     while (found := prepared.find(beside, made_from)) is None:
         time.sleep(0.5)
     return found
 
 
-def stage_data(stage: SFTStage, data: Prepared, seed: int) -> StageData:
+def sft_data(stage: SFTStage, data: Prepared, seed: int) -> SFTData:
     """The documents of a stage: what its limit of length leaves of the examples, some of them held out.
 
     Raises:
@@ -94,7 +94,7 @@ def stage_data(stage: SFTStage, data: Prepared, seed: int) -> StageData:
     names = [data.index["domains"][number] or "unnamed" for number in numbers]
     by_domain = Counter(dict(zip(names, counts.tolist(), strict=True)))
     held_out_samples = len(np.unique(data.column("sample")[unseen]))
-    return StageData(documents, held_out, held_out_samples, by_domain, changed, dropped)
+    return SFTData(documents, held_out, held_out_samples, by_domain, changed, dropped)
 
 
 def hold_out(
@@ -124,7 +124,7 @@ def within(
         over_long: what happens to longer ones; ``split`` cuts at turns, see :func:`models.packing.turn_pieces`.
 
     Raises:
-        DataError: as :func:`stage_data`.
+        DataError: as :func:`sft_data`.
     """
     lengths, trained = data.column("length")[examples], data.column("trained")[examples]
     changed: Counter[str] = Counter()
@@ -169,7 +169,7 @@ def runs(ids: NDArray[np.int32], trained: NDArray[np.bool_], tokenizer: Any) -> 
     ]
 
 
-def shown(pieces: Sequence[dict[str, Any]], chat: ChatFormat) -> dict[str, str]:
+def prompt_and_answer(pieces: Sequence[dict[str, Any]], chat: ChatFormat) -> dict[str, str]:
     """The last prompt, the thinking and the answer in a document's :func:`runs`."""
     context = (i for i, each in enumerate(pieces) if not each["trained"] and each["text"] != chat.think_close)
     last = max(context, default=-1)
@@ -179,17 +179,17 @@ def shown(pieces: Sequence[dict[str, Any]], chat: ChatFormat) -> dict[str, str]:
     return {"prompt": prompt, "thinking": message.reasoning or "", "answer": message.content}
 
 
-def telling(log: StageLog) -> Tell:
+def progress_log(log: StageLog) -> ProgressFn:
     """Progress as rows of a stage's metrics, where it takes longer than some seconds."""
     last = time.monotonic()
 
-    def tell(doing: str, done: int, total: int | None) -> None:
+    def progress(doing: str, done: int, total: int | None) -> None:
         nonlocal last
-        if time.monotonic() - last >= TOLD_EVERY_S:
+        if time.monotonic() - last >= PROGRESS_EVERY_S:
             last = time.monotonic()
             log.metrics(done, total, phase=doing)
 
-    return tell
+    return progress
 
 
 def _teaching(stage: SFTStage, tokenizer: Any) -> Teaching | None:
@@ -197,14 +197,14 @@ def _teaching(stage: SFTStage, tokenizer: Any) -> Teaching | None:
     make = partial(teaching, stage.strip_reasoning, stage.truncate_reasoning, tokenizer)
     settings = stage.model_dump(mode="json", include={"strip_reasoning", "truncate_reasoning"})
     taught = stage.strip_reasoning > 0 or stage.truncate_reasoning is not None
-    return Teaching(make, {**settings, "code": room_version("budget_control")}) if taught else None
+    return Teaching(make, {**settings, "code": source_hash("budget_control")}) if taught else None
 
 
 def _listed(data: Prepared, examples: NDArray[np.int64], fault: str, tokens: bool = False) -> str:
     names = []
     for example in examples[:LISTED].tolist():
-        facts = data.facts(example)
+        metadata = data.metadata(example)
         count = f" ({data.column('length')[example]} tokens)" if tokens else ""
-        names.append(f"{facts['row']} of {facts['source']}{count}")
+        names.append(f"{metadata['row']} of {metadata['source']}{count}")
     more = f" and {len(examples) - LISTED} more" if len(examples) > LISTED else ""
     return f"{names[0].split(' ')[0]}: {len(examples)} samples {fault}: {', '.join(names)}{more}"

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import fingerprint
+from nanoalign.common.files import content_hash
 from nanoalign.common.stage import StageContext
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.models.config import Training
@@ -67,7 +67,7 @@ def tokenizer_and_tokens(config: PretrainStage, seed: int, chat: str) -> tuple[A
     end = tokenizer.convert_tokens_to_ids(END_OF_DOCUMENT)
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts)
     tokens = np.concatenate([np.asarray([*item.ids, end], dtype=np.uint16) for item in encoded])
-    return tokenizer, tokens, fingerprint(texts)
+    return tokenizer, tokens, content_hash(texts)
 
 
 def windows(tokens: Any, length: int, batch: int, seed: int) -> Iterator[Any]:
@@ -99,7 +99,7 @@ def run(config: PretrainStage, mixtures: Mapping[str, Mixture], context: StageCo
         raise ConfigError(f"stages.{context.name}.train.steps: pre-training needs a number of steps")
     corpus = context.folder / "corpus.npz"
     if not corpus.exists():
-        prepare(config, context.seed, context.chat, context.folder)
+        prepare_corpus(config, context.seed, context.chat, context.folder)
     stored = np.load(corpus)
     tokens, data_fingerprint = stored["tokens"], str(stored["fingerprint"])
     tokenizer = AutoTokenizer.from_pretrained(context.folder / "tokenizer")
@@ -151,7 +151,7 @@ def run(config: PretrainStage, mixtures: Mapping[str, Mixture], context: StageCo
     }
 
 
-def prepare(config: PretrainStage, seed: int, chat: str, folder: Path) -> None:
+def prepare_corpus(config: PretrainStage, seed: int, chat: str, folder: Path) -> None:
     """Writes the corpus and its tokenizer into ``folder``, for :func:`run` here or on another machine."""
     import numpy as np
 

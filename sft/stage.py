@@ -34,12 +34,12 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         IsolationError: documents of a batch see each other.
     """
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.models.adapters import attach, merge
+    from nanoalign.models.adapters import attach, merge_adapter
     from nanoalign.models.loading import load_model, load_tokenizer, save_model
     from nanoalign.models.packing import pack, singly
-    from nanoalign.models.sequence_parallel import sequence_group, spread
+    from nanoalign.models.sequence_parallel import parallelize, sequence_group
     from nanoalign.sft.collate import Collator
-    from nanoalign.sft.data import prepare, stage_data, telling
+    from nanoalign.sft.data import prepare_stage, progress_log, sft_data
     from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)
@@ -47,9 +47,11 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     train, packing = config.train, config.pack
 
     # Data: samples, taught their budgets, as documents in rows.
-    mixture, tell = mixtures[config.data], telling(context.log)
-    prepared = prepare(config, mixture, chat, tokenizer, context.folder, context.data_root, context.seed, tell=tell)
-    data = stage_data(config, prepared, context.seed)
+    mixture, progress = mixtures[config.data], progress_log(context.log)
+    prepared = prepare_stage(
+        config, mixture, chat, tokenizer, context.folder, context.data_root, context.seed, progress=progress
+    )
+    data = sft_data(config, prepared, context.seed)
     report, documents = prepared.index["report"], data.documents
     if not len(documents):
         dropped = {**report["dropped"], **data.dropped}
@@ -58,7 +60,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     ranks = packing.sequence_parallel if packing else 1
     rank = int(os.environ.get("RANK", "0")) % ranks
     batches = Collator(documents, rows, bool(packing and packing.isolate), tokenizer.pad_token_id, rank, ranks)
-    alone = Collator(data.held_out, singly(data.held_out.lengths), False, tokenizer.pad_token_id)
+    held_out = Collator(data.held_out, singly(data.held_out.lengths), False, tokenizer.pad_token_id)
 
     # Model and trainer.
     arguments = sft_arguments(train, context.folder / "checkpoints", batches, context.device, context.seed)
@@ -68,11 +70,11 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         device = str(arguments.device) if is_deepspeed_zero3_enabled() else "cpu"  # ZeRO-3 splits while it loads
         model = load_model(source, "bfloat16" if frozen_in_half else "float32", device)
         if spread_over > 1:
-            spread(model, sequence_group(spread_over))
+            parallelize(model, sequence_group(spread_over))
         return attach(model, train.lora, context.seed) if train.lora else model
 
     model = fresh_model(ranks)
-    trainer = make_trainer(model, tokenizer, arguments, train, batches, alone, context.log)
+    trainer = make_trainer(model, tokenizer, arguments, train, batches, held_out, context.log)
 
     account = {
         **report,
@@ -88,16 +90,16 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     }
     if trainer.is_world_process_zero():
         write_json(context.folder / "data.json", account)
-        show(prepared, documents, chat, tokenizer, context.log)
+        log_samples(prepared, documents, chat, tokenizer, context.log)
 
     # Training, after checking on a real batch that no document sees another.
     trainer.train_or_resume()
     trainer.log_held_out_loss()
 
-    model = trainer.whole_model(fresh_model)
+    model = trainer.full_model(fresh_model)
     if trainer.is_world_process_zero():
         if train.lora:
-            model = merge(model)
+            model = merge_adapter(model)
         save_model(model.bfloat16() if train.dtype == "bfloat16" else model, tokenizer, context.folder / "model")
     trainer.accelerator.wait_for_everyone()
     counted = ("documents", "document_tokens", "trained_tokens", "rows", "fill")
@@ -108,12 +110,14 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     }
 
 
-def show(prepared: "Prepared", documents: "Documents", chat: "ChatFormat", tokenizer: Any, log: StageLog) -> None:
+def log_samples(
+    prepared: "Prepared", documents: "Documents", chat: "ChatFormat", tokenizer: Any, log: StageLog
+) -> None:
     """Writes a few documents, evenly spread over the data, to samples.jsonl, with what is trained marked."""
-    from nanoalign.sft.data import runs, shown
+    from nanoalign.sft.data import prompt_and_answer, runs
 
     for document in range(0, len(documents), max(1, len(documents) // SHOWN)):
-        facts = prepared.facts(int(documents.examples[document]))
+        metadata = prepared.metadata(int(documents.examples[document]))
         pieces = runs(*documents[document], tokenizer)
-        parts = shown(pieces, chat)
-        log.sample(kind="train", domain=facts["domain"], source=facts["source"], **parts, runs=pieces)
+        parts = prompt_and_answer(pieces, chat)
+        log.sample(kind="train", domain=metadata["domain"], source=metadata["source"], **parts, runs=pieces)

@@ -57,7 +57,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
         """
         collator = replace(self.data_collator, rank=0, ranks=1)  # full packs, alike on every rank
         concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # without isolation, as requested
-        batch = self._prepare_inputs(collator([{"row": row} for row in telling_rows(collator)]))
+        batch = self._prepare_inputs(collator([{"row": row} for row in probe_rows(collator)]))
         self.model.train()
         if not concatenated and not self.is_deepspeed_enabled:
             with full_precision(self.model):  # exactly, then once more as it is trained
@@ -71,16 +71,16 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
     def log_held_out_loss(self) -> None:
         """Logs the loss on the held-out documents, if there are any, each alone."""
         if len(self.held_out.rows):
-            at_once = self.args.per_device_train_batch_size
-            self.log({HELD_OUT: self.loss_on(self.held_out, at_once)})
+            batch_size = self.args.per_device_train_batch_size
+            self.log({HELD_OUT: self.loss_on(self.held_out, batch_size)})
 
-    def loss_on(self, collator: Collator, at_once: int) -> float:
+    def loss_on(self, collator: Collator, batch_size: int) -> float:
         """Mean negative log-likelihood (nats) per trained token, over all rows of ``collator``."""
         training = self.model.training
         self.model.eval()
         total = tokens = 0.0
-        for start in range(0, len(collator.rows), at_once):
-            rows = range(start, min(start + at_once, len(collator.rows)))
+        for start in range(0, len(collator.rows), batch_size):
+            rows = range(start, min(start + batch_size, len(collator.rows)))
             batch = self._prepare_inputs(collator([{"row": row} for row in rows]))
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
@@ -120,7 +120,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             return LongestFirst(lengths, step, arguments.data_seed)
         return super()._get_train_sampler(train_dataset)
 
-    def whole_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
+    def full_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
         """The trained model with its full weights; None on all processes but the first where ZeRO-3 has split them.
 
         ``build`` recreates the model: it takes the gathered weights, in host memory.
@@ -202,7 +202,7 @@ class SharedRows(Ordered):
         return (rows + -rows % self.micro) * self.ranks
 
 
-def telling_rows(collator: Collator) -> list[int]:
+def probe_rows(collator: Collator) -> list[int]:
     """The rows in which documents could see each other most easily: the pack with most documents, or the shortest and
     the longest of single documents, where most is padded."""
     sizes = collator.rows.sizes

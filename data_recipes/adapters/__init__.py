@@ -13,7 +13,7 @@ from typing import Any
 from nanoalign.data_recipes.adapters import chats, preferences, tasks, tool_use
 from nanoalign.data_recipes.adapters.parts import LEFT_OUT, Adapter, NotASample, Raw, decoded
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.readers import RowError
 from nanoalign.data_recipes.rows import from_row
 
 __all__ = ["ADAPTERS", "Adapter", "NotASample", "conversations_of", "layout_of"]

@@ -16,7 +16,7 @@ from nanoalign.data_recipes.adapters.parts import (
     turn,
     with_input,
 )
-from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.readers import RowError
 from nanoalign.data_recipes.rows import check_keys, split_thinking
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nanoalign.data_recipes.adapters.parts import ROLES, Raw, decoded, turn
-from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.readers import RowError
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The names of a message's reasoning."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nanoalign.data_recipes.files import RowError, parse_json
+from nanoalign.data_recipes.readers import RowError, parse_json
 
 Raw = Mapping[str, Any]
 Adapter = Callable[[Raw], Iterable[dict[str, Any]]]
@@ -92,19 +92,19 @@ def normal_tools(raw: Any) -> list[dict[str, Any]]:
             {
                 "name": inner["name"],
                 "description": inner.get("description") or "",
-                "parameters": json_schema(schema or {"type": "object", "properties": {}}),
+                "parameters": as_json_schema(schema or {"type": "object", "properties": {}}),
             }
         )
     return flat
 
 
-def json_schema(schema: Any) -> Any:
+def as_json_schema(schema: Any) -> Any:
     """A schema with JSON Schema's type names in place of Python's, and without the stray key ``optional``."""
     if isinstance(schema, list):
-        return [json_schema(item) for item in schema]
+        return [as_json_schema(item) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
-    result = {key: _named(value) if key == "properties" else json_schema(value) for key, value in schema.items()}
+    result = {key: _named(value) if key == "properties" else as_json_schema(value) for key, value in schema.items()}
     if isinstance(schema.get("optional"), bool):
         del result["optional"]
     if isinstance(schema.get("type"), str):
@@ -114,7 +114,7 @@ def json_schema(schema: Any) -> Any:
 
 
 def _named(properties: Any) -> Any:
-    return {k: json_schema(v) for k, v in properties.items()} if isinstance(properties, Mapping) else properties
+    return {k: as_json_schema(v) for k, v in properties.items()} if isinstance(properties, Mapping) else properties
 
 
 KNOWN = ("id", "licence", "license", "language", "task", "domain")

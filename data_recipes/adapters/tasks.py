@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from nanoalign.data_recipes.adapters.parts import NotASample, Raw, turn
-from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.readers import RowError
 
 
 def gsm8k(raw: Raw) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nanoalign.data_recipes.adapters.openai_form import openai_message
 from nanoalign.data_recipes.adapters.parts import ROLES, NotASample, Raw, decoded, normal_tools, turn
-from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.readers import RowError
 
 
 def bfcl(raw: Raw) -> list[dict[str, Any]]:

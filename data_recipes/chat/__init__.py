@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from nanoalign.common.printable import known
 from nanoalign.common.table import Entry
-from nanoalign.common.text import known
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat

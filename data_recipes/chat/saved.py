@@ -7,7 +7,7 @@ preceded by the format's settings (``ChatFormat.template``).
 import shutil
 from pathlib import Path
 
-from nanoalign.common.files import whole_file
+from nanoalign.common.files import atomic_file
 from nanoalign.data_recipes.chat.base import ChatFormat
 
 
@@ -15,5 +15,5 @@ def save_chat_template(chat: ChatFormat, folder: Path) -> None:
     """Writes the template into a model's folder, under the name by which transformers and vLLM find it, in place of
     what the base model's tokenizer brought along (several templates, where it has one for tools)."""
     shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
-    with whole_file(folder / "chat_template.jinja") as temporary:
+    with atomic_file(folder / "chat_template.jinja") as temporary:
         temporary.write_text(chat.template(), encoding="utf-8")

@@ -13,12 +13,12 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.miniature import problems, talk
 from nanoalign.data_recipes.miniature.logic import logic
-from nanoalign.data_recipes.miniature.problems import Generator, Problem
+from nanoalign.data_recipes.miniature.problems import Exercise, Generator
 
 TEST_SHARE = 0.1
 
 
-def _solved(problem: Problem, domain: str) -> Conversation:
+def _solved(problem: Exercise, domain: str) -> Conversation:
     """All the working in the reasoning, a short answer after it."""
     return Conversation(
         (Message("user", problem.question), Message("assistant", problem.reply, reasoning="\n".join(problem.steps))),
@@ -28,7 +28,7 @@ def _solved(problem: Problem, domain: str) -> Conversation:
     )
 
 
-def _hasty(problem: Problem, domain: str, rng: Random) -> Conversation:
+def _hasty(problem: Exercise, domain: str, rng: Random) -> Conversation:
     """A teacher that stops thinking early and works on in its answer: data of this kind is what makes a model
     compensate when its thinking is cut, and what stage 3 unteaches."""
     thought = rng.randrange(len(problem.steps))
@@ -78,10 +78,10 @@ def _stream(name: str, split: str, seed: int) -> Iterator[Conversation]:
 def generate(name: str, samples: int, split: str, seed: int) -> list[Conversation]:
     """``samples`` conversations of one source. Raises ConfigError for an unknown name."""
     if name == "tools":
-        from nanoalign.data_recipes.workplace import miniature as workplace
+        from nanoalign.data_recipes.workplace import office_tasks as workplace
 
         rng = Random(f"tools/{split}/{seed}")
-        made = [workplace.trajectory(task, rng) for task in workplace.tasks(split, samples, seed)]
+        made = [workplace.demonstration(task, rng) for task in workplace.tasks(split, samples, seed)]
     elif name in SOURCES:
         stream = _stream(name, split, seed)
         made = [next(stream) for _ in range(samples)]

@@ -5,7 +5,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from nanoalign.data_recipes.miniature.problems import Problem, running_steps
+from nanoalign.data_recipes.miniature.problems import Exercise, running_steps
 
 DATASETS: dict[str, dict[str, Any]] = {
     "chain_sum": {"min_terms": 3, "max_terms": 7, "min_digits": 1, "max_digits": 2},
@@ -54,7 +54,7 @@ def _working(name: str, question: str) -> list[str]:
     return [f"{count}x{each}={count * each}" for count, each in legs] + running_steps(totals[0], totals[1:])[0]
 
 
-def logic(rng: Random) -> Problem:
+def logic(rng: Random) -> Exercise:
     """A task of one of :data:`DATASETS`; verified by the library itself (``task.kind`` reasoning_gym)."""
     name = rng.choice(list(DATASETS))
     entry = _dataset(name)[rng.randrange(_SIZE)]
@@ -64,4 +64,4 @@ def logic(rng: Random) -> Problem:
         "dataset": name,
         "entry": {"question": entry["question"], "answer": answer, "metadata": {}},
     }
-    return Problem(entry["question"].strip(), tuple(_working(name, entry["question"])), answer, answer, task)
+    return Exercise(entry["question"].strip(), tuple(_working(name, entry["question"])), answer, answer, task)

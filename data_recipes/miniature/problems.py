@@ -1,8 +1,8 @@
 """Procedural reasoning problems with the working that solves them.
 
-Each generator takes a ``random.Random`` and returns a :class:`Problem` whose ``steps`` have the length that the problem
-needs: that is what makes accuracy a curve over the thinking budget. All text is ASCII and small numbers, so that a
-model of a few million parameters can learn it.
+Each generator takes a ``random.Random`` and returns a :class:`Exercise` whose ``steps`` have the length that the
+problem needs: that is what makes accuracy a curve over the thinking budget. All text is ASCII and small numbers, so
+that a model of a few million parameters can learn it.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ THINGS = ("apples", "books", "coins", "cards", "eggs", "pens", "stamps", "shells
 
 
 @dataclass(frozen=True)
-class Problem:
+class Exercise:
     """A question, the lines of working that lead to the answer, and the answer as a user would read it."""
 
     question: str
@@ -26,8 +26,8 @@ class Problem:
     language: str = "en"
 
 
-def _number(question: str, steps: list[str], value: int, reply: str, language: str = "en") -> Problem:
-    return Problem(
+def _number(question: str, steps: list[str], value: int, reply: str, language: str = "en") -> Exercise:
+    return Exercise(
         question, tuple(steps), str(value), reply.format(value), {"kind": "math", "answer": str(value)}, language
     )
 
@@ -42,7 +42,7 @@ def running_steps(start: int, changes: list[int]) -> tuple[list[str], int]:
     return steps, total
 
 
-def sums(rng: Random) -> Problem:
+def sums(rng: Random) -> Exercise:
     numbers = [rng.randint(1, 60) for _ in range(rng.randint(2, 9))]
     steps, total = running_steps(numbers[0], numbers[1:])
     if rng.random() < 0.5:
@@ -52,7 +52,7 @@ def sums(rng: Random) -> Problem:
     return _number(question, steps, total, "The answer is {}.")
 
 
-def products(rng: Random) -> Problem:
+def products(rng: Random) -> Exercise:
     big, small = rng.randint(12, 999), rng.randint(3, 9)
     parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(big))) if digit != "0"][::-1]
     steps = [f"{part}x{small}={part * small}" for part in parts]
@@ -66,7 +66,7 @@ GAINS = ("buys {} more", "finds {}", "gets {} as a gift", "wins {}")
 LOSSES = ("gives away {}", "loses {}", "sells {}", "drops {}")
 
 
-def stories(rng: Random) -> Problem:
+def stories(rng: Random) -> Exercise:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     start = total = rng.randint(5, 60)
     text, changes = [f"{name} has {start} {thing}."], []
@@ -85,7 +85,7 @@ def stories(rng: Random) -> Problem:
     )
 
 
-def bills(rng: Random) -> Problem:
+def bills(rng: Random) -> Exercise:
     things = rng.sample(THINGS, rng.randint(2, 4))
     prices, counts = [rng.randint(2, 30) for _ in things], [rng.randint(2, 9) for _ in things]
     costs = [price * count for price, count in zip(prices, counts, strict=True)]
@@ -96,7 +96,7 @@ def bills(rng: Random) -> Problem:
     return _number(f"Prices: {listing}. What do {wanted} cost?", steps + more, total, "They cost {}.")
 
 
-def programs(rng: Random) -> Problem:
+def programs(rng: Random) -> Exercise:
     """Straight-line programs: the working is the state after each line."""
     names = rng.sample("abcdefg", rng.randint(2, 3))
     state = {name: rng.randint(1, 30) for name in names}
@@ -118,7 +118,7 @@ def programs(rng: Random) -> Problem:
     return _number(question, [*steps, f"{shown}={state[shown]}"], state[shown], "It prints {}.")
 
 
-def loops(rng: Random) -> Problem:
+def loops(rng: Random) -> Exercise:
     name, value = rng.choice("xyzn"), rng.randint(0, 20)
     times, step, symbol = rng.randint(2, 8), rng.randint(2, 12), rng.choice("+-")
     question = (
@@ -141,7 +141,7 @@ LANGUAGES = {
 }
 
 
-def translated(rng: Random) -> Problem:
+def translated(rng: Random) -> Exercise:
     """Sums and products asked and answered in the five languages of the paper's multilingual data."""
     language = rng.choice(list(LANGUAGES))
     questions, reply = LANGUAGES[language]
@@ -155,7 +155,7 @@ def translated(rng: Random) -> Problem:
     return _number(question, list(problem.steps), int(problem.answer), reply, language)
 
 
-def tables(rng: Random) -> Problem:
+def tables(rng: Random) -> Exercise:
     """Long context: many facts, and a question across a few of them (the paper's stage 3 asks across documents)."""
     names = rng.sample(NAMES, rng.randint(8, len(NAMES)))
     facts = [(name, thing, rng.randint(1, 60)) for name in names for thing in rng.sample(THINGS, 2)]
@@ -168,7 +168,7 @@ def tables(rng: Random) -> Problem:
     return _number(f"{listing}\nHow many are {wanted}?", steps + more, total, "Together {}.")
 
 
-Generator = Callable[[Random], Problem]
+Generator = Callable[[Random], Exercise]
 MATH: tuple[Generator, ...] = (sums, products, stories, bills)
 CODING: tuple[Generator, ...] = (programs, loops)
 MULTILINGUAL: tuple[Generator, ...] = (translated,)

@@ -81,7 +81,7 @@ REFUSALS = ("I can't help with that. It is private.", "Sorry, I can't share {}."
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """A reply in parts; ``quality`` is what the preference data prefers more of."""
 
     opener: str
@@ -104,7 +104,7 @@ def _ask(rng: Random) -> tuple[str, str]:
     return topic, greeting + rng.choice(ASKS).format(topic)
 
 
-def _reply(rng: Random, topic: str, *, polite: float, on_topic: float) -> Reply:
+def _reply(rng: Random, topic: str, *, polite: float, on_topic: float) -> Response:
     stays = rng.random() < on_topic
     if stays:
         body = rng.choice(BODIES).format(rng.choice(TOPICS[topic]))
@@ -115,7 +115,7 @@ def _reply(rng: Random, topic: str, *, polite: float, on_topic: float) -> Reply:
         body = rng.choice(BODIES).format(rng.choice(TOPICS[other]))
     opener = rng.choice(OPENERS) if rng.random() < polite else ""
     closing = rng.choice(CLOSINGS) if rng.random() < polite else ""
-    return Reply(opener, body, closing, stays)
+    return Response(opener, body, closing, stays)
 
 
 def chat(rng: Random) -> Conversation:

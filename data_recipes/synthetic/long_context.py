@@ -11,9 +11,9 @@ from dataclasses import replace
 from random import Random
 
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.data_recipes.synthetic.play import Made, Maker
+from nanoalign.data_recipes.synthetic.driver import Made, Maker
 from nanoalign.data_recipes.synthetic.rejection import Verify
-from nanoalign.data_recipes.synthetic.served import Ask
+from nanoalign.data_recipes.synthetic.served import Query
 
 ASK = """{documents}
 
@@ -49,7 +49,7 @@ def across(base: Conversation, documents: Sequence[Conversation], tries: int, ve
     if len(documents) < 2:
         made.reasons["no two documents fit"] += 1
         return made
-    [reply] = yield [Ask((Message("user", ASK.format(documents=shown(documents[:2]))),), number=seed)]
+    [reply] = yield [Query((Message("user", ASK.format(documents=numbered(documents[:2]))),), number=seed)]
     pair = _question(reply.message.content) if reply.message else None
     if pair is None:
         made.reasons[reply.fault or "no question with a short answer"] += 1
@@ -57,7 +57,7 @@ def across(base: Conversation, documents: Sequence[Conversation], tries: int, ve
     question, answer = pair
     task = replace(base, task={"kind": "exact", "answer": answer})
 
-    alone = yield [Ask((_prompt([document], question),), number=seed) for document in documents[:2]]
+    alone = yield [Query((_prompt([document], question),), number=seed) for document in documents[:2]]
     if any(each.message and verify(task, [each.message])[0] >= 1 for each in alone):
         made.reasons["one document is enough"] += 1
         return made
@@ -65,7 +65,7 @@ def across(base: Conversation, documents: Sequence[Conversation], tries: int, ve
     order = list(documents)
     Random(f"{seed}/{base.id}/order").shuffle(order)
     prompt = _prompt(order, question)
-    replies = yield [Ask((prompt,), number=seed * tries + number) for number in range(tries)]
+    replies = yield [Query((prompt,), number=seed * tries + number) for number in range(tries)]
     for each in replies:
         if each.message is None:
             made.reasons[each.fault] += 1
@@ -77,13 +77,13 @@ def across(base: Conversation, documents: Sequence[Conversation], tries: int, ve
     return made
 
 
-def shown(documents: Sequence[Conversation]) -> str:
+def numbered(documents: Sequence[Conversation]) -> str:
     """Documents as a prompt shows them, numbered."""
     return "\n\n".join(f"[Document {number}]\n{_said(each)}" for number, each in enumerate(documents, 1))
 
 
 def _prompt(documents: Sequence[Conversation], question: str) -> Message:
-    return Message("user", ANSWER.format(documents=shown(documents), question=question))
+    return Message("user", ANSWER.format(documents=numbered(documents), question=question))
 
 
 def _said(document: Conversation) -> str:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanoalign.common.files import whole_file, write_json
+from nanoalign.common.files import atomic_file, write_json
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.files import parse_json
+from nanoalign.data_recipes.readers import parse_json
 from nanoalign.data_recipes.rows import RowError, from_row, to_row
 from nanoalign.data_recipes.synthetic.config import Generate
-from nanoalign.data_recipes.synthetic.play import AT_ONCE, Maker, play
+from nanoalign.data_recipes.synthetic.driver import AT_ONCE, Maker, drive
 from nanoalign.data_recipes.synthetic.served import ServedModel
 
 
 @dataclass(frozen=True)
-class Progress:
+class Counts:
     """How far a generator is."""
 
     started_from: int
@@ -27,7 +27,7 @@ class Progress:
 
 
 def make(
-    config: Generate, makers: Iterable[Maker], tell: Callable[[Progress], None] = lambda _: None
+    config: Generate, makers: Iterable[Maker], progress: Callable[[Counts], None] = lambda _: None
 ) -> dict[str, Any]:
     """Runs ``makers`` against the served model, writes their samples to ``config.out`` and returns the report, which is
     written beside it: ``started_from``, ``samples``, ``not_kept`` by reason, ``requests``, ``tokens``, ``asked_now``,
@@ -39,9 +39,9 @@ def make(
     started_from = samples = 0
     reasons: Counter[str] = Counter()
     licences: Counter[str] = Counter()
-    with ServedModel(served, replies_of(out)) as model, whole_file(out) as temporary:
+    with ServedModel(served, replies_of(out)) as model, atomic_file(out) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
-            for made in play(makers, model, served.parallel * AT_ONCE):
+            for made in drive(makers, model, served.parallel * AT_ONCE):
                 started_from += 1
                 reasons.update(made.reasons)
                 for sample in made.samples:
@@ -53,7 +53,7 @@ def make(
                     samples += 1
                     licences[sample.licence or "unknown"] += 1
                     file.write(line)
-                tell(Progress(started_from, samples, model.requests, model.tokens))
+                progress(Counts(started_from, samples, model.requests, model.tokens))
         counts = {"requests": model.requests, "tokens": model.tokens, "asked_now": model.asked_now}
     report = {
         "started_from": started_from,

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.readers import RowError
 from nanoalign.data_recipes.rows import check_calls, check_order
-from nanoalign.data_recipes.synthetic.play import Made, Maker
-from nanoalign.data_recipes.synthetic.served import Ask
+from nanoalign.data_recipes.synthetic.driver import Made, Maker
+from nanoalign.data_recipes.synthetic.served import Query
 
 Verify = Callable[[Conversation, Sequence[Message]], Sequence[float]]
 """Scores of answers to a task, 1 for a right one. Passed in by the caller, since verifiers are in a room above this
@@ -33,7 +33,7 @@ def fault_of(conversation: Conversation) -> str | None:
 def rejection(task: Conversation, tries: int, keep: int, verify: Verify, seed: int = 0) -> Maker:
     """Asks ``tries`` times at once; keeps the first ``keep`` different answers that score 1."""
     made, prompt = Made(), prompt_of(task)
-    replies = yield [Ask(prompt, task.tools, seed * tries + number) for number in range(tries)]
+    replies = yield [Query(prompt, task.tools, seed * tries + number) for number in range(tries)]
     answers: list[Message] = []
     for reply in replies:
         if reply.message is None:

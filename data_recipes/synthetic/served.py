@@ -19,12 +19,12 @@ from typing import Any
 
 from nanoalign.common.endpoint import chat_request
 from nanoalign.common.errors import ConfigError, DataError, NanoalignError
-from nanoalign.common.files import fingerprint
+from nanoalign.common.files import content_hash
 from nanoalign.data_recipes.adapters.openai_form import openai_message
 from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.chat.answers import NO_CHARACTER, SPECIAL_TOKEN, read_calls
 from nanoalign.data_recipes.conversation import Message
-from nanoalign.data_recipes.files import RowError
+from nanoalign.data_recipes.readers import RowError
 from nanoalign.data_recipes.rows import split_thinking
 from nanoalign.data_recipes.synthetic.config import Served
 
@@ -46,7 +46,7 @@ class EndpointError(NanoalignError, ConnectionError):
 
 
 @dataclass(frozen=True)
-class Ask:
+class Query:
     """A question: a conversation to answer. ``number`` distinguishes several samples of one answer (sent as the
     seed)."""
 
@@ -99,11 +99,11 @@ class ServedModel:
         self._file.close()
         self._lock.release()
 
-    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
+    def answer(self, asks: Sequence[Query]) -> list[Reply]:
         """A reply to each question, in order; CAPPED where the cap leaves no room. Raises EndpointError."""
         self._stopping.clear()
         bodies = [self._body(ask) for ask in asks]
-        keys = [fingerprint(body) for body in bodies]
+        keys = [content_hash(body) for body in bodies]
         paid = {key: body for key, body in zip(keys, bodies) if key not in self._counted}
         requests, tokens = self.requests, self.tokens
         allowed: dict[str, int] = {}  # the most that each may cost
@@ -129,7 +129,7 @@ class ServedModel:
             self.tokens += _tokens_of(rows[key].get("usage")) or room
         return [_reply(rows[key]) if key in rows else CAPPED for key in keys]
 
-    def _body(self, ask: Ask) -> dict[str, Any]:
+    def _body(self, ask: Query) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._config.model,
             "messages": _openai(ask.messages),

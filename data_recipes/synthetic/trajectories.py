@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 from nanoalign.data_recipes.chat.answers import as_answer
 from nanoalign.data_recipes.conversation import Answer, Conversation, Message
-from nanoalign.data_recipes.synthetic.play import Made, Maker
+from nanoalign.data_recipes.synthetic.driver import Made, Maker
 from nanoalign.data_recipes.synthetic.rejection import fault_of
-from nanoalign.data_recipes.synthetic.served import Ask, Reply
+from nanoalign.data_recipes.synthetic.served import Query, Reply
 
 
-class Episode(Protocol):
+class EpisodeLike(Protocol):
     """An attempt at a task in a simulator; see rollouts/environments, whose episodes are such."""
 
     def step(self, answer: Answer) -> Sequence[Message]: ...
@@ -19,7 +19,7 @@ class Episode(Protocol):
     def success(self) -> bool: ...
 
 
-def trajectory(task: Conversation, start: Callable[[], Episode], tries: int, turns: int, seed: int = 0) -> Maker:
+def trajectory(task: Conversation, start: Callable[[], EpisodeLike], tries: int, turns: int, seed: int = 0) -> Maker:
     """Attempts a task up to ``tries`` times, one after the other; keeps the first success. ``task`` gives the tools and
     what is known of the sample, its messages are the prompt; ``start`` begins an attempt."""
     made = Made()
@@ -36,11 +36,11 @@ def trajectory(task: Conversation, start: Callable[[], Episode], tries: int, tur
 
 
 def _attempt(
-    episode: Episode, messages: list[Message], tools: tuple[Mapping[str, Any], ...], turns: int, number: int
-) -> Generator[list[Ask], list[Reply], str]:
+    episode: EpisodeLike, messages: list[Message], tools: tuple[Mapping[str, Any], ...], turns: int, number: int
+) -> Generator[list[Query], list[Reply], str]:
     """Plays one attempt, adding to ``messages``; returns what went wrong, "" where nothing did."""
     for _ in range(turns):
-        [reply] = yield [Ask(tuple(messages), tools, number)]
+        [reply] = yield [Query(tuple(messages), tools, number)]
         if reply.message is None:
             return reply.fault
         results = episode.step(as_answer(reply.message))

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.quality import language_of
-from nanoalign.data_recipes.synthetic.play import Made, Maker
-from nanoalign.data_recipes.synthetic.served import Ask, Reply
+from nanoalign.data_recipes.synthetic.driver import Made, Maker
+from nanoalign.data_recipes.synthetic.served import Query, Reply
 
 NAMES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "ja": "Japanese"}
 ASK = """Translate the text between the lines of dashes into {language}. Marks such as ⟦3⟧ stand for formulas and \
@@ -65,7 +65,7 @@ def translation(sample: Conversation, language: str, tries: int, seed: int = 0) 
         if not left:
             break
         replies = yield [
-            Ask(
+            Query(
                 (Message("user", ASK.format(language=NAMES[language], text=texts[where][0])),),
                 number=seed * tries + number,
             )

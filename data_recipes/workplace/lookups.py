@@ -16,7 +16,7 @@ from nanoalign.data_recipes.workplace import workbench_tools as spec
 from nanoalign.data_recipes.workplace.workbench import NOW, WorkBench
 from nanoalign.data_recipes.workplace.workbench_data import WorkBenchTask
 
-MOST_PAGES = 2
+MAX_PAGES = 2
 _TODAY = datetime.fromisoformat(NOW)
 _MONTHS = ("september", "october", "november", "december")
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -78,7 +78,7 @@ def _shown(
     """The calls that page through one search until all ids are seen, and how many rows there were to see."""
     tool, calls, rows = _SEARCH[task.domain], [], []
     key = {"email": "email_id", "calendar": "event_id", "project_management": "task_id"}.get(task.domain, "customer_id")
-    for page in range(1, MOST_PAGES + 1):
+    for page in range(1, MAX_PAGES + 1):
         arguments = wanted | ({"page": str(page)} if page > 1 else {})
         reply = office.call(tool, arguments)
         if not reply.startswith("["):

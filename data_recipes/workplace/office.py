@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from nanoalign.data_recipes.workplace.said import is_unicode, said
+from nanoalign.data_recipes.workplace.quoting import is_unicode, quote
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri")
 HOURS = range(8, 18)
@@ -31,8 +31,8 @@ TOOLS: tuple[Mapping[str, Any], ...] = tuple(
 """Valid JSON schemas, as short as can be (359 characters): a description would cost more tokens than it teaches."""
 LONGEST_TEXT = 200
 """Characters of a title or a mail; the tasks' own have some 20."""
-MOST_EVENTS = 100
-MOST_MAILS = 100
+MAX_EVENTS = 100
+MAX_MAILS = 100
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Office:
         """Runs one tool call and answers with a short text, whatever the arguments; a wrong call changes nothing and
         says why."""
         if name not in PARAMETERS:
-            return f"error: no tool {said(name)}"
+            return f"error: no tool {quote(name)}"
         if set(arguments) != set(PARAMETERS[name]):
             return f"error: {name} needs {', '.join(PARAMETERS[name])}"
         wrong = self._wrong(arguments)
@@ -85,7 +85,7 @@ class Office:
         return "; ".join(found) or "none"
 
     def _add(self, title: str, day: str, hour: int) -> str:
-        if len(self.events) >= MOST_EVENTS:
+        if len(self.events) >= MAX_EVENTS:
             return "error: calendar full"
         id = next(f"e{n}" for n in count(10) if f"e{n}" not in self.events)
         self.events[id] = Event(title, day, hour)
@@ -100,7 +100,7 @@ class Office:
         return "ok"
 
     def _mail(self, to: str, text: str) -> str:
-        if len(self.mails) >= MOST_MAILS:
+        if len(self.mails) >= MAX_MAILS:
             return "error: outbox full"
         self.mails.append((to, text))
         return "ok"

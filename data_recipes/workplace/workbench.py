@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from nanoalign.data_recipes.workplace import workbench_tools as spec
-from nanoalign.data_recipes.workplace.said import said, text_of
+from nanoalign.data_recipes.workplace.quoting import quote, short_text
 
 NOW = "2023-11-30 23:59:00"
 SYSTEM = (
@@ -24,9 +24,9 @@ LONGEST_VALUE = 2_000
 """Characters of an argument; the longest text in the benchmark's own rows has 575."""
 LONGEST_RESULT = 20_000
 """Characters of a tool's answer."""
-MOST_ROWS = 2_000
+MAX_ROWS = 2_000
 """Rows of a table; the benchmark's largest begins with 500."""
-MOST_MINUTES = 99_999
+MAX_MINUTES = 99_999
 LAST_YEAR = 9998
 """Of a time, so that a day or an event's duration can be added to it."""
 
@@ -56,13 +56,13 @@ class WorkBench:
         """Runs a tool. Numbers are taken as text. Whatever the arguments, it answers with a text of at most
         ``LONGEST_RESULT`` characters; a wrong call changes nothing and says why."""
         if name not in spec.TOOLS:
-            return f"Error: there is no tool {said(name)!r}."
+            return f"Error: there is no tool {quote(name)!r}."
         given = {key: value for key, value in arguments.items() if value is not None}
         missing, unknown = spec.REQUIRED[name] - given.keys(), sorted(given.keys() - spec.ALLOWED[name])
         if missing or unknown:
-            what = f"needs {', '.join(sorted(missing))}" if missing else f"does not take {said(', '.join(unknown))}"
+            what = f"needs {', '.join(sorted(missing))}" if missing else f"does not take {quote(', '.join(unknown))}"
             return f"Error: {name} {what}."
-        texts = {key: text for key, value in given.items() if (text := text_of(value, LONGEST_VALUE)) is not None}
+        texts = {key: text for key, value in given.items() if (text := short_text(value, LONGEST_VALUE)) is not None}
         if wrong := given.keys() - texts.keys():
             what = f"must be texts of at most {LONGEST_VALUE:,} characters"
             return f"Error: the arguments of {name} {what}; not so: {', '.join(sorted(wrong))}."
@@ -93,19 +93,19 @@ def _folded(row: Row) -> dict[str, str]:
 
 def _row(office: WorkBench, table: str, id: str) -> Row:
     if id not in office.tables[table]:
-        raise ToolError(f"no row {said(id)!r} in {table}.")
+        raise ToolError(f"no row {quote(id)!r} in {table}.")
     return office.tables[table][id]
 
 
 def _field(row: Row, name: str) -> str:
     if name not in row:
-        raise ToolError(f"field must be one of {', '.join(row)}, not {said(name)!r}.")
+        raise ToolError(f"field must be one of {', '.join(row)}, not {quote(name)!r}.")
     return json.dumps({name: row[name]})
 
 
 def _append(office: WorkBench, table: str, fields: tuple[str, ...], values: Mapping[str, str]) -> str:
     """Adds a row under the next free id (8 digits), as every table's first field."""
-    if len(office.tables[table]) >= MOST_ROWS:
+    if len(office.tables[table]) >= MAX_ROWS:
         raise ToolError(f"there is no room for more {table}.")
     id = f"{max((int(id) for id in office.tables[table]), default=-1) + 1:08d}"
     office.tables[table][id] = {name: values.get(name, "") for name in fields} | {fields[0]: id}
@@ -121,7 +121,7 @@ def _delete(office: WorkBench, table: str, id: str) -> str:
 def _update(office: WorkBench, table: str, id: str, name: str, value: str) -> str:
     row = _row(office, table, id)
     if name not in list(row)[1:]:
-        raise ToolError(f"field must be one of {', '.join(list(row)[1:])}, not {said(name)!r}.")
+        raise ToolError(f"field must be one of {', '.join(list(row)[1:])}, not {quote(name)!r}.")
     office.tables[table][id] = {**row, name: _checked(office, table, name, value)}
     return f"{id} updated."
 
@@ -138,15 +138,15 @@ def _checked(office: WorkBench, table: str, name: str, value: str) -> str:
     """The value as stored in ``table``: known choices, known colleagues, well-formed addresses and times."""
     choices = _CHOICES.get((table, name))
     if choices and value not in choices:
-        raise ToolError(f"{name} must be one of {', '.join(choices)}, not {said(value)!r}.")
+        raise ToolError(f"{name} must be one of {', '.join(choices)}, not {quote(value)!r}.")
     if name == "assigned_to_email" and value.lower() not in office.directory:
-        raise ToolError(f"{said(value)!r} is not in the company directory.")
+        raise ToolError(f"{quote(value)!r} is not in the company directory.")
     if name in ("participant_email", "sender/recipient") and not _is_address(value):
-        raise ToolError(f"{said(value)!r} is not an email address.")
+        raise ToolError(f"{quote(value)!r} is not an email address.")
     if name == "event_start":
         _moment(value)
-    if name == "duration" and ((minutes := _whole(value)) is None or minutes > MOST_MINUTES):
-        raise ToolError(f"duration is in minutes, up to {MOST_MINUTES:,}, not {said(value)!r}.")
+    if name == "duration" and ((minutes := _whole(value)) is None or minutes > MAX_MINUTES):
+        raise ToolError(f"duration is in minutes, up to {MAX_MINUTES:,}, not {quote(value)!r}.")
     return value.lower() if "email" in name or name == "sender/recipient" else value
 
 
@@ -159,9 +159,9 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.strptime(text, "%Y-%m-%d %H:%M:%S" if len(text) > 10 else "%Y-%m-%d")
     except ValueError:
-        raise ToolError(f"{said(text)!r} is not a time; write YYYY-MM-DD or YYYY-MM-DD HH:MM:SS.") from None
+        raise ToolError(f"{quote(text)!r} is not a time; write YYYY-MM-DD or YYYY-MM-DD HH:MM:SS.") from None
     if moment.year > LAST_YEAR:
-        raise ToolError(f"{said(text)!r} is too late: the calendar ends with the year {LAST_YEAR}.")
+        raise ToolError(f"{quote(text)!r} is too late: the calendar ends with the year {LAST_YEAR}.")
     return moment
 
 
@@ -177,7 +177,7 @@ def _whole(text: str) -> int | None:
 def _paged(rows: Iterable[Row], page: str = "1") -> str:
     number = _whole(page)
     if not number:
-        raise ToolError(f"page is a number from 1, not {said(page)!r}.")
+        raise ToolError(f"page is a number from 1, not {quote(page)!r}.")
     start = (number - 1) * PAGE_SIZE
     found = list(rows)[start : start + PAGE_SIZE]
     return json.dumps(found) if found else "Nothing found."
@@ -256,7 +256,7 @@ def _per_day(value: Callable[[list[Row]], float], **wanted: str) -> Callable[...
     def figures(office: WorkBench, time_min: str = "", time_max: str = "", traffic_source: str = "") -> str:
         low, high = _day(time_min) if time_min else "", _day(time_max) if time_max else "9999"
         if traffic_source and traffic_source not in spec.SOURCES:
-            raise ToolError(f"traffic_source must be one of {', '.join(spec.SOURCES)}, not {said(traffic_source)!r}.")
+            raise ToolError(f"traffic_source must be one of {', '.join(spec.SOURCES)}, not {quote(traffic_source)!r}.")
         conditions = wanted | ({"traffic_source": traffic_source} if traffic_source else {})
         days: dict[str, list[Row]] = {}
         for row in office.visits:
@@ -277,9 +277,9 @@ def _visitor(office: WorkBench, visitor_id: str) -> str:
 
 def _plot(office: WorkBench, time_min: str, time_max: str, value_to_plot: str, plot_type: str) -> str:
     if value_to_plot not in spec.PLOT_VALUES:
-        raise ToolError(f"value_to_plot must be one of {', '.join(spec.PLOT_VALUES)}, not {said(value_to_plot)!r}.")
+        raise ToolError(f"value_to_plot must be one of {', '.join(spec.PLOT_VALUES)}, not {quote(value_to_plot)!r}.")
     if plot_type not in spec.PLOT_TYPES:
-        raise ToolError(f"plot_type must be one of {', '.join(spec.PLOT_TYPES)}, not {said(plot_type)!r}.")
+        raise ToolError(f"plot_type must be one of {', '.join(spec.PLOT_TYPES)}, not {quote(plot_type)!r}.")
     path = f"plots/{_day(time_min)}_{_day(time_max)}_{value_to_plot}_{plot_type}.png"
     _append(office, "plots", ("plot_id", "file_path"), {"file_path": path})
     return path

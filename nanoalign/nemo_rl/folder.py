@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from nanoalign.common.files import whole_folder
-from nanoalign.nemo_rl.schema import EXAMPLES, check
+from nanoalign.common.files import atomic_folder
+from nanoalign.nemo_rl.schema import EXAMPLES, check_config
 from nanoalign.nemo_rl.settings import PLUGIN, Export, Target
 
 _HERE = Path(__file__).parent
@@ -53,17 +53,17 @@ the plug-in's data path was run on the sources of v0.6.0; no export has been run
 """
 
 
-def write(export: Export, target: Target, out: Path, slurm: dict[str, str | None]) -> None:
+def write_export(export: Export, target: Target, out: Path, slurm: dict[str, str | None]) -> None:
     """Writes the folder atomically. ``slurm`` are further options of sbatch.
 
     Raises:
         ConfigError: the config is not valid for NeMo-RL; every wrong key is named.
     """
     config = {"defaults": f"${{oc.env:NEMO_RL_ROOT}}/examples/configs/{EXAMPLES[export.algorithm]}", **export.config}
-    check(config, export.algorithm, exported=True)
+    check_config(config, export.algorithm, exported=True)
     folder = target.folder
     options = "".join(f" --{name}={value}" for name, value in slurm.items() if value is not None)
-    with whole_folder(out) as new:
+    with atomic_folder(out) as new:
         (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, width=120), encoding="utf-8")
         with (new / "data.jsonl").open("w", encoding="utf-8") as file:
             rows = 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.text import nearest
+from nanoalign.common.printable import nearest
 
 EXAMPLES = {"sft": "sft.yaml", "dpo": "dpo.yaml", "grpo": "grpo_math_1B.yaml"}
 """The example config, under examples/configs, that an export builds on."""
@@ -36,7 +36,7 @@ class Key:
 
 
 @cache
-def keys(algorithm: str) -> Mapping[str, Key]:
+def known_keys(algorithm: str) -> Mapping[str, Key]:
     """The table of an algorithm, by dotted key."""
     table = {}
     for line in Path(__file__).with_name(f"keys_{algorithm}.txt").read_text(encoding="utf-8").splitlines():
@@ -47,7 +47,7 @@ def keys(algorithm: str) -> Mapping[str, Key]:
     return table
 
 
-def check(config: Mapping[str, Any], algorithm: str, *, exported: bool = False) -> None:
+def check_config(config: Mapping[str, Any], algorithm: str, *, exported: bool = False) -> None:
     """Checks the keys and values of a config, complete or partial; ``defaults`` and interpolations (``${...}``) pass.
 
     ``exported``: only what all versions know is allowed. Raises ConfigError that names every unknown key, with the
@@ -62,7 +62,7 @@ def require(config: Mapping[str, Any], algorithm: str) -> None:
     """Checks that a complete config, with its example merged in, has every required key. Raises ConfigError that names
     what is missing."""
     present = {path for path, _ in _walk(config)}
-    missing = [name for name, key in keys(algorithm).items() if key.required and name not in present]
+    missing = [name for name, key in known_keys(algorithm).items() if key.required and name not in present]
     if missing:
         raise ConfigError(f"an incomplete {algorithm} config of NeMo-RL v0.6; missing: {', '.join(missing)}")
 
@@ -75,7 +75,7 @@ def _walk(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _faults(config: Mapping[str, Any], algorithm: str, exported: bool, path: str = "") -> Iterator[str]:
-    table = keys(algorithm)
+    table = known_keys(algorithm)
     for name, value in config.items():
         dotted = f"{path}{name}"
         key = table.get(dotted)

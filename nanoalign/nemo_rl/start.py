@@ -13,11 +13,11 @@ import yaml
 from nemo_rl.utils.config import load_config, register_omegaconf_resolvers
 from omegaconf import OmegaConf
 
-from nanoalign.nemo_rl.schema import check, require
+from nanoalign.nemo_rl.schema import check_config, require
 
 algorithm = sys.argv.pop(1)
 config = Path(sys.argv[sys.argv.index("--config") + 1])
-check(yaml.safe_load(config.read_text(encoding="utf-8")), algorithm)
+check_config(yaml.safe_load(config.read_text(encoding="utf-8")), algorithm)
 register_omegaconf_resolvers()
 require(OmegaConf.to_container(load_config(config)), algorithm)
 nanoalign_nemo_rl.register(algorithm)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanoalign.common.text import nearest
+from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage

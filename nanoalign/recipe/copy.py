@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import whole_file
-from nanoalign.common.text import nearest
+from nanoalign.common.files import atomic_file
+from nanoalign.common.printable import nearest
 from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import shipped
 
@@ -30,7 +30,7 @@ def copy_recipe(name: str, to: Path) -> list[Path]:
         if not (beside := file.with_name(base)).exists():
             files[beside] = (recipes[name].parent / base).read_text(encoding="utf-8")
     for path, content in files.items():
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return list(files)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nanoalign.common.text import nearest
+from nanoalign.common.printable import nearest
 from nanoalign.recipe.foreign import hint as foreign_hint
 from nanoalign.recipe.source import Path_
 

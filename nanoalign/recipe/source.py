@@ -39,7 +39,7 @@ class Problem:
 
 
 @dataclass
-class Source:
+class YamlTree:
     """Plain data (dicts, lists, scalars) with the place of every key and item."""
 
     data: Any
@@ -68,7 +68,7 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 
 
-def parse_yaml(text: str, file: str) -> tuple[Source, list[Problem]]:
+def parse_yaml(text: str, file: str) -> tuple[YamlTree, list[Problem]]:
     """Plain data of a YAML text. ``file`` names it in places. Duplicate keys, aliases that contain themselves, tags and
     infinite numbers are problems; a syntax error is one and gives None as data."""
     top = Place(file, 1)
@@ -77,31 +77,33 @@ def parse_yaml(text: str, file: str) -> tuple[Source, list[Problem]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = f"not valid YAML: {', '.join(part for part in (error.context, error.problem) if part)}"
-        return Source(None, {(): top}), [Problem(Place(file, mark.line + 1 if mark else 1), "", message)]
+        return YamlTree(None, {(): top}), [Problem(Place(file, mark.line + 1 if mark else 1), "", message)]
     except (yaml.YAMLError, ValueError) as error:
-        return Source(None, {(): top}), [Problem(top, "", f"not valid YAML: {error}")]
+        return YamlTree(None, {(): top}), [Problem(top, "", f"not valid YAML: {error}")]
     if len(documents) > 1:
         place = Place(file, documents[1].start_mark.line + 1)
-        return Source(None, {(): top}), [Problem(place, "", "a second document (---); one file holds one")]
-    source, problems = Source(None, {(): top}), []  # type: ignore[var-annotated]
+        return YamlTree(None, {(): top}), [Problem(place, "", "a second document (---); one file holds one")]
+    source, problems = YamlTree(None, {(): top}), []  # type: ignore[var-annotated]
     if documents and documents[0] is not None:
         source.data = _plain(documents[0], (), file, source.places, problems, ())
     return source, problems
 
 
-def read_yaml(path: Path) -> tuple[Source, list[Problem]]:
+def read_yaml(path: Path) -> tuple[YamlTree, list[Problem]]:
     """As :func:`parse_yaml`, of a file."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        return Source(None, {(): Place(str(path), 1)}), [Problem(Place(str(path), 1), "", f"cannot be read: {reason}")]
+        return YamlTree(None, {(): Place(str(path), 1)}), [
+            Problem(Place(str(path), 1), "", f"cannot be read: {reason}")
+        ]
 
 
-def merge(below: Source, above: Source) -> Source:
+def merge_trees(below: YamlTree, above: YamlTree) -> YamlTree:
     """``above`` laid over ``below``: mappings merge key by key, anything else is replaced. A mapping of another
     ``kind`` replaces; null takes an inherited mixture, suite or stage away."""
-    return Source(_merged(below.data, above.data, ()), {**below.places, **above.places})
+    return YamlTree(_merged(below.data, above.data, ()), {**below.places, **above.places})
 
 
 def _merged(below: Any, above: Any, path: Path_) -> Any:
@@ -116,7 +118,7 @@ def _merged(below: Any, above: Any, path: Path_) -> Any:
     return data
 
 
-def set_value(source: Source, override: str) -> Problem | None:
+def set_value(source: YamlTree, override: str) -> Problem | None:
     """Applies ``a.b.c=value`` (the value is YAML) in place; returns what is wrong with it, if anything."""
     place = Place(f"--set {override}", 0)
     path, separator, text = override.partition("=")

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 
-def write(folder: Path) -> None:
+def write_report(folder: Path) -> None:
     """Writes both into a run's folder, from what its stages left there."""
     from nanoalign.artifacts import finite
-    from nanoalign.common.files import whole_file, write_json
+    from nanoalign.common.files import atomic_file, write_json
     from nanoalign.report.figures import figures_of
     from nanoalign.report.page import page
     from nanoalign.report.read import read_run
@@ -15,7 +15,7 @@ def write(folder: Path) -> None:
     figures = figures_of(run)
     stages = {name: stage.record.figures for name, stage in run.stages.items()}
     write_json(folder / "report.json", finite({"run": run.recipe.name, "figures": figures, "stages": stages}))
-    with whole_file(folder / "report.html") as temporary:
+    with atomic_file(folder / "report.html") as temporary:
         temporary.write_text(page(run, figures), encoding="utf-8")
 
 

@@ -7,18 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanoalign.common.stats import Estimate
+from nanoalign.common.intervals import Estimate
 from nanoalign.report.read import RunData, StageData
 
 Figures = dict[str, float | str]
 
 
-def flat(name: str, value: Any) -> Figures:
+def flatten(name: str, value: Any) -> Figures:
     """One figure's names; nested maps are joined by dots, what is neither a number nor text is left out."""
     if isinstance(value, Mapping):
         if value.keys() >= {"value", "low", "high", "n"}:
             return {name: value["value"], **{f"{name}.{part}": value[part] for part in ("low", "high", "n")}}
-        return {key: each for part, inner in value.items() for key, each in flat(f"{name}.{part}", inner).items()}
+        return {key: each for part, inner in value.items() for key, each in flatten(f"{name}.{part}", inner).items()}
     if value is None or isinstance(value, list):
         return {}
     return {name: value}
@@ -29,10 +29,10 @@ def figures_of(run: RunData) -> Figures:
     figures: Figures = {}
     for name, stage in run.stages.items():
         for figure, value in stage.record.figures.items():
-            figures |= flat(f"{name}.{figure}", value)
+            figures |= flatten(f"{name}.{figure}", value)
         figures |= {f"{name}.wall_s": stage.record.wall_s, f"{name}.peak_rss_gb": stage.record.peak_rss_gb}
     for name, value in method_figures(run).items():
-        figures |= flat(name, value.as_dict() if isinstance(value, Estimate) else value)
+        figures |= flatten(name, value.as_dict() if isinstance(value, Estimate) else value)
     return {name: value for name, value in figures.items() if not (isinstance(value, float) and math.isnan(value))}
 
 

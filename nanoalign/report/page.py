@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanoalign.common.text import printable
-from nanoalign.going_on import log_tail, reached, ways
+from nanoalign.common.printable import printable
 from nanoalign.graph import inputs_of
 from nanoalign.progress import clock
 from nanoalign.recipe.load import dump
@@ -15,6 +14,7 @@ from nanoalign.report.figures import Figures
 from nanoalign.report.read import RunData, StageData
 from nanoalign.report.sections import sections
 from nanoalign.report.stage_graph import graph
+from nanoalign.resume import log_tail, next_steps, reached
 
 SHOWN = 12
 """Samples of a stage that the page holds."""
@@ -109,7 +109,7 @@ def _unfinished(run: RunData, name: str, stage: StageData) -> dict[str, Any]:
         "reason": stage.record.error,
         "log": place / "log.txt",
         "log_tail": log_tail(place),
-        "ways": [] if stage.state == "running" else list(ways(run.recipe, name, run.folder)),
+        "ways": [] if stage.state == "running" else list(next_steps(run.recipe, name, run.folder)),
     }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nanoalign.artifacts import StageRecord, read_record, read_rows
+from nanoalign.artifacts import StageRecord, read_jsonl, read_record
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import alone
+from nanoalign.common.files import exclusive_lock
 from nanoalign.graph import order
 from nanoalign.recipe.schema import Recipe
 
@@ -61,8 +61,8 @@ def read_run(folder: Path) -> RunData:
         place = folder / name
         data = StageData(
             record,
-            read_rows(place / "metrics.jsonl"),
-            read_rows(place / "samples.jsonl"),
+            read_jsonl(place / "metrics.jsonl"),
+            read_jsonl(place / "samples.jsonl"),
             _json(place / "data.json"),
             _json(place / "evaluation.json") or _json(place / "sweep.json"),
             "killed" if record.status == "running" and not _at_work(folder) else record.status,
@@ -84,7 +84,7 @@ def _recipe(folder: Path) -> Recipe:
 def _at_work(folder: Path) -> bool:
     """Whether a runner holds this run."""
     try:
-        with alone(folder, ""):
+        with exclusive_lock(folder, ""):
             return False
     except ConfigError:
         return True

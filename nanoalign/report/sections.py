@@ -38,19 +38,19 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     title: str
     note: str = ""
     plots: Sequence[Plot] = field(default=())
     tables: Sequence[Table] = field(default=())
 
 
-def sections(run: RunData) -> Iterator[Section]:
+def sections(run: RunData) -> Iterator[ReportSection]:
     """The report's sections, in reading order; those without data are left out."""
     evaluations = run.of_kind("evaluate")
     for stage in evaluations.values():
         yield from _budgets(run, stage)
-        yield Section(
+        yield ReportSection(
             "Checkpoints",
             "Score on held-out tasks, with thinking and with /no_think, and 95% intervals. The best are tinted.",
             tables=[_checkpoints(stage), *_domains(stage)],
@@ -124,7 +124,7 @@ MEASURES = {
 }
 
 
-def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
+def _budgets(run: RunData, stage: StageData) -> Iterator[ReportSection]:
     checkpoints = stage.result["checkpoints"]
     curves = {name: each["budget_curve"]["points"] for name, each in checkpoints.items() if each.get("budget_curve")}
     taught = [name for name, config in run.recipe.stages.items() if config.kind == "sft" and config.truncate_reasoning]
@@ -152,10 +152,10 @@ def _budgets(run: RunData, stage: StageData) -> Iterator[Section]:
         "next line end, or after the grace immediately."
         + (f" {taught[0]} is the stage trained on truncated reasoning." if taught else "")
     )
-    yield Section("Thinking budgets", note, plots=pictures)
+    yield ReportSection("Thinking budgets", note, plots=pictures)
 
 
-def _merges(run: RunData) -> Iterator[Section]:
+def _merges(run: RunData) -> Iterator[ReportSection]:
     for name, stage in run.of_kind("merge").items():
         sweep, config = stage.result, run.recipe.stages[name]
         alphas = [point["alpha"] for point in sweep["points"]]
@@ -181,7 +181,7 @@ def _merges(run: RunData) -> Iterator[Section]:
             f"{sweep['chosen']:g} was chosen ({sweep['choose']}). Bands are 95% intervals. A judge's score is drawn "
             "as a share of its range."
         )
-        yield Section(
+        yield ReportSection(
             "Merge sweep",
             note,
             plots=[Plot("Score against alpha", curve, "merge_curve"), Plot("Trade-off", trade, "merge_front")],
@@ -222,7 +222,7 @@ CURVES = {
 }
 
 
-def _learning(run: RunData) -> Iterator[Section]:
+def _learning(run: RunData) -> Iterator[ReportSection]:
     pictures = []
     for name, stage in run.begun.items():
         kind = stage.record.kind
@@ -243,10 +243,10 @@ def _learning(run: RunData) -> Iterator[Section]:
             )
             pictures.append(Plot(f"{name}: success by round", figure, f"{name}_success"))
     if pictures:
-        yield Section("Learning", "Thin: every step. Thick: a running mean.", plots=pictures)
+        yield ReportSection("Learning", "Thin: every step. Thick: a running mean.", plots=pictures)
 
 
-def _answers(run: RunData) -> Iterator[Section]:
+def _answers(run: RunData) -> Iterator[ReportSection]:
     rows = []
     for name, stage in run.stages.items():
         seen = stage.record.figures.get("answers") or {"of": 0, "reasons": {}}
@@ -257,4 +257,4 @@ def _answers(run: RunData) -> Iterator[Section]:
             "Faulty completions, and those that a reward did not judge on their merits, by reason. All "
             "were scored: a special token earns nothing from any reward, the rest is judged as it is."
         )
-        yield Section("Faulty answers", note, tables=[Table("By stage", ["stage", "what", "completions"], rows)])
+        yield ReportSection("Faulty answers", note, tables=[Table("By stage", ["stage", "what", "completions"], rows)])

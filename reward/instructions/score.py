@@ -6,7 +6,7 @@ from typing import Any
 
 from nanoalign.common.errors import DataError
 from nanoalign.reward.base import Sample
-from nanoalign.reward.instructions.checks import BY_OWN_WORDS, CONSTRAINED, follows
+from nanoalign.reward.instructions.checkers import BY_OWN_WORDS, CONSTRAINED, follows
 from nanoalign.reward.instructions.text import own_words, plain_letters
 
 EVADABLE = {

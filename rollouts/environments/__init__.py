@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.printable import known
 from nanoalign.common.table import Entry
-from nanoalign.common.text import known
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
 
 

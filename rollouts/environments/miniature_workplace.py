@@ -1,12 +1,12 @@
-"""The miniature workplace as an environment: see data_recipes/workplace/miniature.py."""
+"""The miniature workplace as an environment: see data_recipes/workplace/office_tasks.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from nanoalign.data_recipes.conversation import Message
-from nanoalign.data_recipes.workplace.miniature import OfficeTask, expected, tasks
 from nanoalign.data_recipes.workplace.office import TOOLS, same
+from nanoalign.data_recipes.workplace.office_tasks import OfficeTask, expected, tasks
 from nanoalign.rollouts.environments.base import Task
 from nanoalign.rollouts.environments.episode import ToolEpisode
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny_models import tiny_tokenizer
 
-from nanoalign.budget_control.measure import Reading, compensation, leaked_share, ratio, read, summary
+from nanoalign.budget_control.measure import Reading, analyse, compensation, leaked_share, ratio, summary
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 
@@ -31,7 +31,7 @@ def reading(text: str, *, prompt: str = "Sum?<think>\n", thinking: bool = True, 
         forced.append(must is not None)
         written.append(drawn.pop(0) if must is None else must)
         state = rule.advance(state, written[-1])
-    return read(TOKENS, TOKENIZER, ids(prompt), written, forced, thinking=thinking, budget=budget, finished=True)
+    return analyse(TOKENS, TOKENIZER, ids(prompt), written, forced, thinking=thinking, budget=budget, finished=True)
 
 
 def test_a_completion_is_split_and_counted() -> None:

@@ -14,7 +14,7 @@ from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.budget_control.terminal import Session, Writer, converse, local_writer, settled
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 from nanoalign.data_recipes.chat.nemotron import NemotronNanoV2
 
 TOKENIZER = tiny_tokenizer()
@@ -43,7 +43,7 @@ def talk(
 def says(text: str, requests: list[tuple[str, int | None]] | None = None) -> Writer:
     """A model that says ``text`` as far as the rule lets it."""
 
-    def write(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+    def write(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, emit: Callable[[Token], None]) -> None:
         if requests is not None:
             requests.append((TOKENIZER.decode(prompt), rule.budget))
         state = rule.start(prompt)
@@ -53,7 +53,7 @@ def says(text: str, requests: list[tuple[str, int | None]] | None = None) -> Wri
             id = drawn.pop(0) if due is None else due
             thinking, finish = rule.thinking(state), "stop" if id == 0 else None
             state = rule.advance(state, id)
-            tell(Token(TOKENS.texts[id], id, due is not None, thinking, finish))  # type: ignore[arg-type]
+            emit(Token(TOKENS.texts[id], id, due is not None, thinking, finish))  # type: ignore[arg-type]
 
     return write
 
@@ -89,7 +89,7 @@ def test_signals_in_a_message_count_until_a_mode_is_chosen() -> None:
 
 
 def test_wrong_commands_and_failing_servers_do_not_end_the_chat() -> None:
-    def fails(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+    def fails(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, emit: Callable[[Token], None]) -> None:
         raise ServerError("the connection failed")
 
     shown, session = talk(["/budget -3", "/bugdet 3", "hello", "/quit", "never read"], fails)
@@ -98,9 +98,9 @@ def test_wrong_commands_and_failing_servers_do_not_end_the_chat() -> None:
 
 
 def test_interrupting_an_answer_keeps_what_was_said() -> None:
-    def stops(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+    def stops(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, emit: Callable[[Token], None]) -> None:
         for id in TOKENIZER.encode("</think>It is"):
-            tell(Token(TOKENS.texts[id], id))
+            emit(Token(TOKENS.texts[id], id))
         raise KeyboardInterrupt
 
     shown, session = talk(["hello"], stops)
@@ -134,7 +134,7 @@ def test_what_a_terminal_would_obey_is_not_shown() -> None:
 
 
 def test_an_error_of_a_server_is_made_safe_too() -> None:
-    def fails(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+    def fails(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, emit: Callable[[Token], None]) -> None:
         raise ServerError(f"HTTP 500{TITLE}")
 
     assert "error: HTTP 500\n" in talk(["hello"], fails)[0]
@@ -180,9 +180,9 @@ def test_an_empty_answer_and_a_broken_character_end_the_display_well() -> None:
     assert "[thought" not in talk(["/no_think", "What?"], says(""))[0]
     broken = TOKENIZER.encode("</think>ok 🙂")[:-1]
 
-    def breaks(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, tell: Callable[[Token], None]) -> None:
+    def breaks(prompt: Sequence[int], rule: BudgetRule, max_tokens: int, emit: Callable[[Token], None]) -> None:
         for id in broken:
-            tell(Token(TOKENS.texts[id], id))
+            emit(Token(TOKENS.texts[id], id))
 
     assert "ok \ufffd\n" in talk(["What?"], breaks)[0]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoalign.common.text import printable
+from nanoalign.common.printable import printable
 
 PIECES = st.sampled_from(
     [

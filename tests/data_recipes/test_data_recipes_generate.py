@@ -72,7 +72,7 @@ def test_added_instructions_are_judged_by_their_verifier(endpoint: Any, tmp_path
 
 
 def test_trajectories_in_the_miniature_workplace(endpoint: Any, tmp_path: Path) -> None:
-    from nanoalign.data_recipes.workplace.miniature import tasks
+    from nanoalign.data_recipes.workplace.office_tasks import tasks
 
     known = {task.request: task for task in tasks("train", 6000, 2023)[:6]}
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanoalign.common.errors import DataError
-from nanoalign.data_recipes.files import BadRow
+from nanoalign.data_recipes.readers import BadRow
 from nanoalign.data_recipes.selection import load
 from nanoalign.data_recipes.sources import read
 

@@ -70,7 +70,7 @@ def test_it_holds_what_the_mixture_holds(tmp_path: Path, gpt2_like: Any) -> None
     assert data.index["report"]["dropped"] == built.report.as_dict()["dropped"]
     assert data.index["report"]["sources"] == built.report.as_dict()["sources"]
     origins = [each.origin.rpartition("/")[2] for each in built.conversations]
-    assert [data.facts(i)["row"] for i in range(len(data))] == origins
+    assert [data.metadata(i)["row"] for i in range(len(data))] == origins
     assert [data.index["domains"][n] for n in data.column("domain")] == [c.domain for c in built.conversations]
     assert data.column("sample").tolist() == list(range(len(wanted)))
     assert data.column("length").tolist() == [len(example.input_ids) for example in wanted]
@@ -176,7 +176,7 @@ def test_a_whole_set_is_used_as_it_is(tmp_path: Path, gpt2_like: Any, monkeypatc
 
 
 def change_code(monkeypatch: pytest.MonkeyPatch, tokenizer: Any, path: Path) -> dict[str, Any]:
-    monkeypatch.setattr(prepared, "room_version", lambda room: "another")
+    monkeypatch.setattr(prepared, "source_hash", lambda room: "another")
     return {}
 
 

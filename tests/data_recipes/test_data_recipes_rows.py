@@ -20,7 +20,7 @@ from nanoalign.data_recipes.adapters import ADAPTERS
 from nanoalign.data_recipes.calls import in_call_order
 from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
-from nanoalign.data_recipes.files import BadRow, RowError
+from nanoalign.data_recipes.readers import BadRow, RowError
 from nanoalign.data_recipes.rows import from_row, split_thinking, to_row
 from nanoalign.data_recipes.selection import MixtureReport, load
 from nanoalign.data_recipes.tokenize import tokenize

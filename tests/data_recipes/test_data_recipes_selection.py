@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nanoalign.data_recipes import selection, sources
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.data_recipes.files import BadRow
+from nanoalign.data_recipes.readers import BadRow
 from nanoalign.data_recipes.rows import name_of
 from nanoalign.data_recipes.selection import build, load, select
 from nanoalign.data_recipes.sources import LoadReport, read

@@ -15,9 +15,9 @@ import pytest
 from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.synthetic.config import Served
-from nanoalign.data_recipes.synthetic.play import Made, Maker, play
+from nanoalign.data_recipes.synthetic.driver import Made, Maker, drive
 from nanoalign.data_recipes.synthetic.rejection import rejection
-from nanoalign.data_recipes.synthetic.served import CAPPED, Ask, EndpointError, ServedModel
+from nanoalign.data_recipes.synthetic.served import CAPPED, EndpointError, Query, ServedModel
 
 
 def settings(endpoint: Any, **more: Any) -> Served:
@@ -25,8 +25,8 @@ def settings(endpoint: Any, **more: Any) -> Served:
     return Served.model_validate({"url": endpoint.url, "model": "m", **usual, **more})
 
 
-def question(text: str, number: int = 0) -> Ask:
-    return Ask((Message("user", text),), number=number)
+def question(text: str, number: int = 0) -> Query:
+    return Query((Message("user", text),), number=number)
 
 
 def test_replies_come_in_order_and_are_paid_for_once(endpoint: Any, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_request_is_openais(endpoint: Any, tmp_path: Path, monkeypatch: pyte
     )
     config = settings(endpoint, extra={"top_k": 20}, key_variable="MY_KEY")
     with ServedModel(config, tmp_path / "replies.jsonl") as model:
-        model.answer([Ask(messages, (tool,), 5)])
+        model.answer([Query(messages, (tool,), 5)])
     [body] = endpoint.bodies
     assert (body["model"], body["seed"], body["top_k"], body["max_tokens"]) == ("m", 5, 20, 50)
     assert body["tools"] == [{"type": "function", "function": tool}]
@@ -189,7 +189,7 @@ def test_makers_come_out_in_order_whatever_is_quick(endpoint: Any, tmp_path: Pat
     depths = [3, 0, 5, 1, 4, 0, 2, 5]
     for at_once in (1, 3, 8):
         with ServedModel(settings(endpoint), tmp_path / f"{at_once}.jsonl") as model:
-            made = list(play(map(counting, depths), model, at_once))
+            made = list(drive(map(counting, depths), model, at_once))
         assert [each.samples[0].messages[0].content for each in made] == [f"{n}{'x' * n}" for n in depths]
 
 
@@ -201,7 +201,7 @@ def test_rejection_keeps_the_right_ones_with_their_reasoning(endpoint: Any, tmp_
     )
     makers = [rejection(task, 6, 2, lambda _, answers: [float("4" in each.content) for each in answers])]
     with ServedModel(settings(endpoint), tmp_path / "replies.jsonl") as model:
-        [made] = play(makers, model, 4)
+        [made] = drive(makers, model, 4)
     assert [c.messages for c in made.samples] == [
         (Message("user", "2+2?"), Message("assistant", text, "two and two")) for text in ("4", "4.")
     ]

@@ -20,7 +20,7 @@ from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.generators import in_test, reasoning_gym_names
 from nanoalign.data_recipes.rows import from_row, to_row
 from nanoalign.data_recipes.selection import load
-from nanoalign.data_recipes.sources import describe
+from nanoalign.data_recipes.sources import describe_source
 
 SHARED = Path(os.environ.get("NANOALIGN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data at {SHARED}")
@@ -126,22 +126,22 @@ def test_unknown_names_tell_the_nearest(tmp_path: Path) -> None:
         ("file:rows.jsonl#shargpt", "did you mean `sharegpt`"),
     ):
         with pytest.raises(ConfigError, match=near):
-            describe(name, tmp_path)
+            describe_source(name, tmp_path)
     with pytest.raises(DataError, match=r"gsm8k/train.jsonl is not under .*openai/gsm8k"):
-        describe("gsm8k", tmp_path)
+        describe_source("gsm8k", tmp_path)
     write_rows(tmp_path / "rows.jsonl", [plain(1)])
     with pytest.raises(DataError, match=r"did you mean `rows\.jsonl`"):
-        describe(f"file:{tmp_path / 'row.jsonl'}")
+        describe_source(f"file:{tmp_path / 'row.jsonl'}")
     with pytest.raises(ConfigError, match="no test split"):
         load(f"file:{tmp_path / 'rows.jsonl'}", split="test")
     with pytest.raises(ConfigError, match="only test"):
-        describe("mt-bench", tmp_path, "train")
+        describe_source("mt-bench", tmp_path, "train")
 
 
 def test_describe_imports_no_heavy_library() -> None:
     code = (
-        "import sys; from nanoalign.data_recipes.sources import describe\n"
-        "for name in ('miniature:math', 'reasoning-gym:chain_sum', 'nemotron-v2-math'): describe(name)\n"
+        "import sys; from nanoalign.data_recipes.sources import describe_source\n"
+        "for name in ('miniature:math', 'reasoning-gym:chain_sum', 'nemotron-v2-math'): describe_source(name)\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'reasoning_gym'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -228,7 +228,7 @@ def test_nemotron_post_training_from_a_mirror(tmp_path: Path) -> None:
     by_prompt = {c.messages[0].content: c for c in loaded.conversations}
     assert by_prompt["2+2?"].messages[1] == Message("assistant", "4", "hm")
     assert by_prompt["3+1?"].messages[1] == Message("assistant", "4", "")
-    assert by_prompt["2+2?"].licence == "cc-by-4.0" and describe("nemotron-v2-math", tmp_path)["found"]
+    assert by_prompt["2+2?"].licence == "cc-by-4.0" and describe_source("nemotron-v2-math", tmp_path)["found"]
 
 
 def hub_like(folder: Path, count: int) -> None:
@@ -256,7 +256,7 @@ def test_the_hub_is_streamed_through_datasets(tmp_path: Path, monkeypatch: pytes
     assert 10 < test.report.samples < 100
     first = min(train.conversations, key=lambda c: int(c.messages[1].content))
     assert first.messages[1].reasoning == "hm" and first.licence == "cc-by-4.0" and first.origin.startswith("hub:")
-    assert describe("nemotron-v2-math", tmp_path)["found"] is False
+    assert describe_source("nemotron-v2-math", tmp_path)["found"] is False
 
 
 def test_a_hub_out_of_reach_names_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,15 @@ from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.selection import load
 from nanoalign.data_recipes.synthetic import make
 from nanoalign.data_recipes.synthetic.config import Generate
+from nanoalign.data_recipes.synthetic.driver import Made, Maker
 from nanoalign.data_recipes.synthetic.long_context import across, contexts
-from nanoalign.data_recipes.synthetic.play import Made, Maker
 from nanoalign.data_recipes.synthetic.rejection import rejection
-from nanoalign.data_recipes.synthetic.served import Ask, Reply, _openai, _reply
+from nanoalign.data_recipes.synthetic.served import Query, Reply, _openai, _reply
 from nanoalign.data_recipes.synthetic.trajectories import trajectory
 from nanoalign.data_recipes.synthetic.translation import hidden, restored, translation
 from nanoalign.data_recipes.workplace.office import TOOLS, Event, Office
 
-Model = Callable[[Ask], Message | str]
+Model = Callable[[Query], Message | str]
 
 
 def run(maker: Maker, model: Model) -> Made:
@@ -62,7 +62,7 @@ TASK = Conversation((Message("user", "Cancel yoga."),), TOOLS, "tools", "traject
 
 
 def test_a_trajectory_is_kept_at_its_first_success() -> None:
-    def model(ask: Ask) -> Message | str:
+    def model(ask: Query) -> Message | str:
         """Wrong at first, then cut, then lost in look-ups, then right."""
         turn = sum(message.role == "assistant" for message in ask.messages)
         if ask.number == 40:
@@ -82,7 +82,7 @@ def test_a_trajectory_is_kept_at_its_first_success() -> None:
 
 
 def test_a_success_with_an_unknown_tool_is_not_kept() -> None:
-    def model(ask: Ask) -> Message:
+    def model(ask: Query) -> Message:
         turn = sum(message.role == "assistant" for message in ask.messages)
         calls = [ToolCall("dorp", {}), ToolCall("drop", {"id": "e10"})]
         return answer("", calls[turn]) if turn < 2 else answer("Done.")
@@ -107,7 +107,7 @@ def test_a_question_across_documents_needs_both() -> None:
     documents = [document(n) for n in range(6)]
     needs = ["fact0", "fact1"]
 
-    def model(ask: Ask) -> Message | str:
+    def model(ask: Query) -> Message | str:
         text = ask.messages[-1].content
         if "Reply with JSON" in text:
             assert "fact0" in text and "fact1" in text and "fact2" not in text
@@ -191,7 +191,7 @@ def test_a_translation_keeps_formulas_calls_and_results() -> None:
         TOOLS, "math", "s", "MIT", "en", "1", {"kind": "math", "answer": "4"},
     )  # fmt: skip
 
-    def model(ask: Ask) -> Message | str:
+    def model(ask: Query) -> Message | str:
         text = ask.messages[0].content
         assert "German" in text and "2+2" not in text and "four" not in text
         if ask.number % 4 == 0 and "It is" in text:
@@ -254,7 +254,7 @@ class Said:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def answer(self, asks: Sequence[Ask]) -> list[Reply]:
+    def answer(self, asks: Sequence[Query]) -> list[Reply]:
         bodies = [json.dumps({"message": next(self.said), "finish": "stop"}) for _ in asks]
         kept = [body.encode(errors="backslashreplace") for body in bodies]
         for ask in asks:

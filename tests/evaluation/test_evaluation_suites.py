@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.intervals import Estimate
 from nanoalign.common.stage import StageContext, StageLog
-from nanoalign.common.stats import Estimate
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Message

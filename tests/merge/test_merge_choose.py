@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.stats import Estimate, proportion
+from nanoalign.common.intervals import Estimate, proportion
 from nanoalign.merge.choose import Choice, Point, best, golden_section, neighbours, on_front, pareto_front, ranking
 
 share = st.integers(0, 20).map(lambda count: count / 20)

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from nanoalign.cli import app
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.stats import proportion
-from nanoalign.merge.card import write_card
+from nanoalign.common.intervals import proportion
 from nanoalign.merge.checkpoint import open_checkpoint
 from nanoalign.merge.cli import merge_command, merge_yaml_command, output_folders, parse_alphas, shown_progress
 from nanoalign.merge.mergekit_bridge import mergekit_config, write_config
+from nanoalign.merge.model_card import write_card
 
 
 @given(st.integers(0, 100), st.integers(1, 50), st.integers(0, 20))

@@ -9,7 +9,7 @@ import yaml
 
 from nanoalign.common.errors import CheckpointError, ConfigError
 from nanoalign.merge.cli import merge_many_command, merge_yaml_command
-from nanoalign.merge.mergekit_bridge import as_linear, mergekit_config, read_config, write_config
+from nanoalign.merge.mergekit_bridge import as_linear, load_config, mergekit_config, write_config
 
 pytest.importorskip("mergekit")
 Read = Callable[[Path], dict[str, torch.Tensor]]
@@ -43,7 +43,7 @@ def test_every_method_writes_every_tensor(
     assert any((merged[name] != source[name]).any() for name in source)
     assert {path.name for path in out.iterdir()} >= {path.name for path in a.iterdir()}
     assert f"merge-{method}" in (out / "README.md").read_text()
-    assert read_config(out / "mergekit_config.yml")["merge_method"] == method
+    assert load_config(out / "mergekit_config.yml")["merge_method"] == method
 
 
 def test_task_arithmetic_equals_its_formula(
@@ -150,4 +150,4 @@ def test_settings_that_do_not_fit_a_method_are_refused(method: str, options: dic
 def test_bad_yaml_is_named(text: str, message: str, tmp_path: Path):
     (tmp_path / "c.yml").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_config(tmp_path / "c.yml")
+        load_config(tmp_path / "c.yml")

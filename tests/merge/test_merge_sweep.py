@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.common.intervals import Estimate
 from nanoalign.common.stage import StageContext, StageLog
-from nanoalign.common.stats import Estimate
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.config import Suite
 from nanoalign.merge.checkpoint import open_checkpoint

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.hybrid import install
 from nanoalign.models.isolation import check_isolation
 from nanoalign.models.loss import IGNORED, linear_cross_entropy
-from nanoalign.models.sequence_parallel import spread
+from nanoalign.models.packed_attention import packed_inputs
+from nanoalign.models.sequence_parallel import parallelize
 from tests.models.small import VOCAB, small_model
 
 LENGTHS = [9, 1, 20, 3, 15]
@@ -59,13 +59,13 @@ def compare(name: str, folder: Path) -> None:
     one = {"logits": logits, "loss": loss.detach(), **gradients(model)}
 
     model = model_of(name)
-    spread(model, dist.group.WORLD)
+    parallelize(model, dist.group.WORLD)
     whole = model(**inputs).logits.detach()
     odd = check_isolation(model, [list(range(3, 3 + length)) for length in (7, 12, 4)])  # 23 tokens: filled up
     mine = [inputs[key].chunk(dist.get_world_size(), 1)[dist.get_rank()] for key in ("input_ids", "position_ids")]
-    stretch = dict(zip(("input_ids", "position_ids"), mine)) | {"seq_idx": inputs["seq_idx"]}
+    segment = dict(zip(("input_ids", "position_ids"), mine)) | {"seq_idx": inputs["seq_idx"]}
     part = loss_of(
-        model, model.base_model(**stretch).last_hidden_state, labels.chunk(dist.get_world_size(), 1)[dist.get_rank()]
+        model, model.base_model(**segment).last_hidden_state, labels.chunk(dist.get_world_size(), 1)[dist.get_rank()]
     )
     part.backward()
     summed = {"loss": part.detach(), **gradients(model)}

@@ -5,7 +5,7 @@ import torch
 from transformers import NemotronHForCausalLM
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.models.adapters import attach, matching_targets, merge, require_trained
+from nanoalign.models.adapters import attach, matching_targets, merge_adapter, require_trained
 from nanoalign.models.config import LoRA
 from tests.tiny import tiny_hybrid
 
@@ -41,7 +41,7 @@ def test_merging_fresh_adapters_changes_nothing_and_trained_ones_what_they_learn
             if ".lora_B." in name:
                 weight.normal_(std=0.1)
         expected = model(**inputs).logits
-        merged = merge(model)
+        merged = merge_adapter(model)
         assert not any("lora" in name for name, _ in merged.named_parameters())
         assert set(merged.state_dict()) == set(before.state_dict())
         assert torch.allclose(merged(**inputs).logits, expected, atol=1e-4)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoalign.models.chunks import LONGEST, Documents, documents_of, once_for_each, plain_chunks, tile_bounds
+from nanoalign.models.chunks import LONGEST, PackLayout, cached_per_tensor, pack_layout, plain_chunks, tile_bounds
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=6)
 
@@ -18,7 +18,7 @@ def test_chunks_lie_within_documents(rows: list[list[int]], length: int):
     tokens = max(sum(lengths) for lengths in rows)
     rows = [[*lengths, tokens - sum(lengths)] for lengths in rows]
     document = torch.stack([torch.repeat_interleave(torch.tensor(lengths)) for lengths in rows])
-    chunks = Documents(document).chunks(length, len(rows))
+    chunks = PackLayout(document).chunks(length, len(rows))
     bounds, at, want_begin, want_fresh, want_rows = chunks.begin.tolist(), 0, [], [], []
     for lengths in rows:
         want_rows.append(len(want_begin))
@@ -39,9 +39,9 @@ def test_rows_without_documents_share_their_chunks():
 
 def test_chunks_are_found_once_for_a_pack():
     seq_idx = torch.tensor([[3, 3, 5, 5, 5]])
-    assert documents_of(seq_idx) is documents_of(seq_idx)
-    assert documents_of(seq_idx).chunks(2, 3) is documents_of(seq_idx).chunks(2, 3)
-    assert documents_of(seq_idx).chunks(2, 1).begin.tolist() == [0, 2, 4, 5]
+    assert pack_layout(seq_idx) is pack_layout(seq_idx)
+    assert pack_layout(seq_idx).chunks(2, 3) is pack_layout(seq_idx).chunks(2, 3)
+    assert pack_layout(seq_idx).chunks(2, 1).begin.tolist() == [0, 2, 4, 5]
 
 
 @given(LENGTHS, st.integers(1, 400))
@@ -60,7 +60,7 @@ def test_tiles(lengths: list[int], tile: int):
 def test_results_are_kept_as_long_as_the_tensor():
     calls = []
 
-    @once_for_each
+    @cached_per_tensor
     def total(tensor: torch.Tensor, factor: int) -> torch.Tensor:
         calls.append(factor)
         return tensor.sum() * factor

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from nanoalign.common.errors import IsolationError
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.hybrid import install
-from nanoalign.models.isolation import Document, check_isolation, documents_of, measure, require_isolation
+from nanoalign.models.isolation import Document, check_isolation, documents_of, measure_leaks, require_isolation
+from nanoalign.models.packed_attention import packed_inputs
 from tests.models.small import VOCAB, small_model
 
 ALL = ["nemotron_h", "llama", "mistral", "bamba", "granitemoehybrid", "falcon_h1"]
@@ -93,7 +93,7 @@ def test_rows_of_a_batch_hold_their_own_packs(model: PreTrainedModel):
     rows = [documents([7, 9], 1), documents([12, 1, 3], 2)]
     batch = {"input_ids": torch.cat([laid_end_to_end(row) for row in rows])}
     batch["position_ids"] = torch.cat([packed_inputs([len(one) for one in row])["position_ids"] for row in rows])
-    report = measure(model, batch)
+    report = measure_leaks(model, batch)
     assert (report.documents, report.tokens) == (5, 27)
     assert report.isolated
 

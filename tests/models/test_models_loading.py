@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from nanoalign.common.errors import CheckpointError
-from nanoalign.models.checkpoint import read_tensors
 from nanoalign.models.hybrid import Mamba2Path
-from nanoalign.models.loading import describe, load_model, load_tokenizer, resolve, save_model
+from nanoalign.models.loading import describe_model, load_model, load_tokenizer, resolve, save_model
 from nanoalign.models.miniature import miniature_config
+from nanoalign.models.model_folder import read_tensors
 from tests.models.small import VOCAB, small_model
 
 REPO = Path(__file__).resolve().parents[2]
@@ -113,7 +113,9 @@ def test_shards_are_read_by_their_index(damaged: Path):
     shards = sorted(damaged.glob("*.safetensors"))
     assert len(shards) > 2
     load_model(damaged)
-    assert describe(damaged)["parameters"] == sum(weight.numel() for weight in small_model("nemotron_h").parameters())
+    assert describe_model(damaged)["parameters"] == sum(
+        weight.numel() for weight in small_model("nemotron_h").parameters()
+    )
     index = damaged / "model.safetensors.index.json"
     places = json.loads(index.read_text())
     name = next(name for name, file in places["weight_map"].items() if file == shards[0].name)
@@ -135,7 +137,7 @@ def test_missing_folders_and_configs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json: has no model_type"):
-        describe(tmp_path)
+        describe_model(tmp_path)
     for spec in ("builtin:nothing", "pip:nothing"):
         with pytest.raises(CheckpointError, match="unknown"):
             resolve(spec)
@@ -145,7 +147,7 @@ def test_missing_folders_and_configs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(CheckpointError, match="no-one/nothing-here: not a folder here, and could not be fetched"):
         resolve("no-one/nothing-here")
     with pytest.raises(CheckpointError, match="its shape is not known"):
-        describe("no-one/nothing-here")
+        describe_model("no-one/nothing-here")
 
 
 @pytest.mark.parametrize(
@@ -157,14 +159,14 @@ def test_missing_folders_and_configs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_known_models_are_described_by_name(spec: str, count: float, blocks: dict[str, int]):
     """The published sizes: 12.31B and 8.89B parameters (METHOD.md; arXiv 2508.14444)."""
-    found = describe(spec)
+    found = describe_model(spec)
     assert found["parameters"] == pytest.approx(count, rel=1e-3)
     assert found["blocks"] == blocks
 
 
 def test_nano_9b_fits_its_target():
     """9B at 128K in bf16: 16.6 GiB of weights, 2.0 of KV cache, 0.13 of state (arXiv 2508.14444)."""
-    found = describe("nvidia/NVIDIA-Nemotron-Nano-9B-v2")
+    found = describe_model("nvidia/NVIDIA-Nemotron-Nano-9B-v2")
     assert found["weight_bytes"] / 2**30 == pytest.approx(16.6, abs=0.1)
     assert found["kv_bytes_per_token"] * 131_072 / 2**30 == pytest.approx(2.0, abs=0.01)
     assert found["state_bytes_per_sequence"] / 2**30 == pytest.approx(0.13, abs=0.01)
@@ -185,7 +187,7 @@ def test_the_miniature_is_described_as_it_is():
 
 def test_describing_needs_no_torch(saved: Path):
     code = (
-        "import sys; from nanoalign.models.loading import describe; "
-        f"describe({str(saved)!r}); assert 'torch' not in sys.modules"
+        "import sys; from nanoalign.models.loading import describe_model; "
+        f"describe_model({str(saved)!r}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO, env={"PYTHONPATH": str(REPO), "PATH": ""})

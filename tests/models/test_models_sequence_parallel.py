@@ -10,7 +10,7 @@ import torch
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.models.hybrid import install
-from nanoalign.models.sequence_parallel import spread
+from nanoalign.models.sequence_parallel import parallelize
 from tests.models.small import small_model
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_heads_that_do_not_divide_are_refused() -> None:
         model = small_model(name)
         install(model)
         with pytest.raises(ConfigError, match="3 ranks do not divide the model's 4 attention heads"):
-            spread(model, Three())  # type: ignore[arg-type]
+            parallelize(model, Three())  # type: ignore[arg-type]
     model = small_model("nemotron_h")
     with pytest.raises(ConfigError, match="cannot spread attention 'sdpa'"):
-        spread(model, Three())  # type: ignore[arg-type]
+        parallelize(model, Three())  # type: ignore[arg-type]

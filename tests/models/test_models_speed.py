@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from nanoalign.common.errors import ConfigError
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.hybrid import Mamba2Path, install
 from nanoalign.models.kernels import TORCH
 from nanoalign.models.loss import causal_loss
 from nanoalign.models.offload import HostOffload
-from nanoalign.models.speed import prepare
+from nanoalign.models.packed_attention import packed_inputs
+from nanoalign.models.speed import configure_model
 from nanoalign.models.tiling import TiledNemotronHBlock
 from tests.models.small import VOCAB, small_model
 
@@ -24,9 +24,9 @@ from tests.models.small import VOCAB, small_model
 def test_a_recipes_switches():
     model = small_model("nemotron_h")
     install(model)
-    prepare(model, Training(learning_rate=1e-3), torch.device("cpu"))
+    configure_model(model, Training(learning_rate=1e-3), torch.device("cpu"))
     assert not any(isinstance(module, TiledNemotronHBlock) for module in model.modules())
-    prepare(
+    configure_model(
         model, Training(learning_rate=1e-3, gradient_checkpointing=True, tile=64, keep_blocks=2), torch.device("cpu")
     )
     blocks = [module for module in model.modules() if isinstance(module, TiledNemotronHBlock)]
@@ -34,13 +34,13 @@ def test_a_recipes_switches():
     assert {block.tile for block in blocks} == {64}
     assert all(module.kernels is TORCH for module in model.modules() if isinstance(module, Mamba2Path))
     with pytest.raises(ConfigError, match="needs a CUDA device"):
-        prepare(model, Training(learning_rate=1e-3, kernels="triton"), torch.device("cpu"))
+        configure_model(model, Training(learning_rate=1e-3, kernels="triton"), torch.device("cpu"))
 
 
 def test_a_model_without_mamba_needs_no_kernels():
     model = small_model("llama")
     install(model)
-    prepare(model, Training(learning_rate=1e-3, kernels="triton"), torch.device("cpu"))
+    configure_model(model, Training(learning_rate=1e-3, kernels="triton"), torch.device("cpu"))
 
 
 def test_offload_leaves_other_devices_alone():
@@ -59,7 +59,7 @@ def kept(keep: int, kind: str = "cpu", lora: bool = False) -> PreTrainedModel:
     if lora:
         attach(model, LoRA(), seed=0)
     settings = {"gradient_checkpointing": True, "tile": 16, "keep_blocks": keep, "kernels": "torch"}
-    prepare(model, Training(learning_rate=1e-3, **settings), model.device)
+    configure_model(model, Training(learning_rate=1e-3, **settings), model.device)
     return model
 
 

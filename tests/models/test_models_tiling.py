@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.hybrid import install
 from nanoalign.models.isolation import check_isolation
 from nanoalign.models.loss import causal_loss
 from nanoalign.models.lowrank import project
+from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.tiling import tile
 from tests.models.small import VOCAB, small_model
 

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.models.config import Training
-from nanoalign.models.training import WHOLE, newest_checkpoint, resolve_device, training_arguments
+from nanoalign.models.training import COMPLETE, newest_checkpoint, resolve_device, training_arguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def test_only_whole_checkpoints_are_found_and_others_are_cleared_away(tmp_path: 
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
     for step in (2, 9, 10):
-        (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
 

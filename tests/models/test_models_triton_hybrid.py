@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from nanoalign.models import chunks
 from nanoalign.models.adapters import attach
-from nanoalign.models.chunks import documents_of
+from nanoalign.models.chunks import pack_layout
 from nanoalign.models.config import LoRA
-from nanoalign.models.documents import packed_inputs
 from nanoalign.models.hybrid import Mamba2Path, install
 from nanoalign.models.kernels import TORCH, TRITON, KernelSet
 from nanoalign.models.mamba2 import split_channels
+from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.tiling import tile
 from tests.models.small import VOCAB, small_model
 
@@ -138,7 +138,7 @@ def test_a_share_of_the_heads(heads: slice):
     x, inputs, outputs = split_channels(wide, mixer.num_heads, mixer.head_dim, mixer.ssm_state_size)
     parts = [x[:, :, heads], inputs[:, :, group], outputs[:, :, group]]
     channels = torch.cat([part.flatten(2) for part in parts], -1)
-    documents = documents_of(packed_inputs(LENGTHS, device=DEVICE)["seq_idx"])
+    documents = pack_layout(packed_inputs(LENGTHS, device=DEVICE)["seq_idx"])
     found = []
     for kernels in (TORCH, TRITON):
         mixer.kernels = kernels

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed (it comes with tor
 from nanoalign.models import triton_conv  # noqa: E402
 from nanoalign.models.triton_conv import CausalConv  # noqa: E402
 from nanoalign.models.triton_kernels import GatedNorm, SquaredReLU  # noqa: E402
-from nanoalign.models.triton_loss import losses_and_slopes  # noqa: E402
+from nanoalign.models.triton_loss import losses_and_grads  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -139,5 +139,5 @@ def test_losses_and_slopes(vocabulary: int):
     labels[2], labels[0] = -100, vocabulary - 1
     want = F.cross_entropy(logits, labels, reduction="none", ignore_index=-100)
     slopes = logits.detach().clone()
-    assert torch.allclose(losses_and_slopes(slopes, labels, -100), want, atol=1e-5)
+    assert torch.allclose(losses_and_grads(slopes, labels, -100), want, atol=1e-5)
     assert torch.allclose(slopes, torch.autograd.grad(want.sum(), logits)[0], atol=1e-5)

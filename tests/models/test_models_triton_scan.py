@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanoalign.models.chunks import Documents
+from nanoalign.models.chunks import PackLayout
 from nanoalign.models.kernels import scan, triton_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,9 +30,9 @@ def drawn(batch: int, tokens: int, heads: int, head_dim: int, groups: int, size:
     return channels, steps, -3 * noise(heads).abs(), noise(heads), noise(batch, heads, head_dim, size)
 
 
-def documents(*lengths: int) -> Documents:
+def documents(*lengths: int) -> PackLayout:
     sizes = torch.tensor(lengths, device=DEVICE)
-    return Documents(torch.repeat_interleave(sizes).unsqueeze(0))
+    return PackLayout(torch.repeat_interleave(sizes).unsqueeze(0))
 
 
 @settings(max_examples=8, deadline=None)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from nanoalign.common.stage import StageLog
-from nanoalign.models.adapters import attach, merge
+from nanoalign.models.adapters import attach, merge_adapter
 from nanoalign.models.config import LoRA, Training
 from nanoalign.models.training import RecipeTrainer, training_arguments
 from tests.tiny import tiny_hybrid
@@ -54,7 +54,7 @@ def train(folder: Path, moment: str, adapters: bool) -> None:
     trainer = Mortal(model, arguments, train_dataset=rows(18), train=recipe, log=StageLog(folder))
     trainer.moment = moment
     trainer.train_or_resume()
-    safetensors.torch.save_model(merge(model) if adapters else model, str(folder / "weights.safetensors"))
+    safetensors.torch.save_model(merge_adapter(model) if adapters else model, str(folder / "weights.safetensors"))
 
 
 def main() -> None:

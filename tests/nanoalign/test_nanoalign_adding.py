@@ -17,7 +17,7 @@ from nanoalign.data_recipes.catalog import Source, catalog
 from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.conversation import Answer, Message
 from nanoalign.data_recipes.selection import load as load_rows
-from nanoalign.plan_text import as_text
+from nanoalign.plan_text import render_plan
 from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import RecipeError, dump, load
 from nanoalign.reward import REWARDS, Sample, make_reward
@@ -137,7 +137,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planned(folder: Path, *overrides: str) -> str:
     """What the plan and the resolved recipe show."""
     recipe = load(str(folder / "toys.yaml"), overrides, data_root=folder, check_files=True)
-    return as_text(plan.make(recipe, folder / "runs", folder)) + dump(recipe)
+    return render_plan(plan.make_plan(recipe, folder / "runs", folder)) + dump(recipe)
 
 
 def test_a_data_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,13 +206,13 @@ import sys
 from pathlib import Path
 from nanoalign import plan
 from nanoalign.common.stage import StageContext, StageLog
-from nanoalign.plan_text import as_text
+from nanoalign.plan_text import render_plan
 from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import RecipeError, load
 from nanoalign.stages import run_stage
 
 recipe, folder = load("toys.yaml"), Path("runs/toys/first")
-assert "first  toy from base" in as_text(plan.make(recipe, Path("runs"), None)), "the plan"
+assert "first  toy from base" in render_plan(plan.make_plan(recipe, Path("runs"), None)), "the plan"
 assert "torch" not in sys.modules, "torch in the plan"
 assert "Whether it is loud." in json_schema(), "the schema"
 for wrong, said in (("stages.first.kind=toyy", "unknown `toyy`; did you mean `toy`?"),

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nanoalign.cli import app
-from nanoalign.nemo_rl.schema import check
+from nanoalign.nemo_rl.schema import check_config
 
 RECIPE = """\
 name: small
@@ -63,7 +63,7 @@ def test_sft_stages_alone_packed_and_joined(export) -> None:
         result, folder = export(stage)
         assert result.exit_code == 0, result.output
         exported[stage] = read(folder)
-        check(exported[stage][0], "sft", exported=True)
+        check_config(exported[stage][0], "sft", exported=True)
         assert "--partition=batch" in (folder / "launch.sh").read_text()
     single, packed, joined = (exported[stage] for stage in ("single", "packed", "joined"))
     assert len(packed[1]) > len(joined[1]) and len(single[1]) > len(joined[1])
@@ -79,7 +79,7 @@ def test_a_grpo_stage_holds_prompts_in_both_modes(export) -> None:
     result, folder = export("grown")
     assert result.exit_code == 0, result.output
     config, rows = read(folder)
-    check(config, "grpo", exported=True)
+    check_config(config, "grpo", exported=True)
     assert {row["thinking"] for row in rows} == {True, False} and len(rows) == 8
     assert config["cluster"] == {"gpus_per_node": 2, "num_nodes": 1}
     assert json.loads(rows[0]["known"])["task"]["kind"] == "instruction"

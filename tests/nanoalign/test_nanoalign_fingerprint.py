@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
-from nanoalign.common.config import HOW_IT_RUNS, Section
+from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.graph import nodes, resolved
 from nanoalign.recipe.load import load
 from nanoalign.recipe.schema import Recipe
@@ -36,7 +36,7 @@ def test_no_other_field_is_left_out() -> None:
         f"{section.__name__}.{name}"
         for section in sections(Recipe)
         for name, field in section.model_fields.items()
-        if HOW_IT_RUNS in field.metadata
+        if RUNTIME_ONLY in field.metadata
     }
     assert found == LEFT_OUT
 

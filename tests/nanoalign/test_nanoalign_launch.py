@@ -6,7 +6,7 @@ import pytest
 
 from nanoalign import plan as planning
 from nanoalign.launch import command
-from nanoalign.plan_text import as_text
+from nanoalign.plan_text import render_plan
 from nanoalign.recipe.load import RecipeError, load
 
 RECIPE = """
@@ -91,7 +91,7 @@ def test_a_stage_that_cannot_be_spread_runs_on_one_process_and_the_plan_says_why
 ) -> None:
     (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
     loaded = load(str(tmp_path / "spread.yaml"), [f"launch={launch}", f"stages.asked.rollouts.engine={engine}"])
-    notes = planning.make(loaded, tmp_path / "runs", None).notes
+    notes = planning.make_plan(loaded, tmp_path / "runs", None).notes
     assert [note for note in notes if said and said in note] == notes
     several = "torch.distributed.run" in " ".join(command(loaded, "asked", tmp_path / "job.json").argv)
     assert several == (not said and loaded.launch.devices > 1)
@@ -104,7 +104,7 @@ def test_grpo_batches_divide_over_processes_too(tmp_path: Path) -> None:
 
 
 def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:
-    plan = planning.make(load(recipe(tmp_path)), tmp_path / "runs", None)
+    plan = planning.make_plan(load(recipe(tmp_path)), tmp_path / "runs", None)
     (stage,) = plan.stages
     assert (stage.devices, stage.sequence_parallel, stage.zero) == (4, 2, 3)
-    assert "devices   4, 2 share a pack, ZeRO-3" in as_text(plan)
+    assert "devices   4, 2 share a pack, ZeRO-3" in render_plan(plan)

@@ -16,10 +16,10 @@ from nanoalign.data_recipes.tokenize import Example
 from nanoalign.models.config import LoRA, Training
 from nanoalign.models.loading import load_tokenizer
 from nanoalign.models.schedules import schedule_curve
-from nanoalign.nemo_rl.folder import write
+from nanoalign.nemo_rl.folder import write_export
 from nanoalign.nemo_rl.policy import export_grpo
 from nanoalign.nemo_rl.preference import export_dpo
-from nanoalign.nemo_rl.schema import check, keys, require
+from nanoalign.nemo_rl.schema import check_config, known_keys, require
 from nanoalign.nemo_rl.settings import Target, schedule
 from nanoalign.nemo_rl.supervised import Packing, export_sft
 from nanoalign.rl.collect import Prompt
@@ -33,7 +33,7 @@ EXAMPLES = [Example([1, 2, 3, 4], [0, 0, 1, 1]), Example([5, 6, 7], [0, 1, 0])] 
 
 def whole(algorithm: str) -> dict:
     """A config with every required key, of the first type its table names, and nothing else."""
-    table = keys(algorithm)
+    table = known_keys(algorithm)
     config: dict = {}
     for name, key in sorted(table.items()):
         if not key.required:
@@ -85,9 +85,9 @@ def grpo(target, tokenizer, **changes):
 @pytest.mark.parametrize("algorithm", ["sft", "dpo", "grpo"])
 def test_whole_configs_pass_and_each_required_key_is_missed(algorithm: str) -> None:
     config = whole(algorithm)
-    check(config, algorithm)
+    check_config(config, algorithm)
     require(config, algorithm)
-    required = [name for name, key in keys(algorithm).items() if key.required]
+    required = [name for name, key in known_keys(algorithm).items() if key.required]
     assert len(required) == {"sft": 57, "dpo": 62, "grpo": 100}[algorithm]
     for name in required:
         with pytest.raises(ConfigError, match=f"missing: .*{name}"):
@@ -109,14 +109,14 @@ def test_whole_configs_pass_and_each_required_key_is_missed(algorithm: str) -> N
 )
 def test_typos_and_wrong_types_are_named(config: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        check(config, "grpo")
+        check_config(config, "grpo")
 
 
 def test_interpolations_integers_for_floats_and_free_sections_pass() -> None:
-    check({"policy": {"generation": {"max_new_tokens": "${policy.max_total_sequence_length}"}}}, "grpo")
-    check({"loss_fn": {"reference_policy_kl_penalty": 0}, "env": {"ours": {"any": {"thing": 1}}}}, "grpo")
+    check_config({"policy": {"generation": {"max_new_tokens": "${policy.max_total_sequence_length}"}}}, "grpo")
+    check_config({"loss_fn": {"reference_policy_kl_penalty": 0}, "env": {"ours": {"any": {"thing": 1}}}}, "grpo")
     with pytest.raises(ConfigError, match="not a key of every version"):
-        check({"data_plane": {"enabled": True}}, "grpo", exported=True)
+        check_config({"data_plane": {"enabled": True}}, "grpo", exported=True)
 
 
 @pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
@@ -143,7 +143,7 @@ def test_sft_rows_keep_ids_and_masks_and_packs_become_batches_of_documents(targe
         {"input_ids": [1, 2, 3, 4], "lengths": [2, 2], "trained": [0, 1]},
         {"input_ids": [5, 6, 7], "lengths": [1, 1, 1], "trained": [0, 1, 0]},
     ]
-    check(export.config, "sft", exported=True)
+    check_config(export.config, "sft", exported=True)
     assert export.config["policy"]["dtensor_cfg"]["lora_cfg"]["dim"] == TRAIN.lora.rank
     assert export.config["sft"]["max_num_steps"] == 10 and export.config["sft"]["max_num_epochs"] == 5
     packing = Packing(tokens=8, packs=40 // 4)
@@ -165,7 +165,7 @@ def test_grpo_settings_map(target: Target, tokenizer) -> None:
     judge = {"url": "http://judge:8000/v1", "model": "m"}
     export = grpo(target, tokenizer, reward={"judge": 1.0, "math": 1.0}, judge=judge, loss="gspo", kl=0.01)
     config = export.config
-    check(config, "grpo", exported=True)
+    check_config(config, "grpo", exported=True)
     assert config["grpo"]["num_prompts_per_step"] == 4 and config["grpo"]["num_generations_per_prompt"] == 4
     assert config["loss_fn"]["sequence_level_importance_ratios"] and not config["loss_fn"]["token_level_loss"]
     assert config["policy"]["max_total_sequence_length"] == 3 + 64
@@ -202,19 +202,19 @@ def test_dpo_takes_a_rounds_pairs_without_forced_tokens(target: Target, tmp_path
     forced = [pair | {"rejected": {"token_ids": [4], "forced": [n == 0]}} for n in range(9)]
     pairs.write_text("\n".join(map(json.dumps, forced)))
     export = export_dpo(target, stage, pairs)
-    check(export.config, "dpo", exported=True)
+    check_config(export.config, "dpo", exported=True)
     assert list(export.rows) == [{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]}] * 8
     assert export.config["dpo"]["reference_policy_kl_penalty"] == 0.2
     assert any("1 pairs with forced tokens" in note for _, note in export.notes)
 
 
 def test_the_folder_is_whole_and_its_scripts_parse(target: Target, tokenizer) -> None:
-    write(grpo(target, tokenizer), target, target.folder, {"partition": "batch", "account": None})
+    write_export(grpo(target, tokenizer), target, target.folder, {"partition": "batch", "account": None})
     names = {path.name for path in target.folder.iterdir()}
     assert names == {"config.yaml", "data.jsonl", "nanoalign_nemo_rl.py", "start.py", "launch.sh", "README.md"}
     config = yaml.safe_load((target.folder / "config.yaml").read_text())
     assert config["defaults"] == "${oc.env:NEMO_RL_ROOT}/examples/configs/grpo_math_1B.yaml"
-    check(config, "grpo", exported=True)
+    check_config(config, "grpo", exported=True)
     for name in ("nanoalign_nemo_rl.py", "start.py"):
         compile((target.folder / name).read_text(), name, "exec")
     assert subprocess.run(["bash", "-n", target.folder / "launch.sh"], check=False).returncode == 0
@@ -227,5 +227,5 @@ def test_a_config_that_nemo_rl_does_not_know_is_not_written(target: Target, toke
     export = grpo(target, tokenizer)
     export.config["grpo"]["num_prompt_per_step"] = 1
     with pytest.raises(ConfigError, match=r"did you mean `grpo\.num_prompts_per_step"):
-        write(export, target, target.folder, {})
+        write_export(export, target, target.folder, {})
     assert not target.folder.exists()

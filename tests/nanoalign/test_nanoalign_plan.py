@@ -19,7 +19,7 @@ from nanoalign.graph import nodes
 from nanoalign.models.config import Training
 from nanoalign.plan_cost import Share, generate_bytes, generate_seconds, train_bytes, train_seconds
 from nanoalign.plan_data import plan_mixture
-from nanoalign.plan_text import amount, as_text, count_text
+from nanoalign.plan_text import amount, count_text, render_plan
 from nanoalign.recipe.load import load, shipped
 from nanoalign.recipe.schema import Recipe
 
@@ -69,7 +69,7 @@ def test_no_torch_is_imported(name: str, tmp_path: Path) -> None:
         "from nanoalign.common.errors import DataError\n"
         f"recipe = load({name!r})\n"
         "try:\n"
-        f"    print(plan_text.as_text(plan.make(recipe, Path({str(tmp_path)!r}), None)))\n"
+        f"    print(plan_text.render_plan(plan.make_plan(recipe, Path({str(tmp_path)!r}), None)))\n"
         "except DataError as error:\n"
         "    print('data is not here:', error)\n"
         "heavy = {'torch', 'transformers', 'datasets', 'trl', 'vllm', 'reasoning_gym'} & set(sys.modules)\n"
@@ -81,7 +81,7 @@ def test_no_torch_is_imported(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_exact(recipe: Recipe, tmp_path: Path) -> None:
-    plan = planning.make(recipe, tmp_path / "runs", None)
+    plan = planning.make_plan(recipe, tmp_path / "runs", None)
     whole, packed, asked, verdict = plan.stages
     assert (whole.samples, whole.batch_size) == (planning.Amount(40), 8)
     assert whole.steps is not None and whole.steps.sign == "~" and whole.steps.value >= 10
@@ -99,7 +99,7 @@ def test_tokens_are_close_to_those_of_training(recipe: Recipe, tmp_path: Path) -
     from nanoalign.data_recipes.tokenize import encode_batch
     from nanoalign.models.loading import load_tokenizer
 
-    planned = planning.make(recipe, tmp_path / "runs", None).stages[0].data
+    planned = planning.make_plan(recipe, tmp_path / "runs", None).stages[0].data
     assert planned is not None and planned.tokenizer
     examples = encode_batch(build(recipe.data["mixed"], None, 5).conversations, chat_format(recipe.chat),
                             load_tokenizer(recipe.model))  # fmt: skip
@@ -108,9 +108,9 @@ def test_tokens_are_close_to_those_of_training(recipe: Recipe, tmp_path: Path) -
 
 
 def test_samples_longer_than_a_sequence_are_shown(recipe: Recipe, tmp_path: Path) -> None:
-    plan = planning.make(recipe, tmp_path / "runs", None)
+    plan = planning.make_plan(recipe, tmp_path / "runs", None)
     assert plan.stages[0].too_long > 0 and plan.stages[1].too_long == 0
-    assert f"WARNING   {plan.stages[0].too_long} of " in as_text(plan)
+    assert f"WARNING   {plan.stages[0].too_long} of " in render_plan(plan)
 
 
 counts = st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=4), min_size=1, max_size=3)
@@ -123,7 +123,7 @@ def test_the_mean_is_never_above_the_longest(sources: list[tuple[int, list[list[
     mixture = Mixture(sources={f"file:{number}": samples for number, (samples, _) in enumerate(sources)})
     about = {"rows": None, "where": "", "licence": "", "found": True}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nanoalign.data_recipes.sources.describe", lambda *asked: about)
+        patch.setattr("nanoalign.data_recipes.sources.describe_source", lambda *asked: about)
         patch.setattr("nanoalign.plan_data.first_samples", lambda source, *rest: source)
         patch.setattr("nanoalign.plan_data.measure", lambda source, *rest: measured[source])
         planned = plan_mixture("mixed", mixture, "chatml", None, None)
@@ -148,7 +148,7 @@ def test_a_launch_to_no_effect_is_said(launch: str, stages: list[str], said: str
         str(tmp_path / "tiny.yaml"), [f"launch={launch}", "stages.asked.from=base", "stages.verdict.of=[base]"]
     )
     recipe = recipe.model_copy(update={"stages": {name: recipe.stages[name] for name in stages}})
-    text = as_text(planning.make(recipe, tmp_path / "runs", None))
+    text = render_plan(planning.make_plan(recipe, tmp_path / "runs", None))
     assert (f"NOTE: {said}" in text) if said else ("NOTE" not in text)
 
 
@@ -161,9 +161,9 @@ def test_a_finished_stage_is_not_planned(recipe: Recipe, tmp_path: Path) -> None
     )  # fmt: skip
     write_record(tmp_path / "whole", record)
     (tmp_path / "whole" / "model").mkdir()
-    plan = planning.make(recipe, tmp_path, None)
+    plan = planning.make_plan(recipe, tmp_path, None)
     assert [stage.reason for stage in plan.stages] == [None, "not run yet", "after packed", "after packed, asked"]
-    text = as_text(plan)
+    text = render_plan(plan)
     assert "└─ whole [sft]: finished" in text and "took 1:05 before" in text and "would run 3 of 4 stages" in text
     assert "packed/model/{config.json," in text and "whole/{stage.json" not in text
 
@@ -198,17 +198,17 @@ def test_bad_rows_are_met_as_the_run_meets_them(tmp_path: Path, fault: str) -> N
     text = RECIPE.replace("miniature:math: 30, miniature:tools: 10", f"'file:{rows}': 2")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"rows\.jsonl:2"):
-        planning.make(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None)
+        planning.make_plan(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None)
     (tmp_path / "tiny.yaml").write_text(text.replace("': 2}", "': 2}, on_bad_row: skip"), encoding="utf-8")
-    data = planning.make(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None).stages[0].data
+    data = planning.make_plan(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None).stages[0].data
     assert data is not None and len(data.lengths) == 2 and data.samples == 2
 
 
 def test_an_unknown_model_has_no_estimates(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE.replace("builtin:miniature-base", "some/model"), encoding="utf-8")
-    plan = planning.make(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None)
+    plan = planning.make_plan(load(str(tmp_path / "tiny.yaml")), tmp_path / "runs", None)
     assert plan.model is None and all(stage.memory_gb is None for stage in plan.stages)
-    assert "size unknown" in as_text(plan) and "time unknown" in as_text(plan)
+    assert "size unknown" in render_plan(plan) and "time unknown" in render_plan(plan)
 
 
 MODEL = {"parameters": 10**7, "blocks": {"attention": 4}, "hidden_size": 64, "vocab_size": 512,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from nanoalign.cli import app
 from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import RecipeError, dump, load, shipped
-from nanoalign.recipe.source import Source, merge, parse_yaml
+from nanoalign.recipe.source import YamlTree, merge_trees, parse_yaml
 
 RECIPE = """\
 name: small
@@ -381,7 +381,7 @@ DICTS = st.recursive(st.integers(0, 3), lambda inner: st.dictionaries(st.sampled
 
 @given(st.dictionaries(st.sampled_from("abc"), DICTS), st.dictionaries(st.sampled_from("abc"), DICTS))
 def test_merge_keeps_what_is_above_and_is_idempotent(below: dict, above: dict) -> None:
-    merged = merge(Source(below), Source(above)).data
+    merged = merge_trees(YamlTree(below), YamlTree(above)).data
 
     def holds(top: object, whole: object) -> bool:
         if isinstance(top, dict) and isinstance(whole, dict):
@@ -389,5 +389,5 @@ def test_merge_keeps_what_is_above_and_is_idempotent(below: dict, above: dict) -
         return top == whole
 
     assert holds(above, merged)
-    assert merge(Source(merged), Source(above)).data == merged
-    assert merge(Source(below), Source({})).data == below
+    assert merge_trees(YamlTree(merged), YamlTree(above)).data == merged
+    assert merge_trees(YamlTree(below), YamlTree({})).data == below

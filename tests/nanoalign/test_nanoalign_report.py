@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import alone
-from nanoalign.common.stats import Estimate, proportion
-from nanoalign.going_on import kept
+from nanoalign.common.files import exclusive_lock
+from nanoalign.common.intervals import Estimate, proportion
 from nanoalign.recipe.load import dump, load
-from nanoalign.report import note_rerun, write, write_pictures
-from nanoalign.report.figures import difference, flat, pooled, spearman
+from nanoalign.report import note_rerun, write_pictures, write_report
+from nanoalign.report.figures import difference, flatten, pooled, spearman
 from nanoalign.report.read import read_run
 from nanoalign.report.sections import sections
+from nanoalign.resume import resume_point
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -48,13 +48,13 @@ def test_pooling_and_differences():
 
 
 def test_flat_names():
-    assert flat("x", {"value": 1.0, "low": 0.5, "high": 1.5, "n": 4}) == {
+    assert flatten("x", {"value": 1.0, "low": 0.5, "high": 1.5, "n": 4}) == {
         "x": 1.0,
         "x.low": 0.5,
         "x.high": 1.5,
         "x.n": 4,
     }
-    assert flat("x", {"a": {"b": 2}, "c": None}) == {"x.a.b": 2}
+    assert flatten("x", {"a": {"b": 2}, "c": None}) == {"x.a.b": 2}
 
 
 def score(successes: int, n: int = 50) -> dict[str, float]:
@@ -109,7 +109,7 @@ def run_folder(tmp_path):
 
 
 def test_the_method_s_figures(run_folder):
-    write(run_folder)
+    write_report(run_folder)
     figures = json.loads((run_folder / "report.json").read_text())["figures"]
     assert figures["reasoning.thinking_gain_points"] == pytest.approx(60)
     assert figures["reasoning.thinking_gain_points.n"] == 100
@@ -188,7 +188,7 @@ def hostile_page(run_folder):
     (failed / "metrics.jsonl").write_text(
         json.dumps({"time": 0, "step": 3, "total_steps": 9, "phase": everything}) + "\n"
     )
-    write(run_folder)
+    write_report(run_folder)
     return run_folder / "report.html"
 
 
@@ -258,7 +258,7 @@ def test_a_failed_stage_says_where_why_and_how_to_go_on(run_folder):
         (place / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
         if whole:
             (place / "checkpoints" / f"checkpoint-{step}" / "whole").touch()
-    write(run_folder)
+    write_report(run_folder)
     page = (run_folder / "report.html").read_text()
     again = f"nanoalign run {run_folder}/recipe.yaml --root {run_folder.parent}"
     for expected in (
@@ -271,7 +271,7 @@ def test_a_failed_stage_says_where_why_and_how_to_go_on(run_folder):
 
 
 def test_where_a_stage_goes_on(tmp_path):
-    assert kept(tmp_path) == "its beginning (it has no checkpoint yet)"
+    assert resume_point(tmp_path) == "its beginning (it has no checkpoint yet)"
     for path in (
         "round-0/round.json",
         "round-9/round.json",
@@ -280,22 +280,22 @@ def test_where_a_stage_goes_on(tmp_path):
     ):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()
-    assert kept(tmp_path) == "round 10, the checkpoint at step 4"
+    assert resume_point(tmp_path) == "round 10, the checkpoint at step 4"
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "evaluation.json").write_text('{"checkpoints": {"a": {}, "b": {}}}')
-    assert kept(tmp_path / "measured") == "the 2 models already measured"
+    assert resume_point(tmp_path / "measured") == "the 2 models already measured"
     (tmp_path / "measured" / "evaluation.json").write_text('{"checkp')
-    assert kept(tmp_path / "measured") == "its beginning (it has no checkpoint yet)"
+    assert resume_point(tmp_path / "measured") == "its beginning (it has no checkpoint yet)"
 
 
 @pytest.mark.parametrize("status", ["running", "stopped"])
 def test_a_run_in_any_state_has_a_report(run_folder, status):
     begin(run_folder, "chat", status)
-    write(run_folder)
+    write_report(run_folder)
     state = "killed" if status == "running" else status
     assert f"<b>chat: {state}</b>, it reached: before its first step" in (run_folder / "report.html").read_text()
-    with alone(run_folder, "a run"):
-        write(run_folder)
+    with exclusive_lock(run_folder, "a run"):
+        write_report(run_folder)
     state = "at work" if status == "running" else status
     assert f"<b>chat: {state}</b>" in (run_folder / "report.html").read_text()
 
@@ -304,13 +304,13 @@ def test_a_run_that_has_just_begun_has_a_report(run_folder, tmp_path):
     new = tmp_path / "new"
     new.mkdir()
     with pytest.raises(ConfigError, match=r"new: not a run's folder \(runs/NAME\): it contains no recipe.yaml"):
-        write(new)
+        write_report(new)
     shutil.copy(run_folder / "recipe.yaml", new)
-    write(new)
+    write_report(new)
     assert "stages <b>0 of 9</b>" in (new / "report.html").read_text()
     (new / "recipe.yaml").write_text("name: old\n")
     with pytest.raises(ConfigError, match="not a recipe of this version"):
-        write(new)
+        write_report(new)
 
 
 def test_pictures_are_written(run_folder, tmp_path):

@@ -15,7 +15,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from nanoalign import runner
-from nanoalign.artifacts import read_record, read_rows
+from nanoalign.artifacts import read_jsonl, read_record
 from nanoalign.common.errors import StageError
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.conversation import Message
@@ -55,7 +55,7 @@ def weights(stage: Path) -> str:
 def kill_after(stage: Path, rows: int, wait_s: float) -> None:
     """Kills the stage's process group ``wait_s`` after it has logged ``rows`` rows."""
     end = time.monotonic() + 300
-    while len(read_rows(stage / "metrics.jsonl")) < rows:
+    while len(read_jsonl(stage / "metrics.jsonl")) < rows:
         assert time.monotonic() < end
         time.sleep(0.02)
     time.sleep(wait_s)
@@ -87,6 +87,6 @@ def test_a_killed_sft_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
     record = read_record(killed)
     assert record is not None and (record.status, record.attempts) == ("finished", 2)
     assert weights(killed) == weights(whole)
-    losses = [[row.get("loss") for row in read_rows(stage / "metrics.jsonl")] for stage in (whole, killed)]
+    losses = [[row.get("loss") for row in read_jsonl(stage / "metrics.jsonl")] for stage in (whole, killed)]
     assert losses[0] == losses[1] and len(losses[0]) >= 6
     assert record.figures["trained_tokens"] == read_record(whole).figures["trained_tokens"]  # type: ignore[union-attr]

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from nanoalign import graph, runner
-from nanoalign.artifacts import StageRecord, read_record, read_rows
+from nanoalign.artifacts import StageRecord, read_jsonl, read_record
 from nanoalign.common.errors import ConfigError, StageError
 from nanoalign.common.stage import StageLog
 from nanoalign.recipe.load import load
@@ -122,7 +122,7 @@ def test_runs_in_order_once(run: Run, tmp_path: Path, output: StringIO) -> None:
     assert (first.status, first.attempts, first.kind, first.inputs) == ("finished", 1, "sft", {"from": "start"})
     assert first.figures == {"went_on_from": 0, "loss": None}
     assert first.versions["torch"] and first.wall_s > 0 and first.peak_rss_gb > 0
-    assert [row["step"] for row in read_rows(tmp_path / "runs/tiny/left/metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_jsonl(tmp_path / "runs/tiny/left/metrics.jsonl")] == [1, 2, 3, 4]
     assert list((tmp_path / "runs/tiny/left/tensorboard").glob("events.out.tfevents.*"))
     assert not (tmp_path / "runs/tiny/left/checkpoints").exists()
     assert "[2/3] left (sft): after start" in output.getvalue() and "step 4/4  loss 0.250" in output.getvalue()
@@ -164,8 +164,8 @@ def test_how_a_stage_runs_undoes_nothing(run: Run, tmp_path: Path) -> None:
 
 def test_other_code_runs_again_unless_ignored(run: Run, output: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     run(until=["left"])
-    versions = graph.room_version
-    monkeypatch.setattr(graph, "room_version", lambda room: "other" if room == "sft" else versions(room))
+    versions = graph.source_hash
+    monkeypatch.setattr(graph, "source_hash", lambda room: "other" if room == "sft" else versions(room))
     assert run(until=["left"], ignore_code=True) == []
     assert run("stages.left.train.weight_decay=0.0", until=["left"], ignore_code=True) == ["left"]
     assert run(until=["start"]) == ["start"]
@@ -277,7 +277,7 @@ def test_ctrl_c_ends_the_stage_and_the_next_run_goes_on(
     monkeypatch.setattr(runner, "GRACE_S", 1.0)
     rows = tmp_path / "runs/tiny/start/metrics.jsonl"
     threading.Thread(
-        target=when, args=(lambda: len(read_rows(rows)) == 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        target=when, args=(lambda: len(read_jsonl(rows)) == 2, lambda: os.kill(os.getpid(), signal.SIGINT))
     ).start()
     with pytest.raises(KeyboardInterrupt):
         run(told={"start": told})
@@ -311,7 +311,8 @@ def test_a_stopped_command_leaves_no_process(
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         when(
-            lambda: len(read_rows(tmp_path / "runs/tiny/start/metrics.jsonl")) == 2, lambda: process.send_signal(number)
+            lambda: len(read_jsonl(tmp_path / "runs/tiny/start/metrics.jsonl")) == 2,
+            lambda: process.send_signal(number),
         )
         said = process.communicate(timeout=60)[0]
     assert process.returncode == status and "Traceback" not in said
@@ -380,9 +381,9 @@ def test_rows_end_at_a_newline_only(tmp_path: Path) -> None:
     log = StageLog(tmp_path)
     for text in texts:
         log.sample(answer=text)
-    assert [row["answer"] for row in read_rows(tmp_path / "samples.jsonl")] == texts
+    assert [row["answer"] for row in read_jsonl(tmp_path / "samples.jsonl")] == texts
     (tmp_path / "samples.jsonl").write_bytes(b'{"answer": 1}\n3\nnull\n{"answer": "\xff"}\n{"answer": 2')
-    assert [row["answer"] for row in read_rows(tmp_path / "samples.jsonl")] == [1, "\ufffd"]
+    assert [row["answer"] for row in read_jsonl(tmp_path / "samples.jsonl")] == [1, "\ufffd"]
 
 
 def test_rows_of_a_step_are_one(tmp_path: Path) -> None:
@@ -390,7 +391,7 @@ def test_rows_of_a_step_are_one(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "held": 1}\n'
                     '{"step": 1, "phase": "x"}\n'
                     '{"step": 2, "loss": 1.5}\n{"st')  # fmt: skip
-    assert read_rows(path) == [
+    assert read_jsonl(path) == [
         {"step": 1, "loss": 3},
         {"step": 1, "phase": "x"},
         {"step": 2, "loss": 1.5, "held": 1},

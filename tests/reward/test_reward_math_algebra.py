@@ -1,10 +1,10 @@
-"""Algebra by values (reward/walled/algebra.py): right from wrong, against math-verify, on hostile texts."""
+"""Algebra by values (reward/sandboxed/algebra.py): right from wrong, against math-verify, on hostile texts."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoalign.reward.walled.algebra import same
+from nanoalign.reward.sandboxed.algebra import equivalent
 
 TABLE = (
     # gold, equal, different
@@ -45,13 +45,13 @@ TABLE = (
 
 @pytest.mark.parametrize(("gold", "equals", "others"), TABLE)
 def test_right_from_wrong(gold: str, equals: tuple[str, ...], others: tuple[str, ...]) -> None:
-    assert {each: same(gold, each) for each in equals} == dict.fromkeys(equals, True)
-    assert {each: same(gold, each) for each in others} == dict.fromkeys(others, False)
+    assert {each: equivalent(gold, each) for each in equals} == dict.fromkeys(equals, True)
+    assert {each: equivalent(gold, each) for each in others} == dict.fromkeys(others, False)
 
 
 @pytest.mark.parametrize("text", [r"\int_0^1 x", r"x\ldots", r"\sum_{k=1}^n k", r"\unknown x", r"\triangle"])
 def test_notation_that_is_not_known_is_not_dropped(text: str) -> None:
-    assert same("x", text) is None
+    assert equivalent("x", text) is None
 
 
 coefficients = st.lists(st.integers(-9, 9), min_size=2, max_size=4)
@@ -71,9 +71,9 @@ def test_products_equal_their_expansion_and_nothing_else(
         for j, b in enumerate(second):
             expanded[i + j] += a * b
     gold = f"({polynomial(first)})({polynomial(second)})"
-    assert same(gold, polynomial(expanded)) is True
+    assert equivalent(gold, polynomial(expanded)) is True
     expanded[place % len(expanded)] += change
-    assert same(gold, polynomial(expanded)) is False
+    assert equivalent(gold, polynomial(expanded)) is False
 
 
 _EXPRESSIONS = (
@@ -91,7 +91,7 @@ def test_it_agrees_with_math_verify() -> None:
 
     parsed = {text: parse(f"${text}$", parsing_timeout=None) for text in _EXPRESSIONS}
     pairs = [(a, b) for a in _EXPRESSIONS for b in _EXPRESSIONS]
-    ours = {pair: same(*pair) for pair in pairs}
+    ours = {pair: equivalent(*pair) for pair in pairs}
     theirs = {(a, b): verify(parsed[a], parsed[b], timeout_seconds=None) for a, b in pairs}
     assert ours == theirs
     assert sum(map(bool, ours.values())) > len(_EXPRESSIONS)
@@ -100,8 +100,8 @@ def test_it_agrees_with_math_verify() -> None:
 @settings(deadline=None, max_examples=300)
 @given(text=st.text(max_size=40) | st.text("()[]{}|\\^_+-*/!=<.0123456789 xyfei", max_size=60))
 def test_no_text_raises(text: str) -> None:
-    assert same("x+1", text) in (True, False, None)
-    assert same(text, "x+1") in (True, False, None)
+    assert equivalent("x+1", text) in (True, False, None)
+    assert equivalent(text, "x+1") in (True, False, None)
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_no_text_raises(text: str) -> None:
      "-" * 390, "9!^9!^9!"],
 )  # fmt: skip
 def test_hostile_texts_equal_nothing(text: str) -> None:
-    assert same("x+1", text) is False
+    assert equivalent("x+1", text) is False

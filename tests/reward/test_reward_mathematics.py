@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from nanoalign.reward.answers import final_answer, final_number, stated_answer
 from nanoalign.reward.base import Score
+from nanoalign.reward.final_answer import final_answer, final_number, stated_answer
 from nanoalign.reward.math_answers import equal
 from nanoalign.reward.mathematics import MathVerifier
-from nanoalign.reward.walled.algebra import same
+from nanoalign.reward.sandboxed.algebra import equivalent
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def _shared() -> MathVerifier:
 def test_the_fast_path_agrees_with_algebra_and_math_verify(ours: str, theirs: str) -> None:
     fast = equal(ours, theirs, lambda gold, answer: None)
     assert fast is not None
-    assert fast == same(ours, theirs)
+    assert fast == equivalent(ours, theirs)
     gold, answer = (parse(f"${text}$", parsing_timeout=None) for text in (ours, theirs))
     assert fast == verify(gold, answer, timeout_seconds=None)
 
@@ -281,7 +281,7 @@ def mirrored() -> list[str]:
 
 
 def _ask(gold: str, answer: str) -> bool:
-    return bool(same(gold, answer))
+    return bool(equivalent(gold, answer))
 
 
 def test_every_gold_of_math_equals_itself_and_no_blank() -> None:

@@ -1,4 +1,4 @@
-"""The pool of walled verifiers: what hostile texts earn, and what workers survive."""
+"""The pool of sandboxed verifiers: what hostile texts earn, and what workers survive."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.data_recipes.conversation import Answer, Message
 from nanoalign.data_recipes.generators import reasoning_gym_names
 from nanoalign.reward import Sample, make_reward, verifier_pool
+from nanoalign.reward.sandboxed.wire import pack, unpack
 from nanoalign.reward.verifier_pool import VerifierPool
-from nanoalign.reward.walled.wire import pack, unpack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox's walls are Linux's")
 HOSTILE = [
@@ -175,7 +175,7 @@ def spy():
 
 VERIFIERS ="""
     folder = Path(verifier_pool._WORKER).parent
-    for name in ("algebra.py", "walls.py", "wire.py"):
+    for name in ("algebra.py", "lockdown.py", "wire.py"):
         (tmp_path / name).write_text((folder / name).read_text())
     (tmp_path / "worker.py").write_text(script.replace("VERIFIERS =", spy, 1))
     monkeypatch.setattr(verifier_pool, "_WORKER", tmp_path / "worker.py")
@@ -186,7 +186,7 @@ VERIFIERS ="""
 
 def test_a_missing_wall_is_said_and_the_others_stand(tmp_path: Path, monkeypatch, caplog) -> None:
     folder = Path(verifier_pool._WORKER).parent
-    for name in ("algebra.py", "walls.py", "wire.py", "worker.py"):
+    for name in ("algebra.py", "lockdown.py", "wire.py", "worker.py"):
         text = (folder / name).read_text()
         (tmp_path / name).write_text(
             text.replace("create, add, restrict = 444,", 'raise OSError("none")\n    create, add, restrict = 444,')

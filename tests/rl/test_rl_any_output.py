@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanoalign.budget_control.measure import read, summary
+from nanoalign.budget_control.measure import analyse, summary
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
@@ -135,7 +135,7 @@ def test_every_reward_gives_a_finite_score(
         if sample.malformed:
             assert score == 0.0 and tally.reasons[SPECIAL_TOKEN]
     readings = [
-        read(thinking, tokenizer, prompt_ids, each.token_ids, each.forced, thinking=on, budget=4 if on else None,
+        analyse(thinking, tokenizer, prompt_ids, each.token_ids, each.forced, thinking=on, budget=4 if on else None,
              finished=each.finish == "stop")
         for each in made
     ]  # fmt: skip

@@ -10,8 +10,8 @@ from nanoalign.common.errors import ConfigError, IsolationError
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
-from nanoalign.models.documents import isolate, unisolate
 from nanoalign.models.loading import load_model
+from nanoalign.models.packed_attention import isolate, unisolate
 from nanoalign.rl.collect import Collected, row_schedule
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rl.grpo_trainer import make_trainer
@@ -176,17 +176,17 @@ def test_what_an_engine_says_of_forced_tokens_does_not_matter(loss, make_model, 
 
 def test_no_attention_under_a_mask_runs_on_cudnn_nor_masks_a_query_whole(make_model, tokenizer, tmp_path, monkeypatch):
     """Left padding under cuDNN's kernel gave gradients that were no numbers (docs/results/smollm2_135m.md)."""
-    from nanoalign.models import documents
+    from nanoalign.models import packed_attention
 
     seen = []
-    forward = documents.sdpa_attention_forward
+    forward = packed_attention.sdpa_attention_forward
 
     def watched(module, query, key, value, attention_mask, **kwargs):
         if attention_mask is not None:
             seen.append((torch.backends.cuda.cudnn_sdp_enabled(), bool(attention_mask.any(-1).all())))
         return forward(module, query, key, value, attention_mask, **kwargs)
 
-    monkeypatch.setattr(documents, "sdpa_attention_forward", watched)
+    monkeypatch.setattr(packed_attention, "sdpa_attention_forward", watched)
     model = make_model("llama")
     isolate(model)
     trainer = trainer_for(stage(), model, tokenizer, tmp_path)

@@ -103,7 +103,7 @@ def test_recipes_with_settings_beside_the_engine_still_load_and_are_told_the_new
     written = rollouts.hint().split("write `engine: ")[1].rstrip("`")
     again = Rollouts.model_validate({"engine": yaml.safe_load(written), "max_tokens": 1})
     assert (again.engine, again.hint()) == (rollouts.engine, None)
-    assert again.makes() == rollouts.makes()
+    assert again.identity() == rollouts.identity()
     assert Rollouts.model_validate_json(rollouts.model_dump_json()).engine == rollouts.engine
 
     idle = Rollouts.model_validate({"max_tokens": 1, "gpu_memory": 0.15, "deadline_s": 60.0})

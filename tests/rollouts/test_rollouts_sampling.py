@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoalign.rollouts.sampling import draw, seed_of, uniform
+from nanoalign.rollouts.sampling import derive_seed, draw, uniform
 
 numbers = st.floats(-8, 8, width=32)
 
@@ -62,6 +62,6 @@ def test_uniforms_are_even_and_independent_of_neighbours():
 
 
 def test_seeds_tell_their_parts_apart():
-    seeds = {seed_of(a, b, c) for a in range(12) for b in range(12) for c in range(12)}
+    seeds = {derive_seed(a, b, c) for a in range(12) for b in range(12) for c in range(12)}
     assert len(seeds) == 12**3
     assert all(0 <= seed < 2**31 for seed in seeds)

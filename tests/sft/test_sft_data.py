@@ -22,7 +22,7 @@ from nanoalign.data_recipes.selection import build
 from nanoalign.data_recipes.tokenize import Example, encode_batch
 from nanoalign.models.packing import pack, turn_pieces
 from nanoalign.sft.config import SFTStage
-from nanoalign.sft.data import StageData, hold_out, prepare, runs, shown, stage_data
+from nanoalign.sft.data import SFTData, hold_out, prepare_stage, prompt_and_answer, runs, sft_data
 
 CHAT = chat_format("nemotron-nano-v2")
 EXTENDING = chat_format("chatml")
@@ -50,8 +50,8 @@ def rows(path: Path, conversations: list[Conversation]) -> Mixture:
     return Mixture(sources={f"file:{path}": len(conversations)})
 
 
-def made(config: SFTStage, mixture: Mixture, chat: Any, tokenizer: Any, folder: Path, seed: int = 3) -> StageData:
-    return stage_data(config, prepare(config, mixture, chat, tokenizer, folder, None, seed), seed)
+def made(config: SFTStage, mixture: Mixture, chat: Any, tokenizer: Any, folder: Path, seed: int = 3) -> SFTData:
+    return sft_data(config, prepare_stage(config, mixture, chat, tokenizer, folder, None, seed), seed)
 
 
 def naive(
@@ -117,7 +117,7 @@ def test_what_is_trained_and_what_is_shown(tmp_path: Path, tokenizer: Any) -> No
     answers = {(each.messages[-1].reasoning, each.messages[-1].content) for each in conversations}
     for document in range(20):
         pieces = runs(*documents[document], tokenizer)
-        parts = shown(pieces, CHAT)
+        parts = prompt_and_answer(pieces, CHAT)
         assert (parts["thinking"], parts["answer"]) in answers
         assert any(each.messages[0].content in parts["prompt"] for each in conversations)
         trained = "".join(piece["text"] for piece in pieces if piece["trained"])
@@ -127,7 +127,7 @@ def test_what_is_trained_and_what_is_shown(tmp_path: Path, tokenizer: Any) -> No
 def test_over_long_samples_stop_are_dropped_or_split_and_are_counted(tmp_path: Path, chatml_tokenizer: Any) -> None:
     mixture = rows(tmp_path / "rows.jsonl", [turns(2), turns(9)])
 
-    def limited(longest: int, over_long: str) -> StageData:
+    def limited(longest: int, over_long: str) -> SFTData:
         config = stage(pack={"length": longest, "over_long": over_long})
         return made(config, mixture, EXTENDING, chatml_tokenizer, tmp_path / "stage")
 
@@ -169,7 +169,7 @@ def test_other_lengths_and_training_use_the_same_set(tmp_path: Path, tokenizer: 
     made(stage(strip_reasoning=0.5), mixture, CHAT, tokenizer, tmp_path / "stage")
     assert index.stat().st_mtime_ns > before
     with pytest.raises(ConfigError, match="exceed 1"):
-        prepare(
+        prepare_stage(
             stage(strip_reasoning=0.8, truncate_reasoning={"share": 0.5}), mixture, CHAT, tokenizer, tmp_path / "stage",
             None, 3, workers=2,
         )  # fmt: skip

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.conversation import Answer, ToolCall
-from nanoalign.data_recipes.workplace.miniature import KINDS, REQUESTS, tasks, trajectory
 from nanoalign.data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office, same
+from nanoalign.data_recipes.workplace.office_tasks import KINDS, REQUESTS, demonstration, tasks
 from nanoalign.rollouts.environments import environment
 
 
@@ -132,7 +132,7 @@ def test_every_request_has_four_phrasings() -> None:
 @given(st.integers(0, 10_000))
 def test_a_reference_changes_the_office_without_an_error(seed: int) -> None:
     for task in tasks("train", 3, seed):
-        conversation = trajectory(task, random.Random(seed))
+        conversation = demonstration(task, random.Random(seed))
         texts = [message.content for message in conversation.messages]
         assert not any(text.startswith("error") for text in texts)
         assert not same(task.office, task.reference())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.conversation import Answer, ToolCall
 from nanoalign.data_recipes.workplace import workbench_tools as spec
-from nanoalign.data_recipes.workplace.workbench import LONGEST_RESULT, LONGEST_VALUE, MOST_ROWS, NOW, WorkBench, same
+from nanoalign.data_recipes.workplace.workbench import LONGEST_RESULT, LONGEST_VALUE, MAX_ROWS, NOW, WorkBench, same
 from nanoalign.data_recipes.workplace.workbench_data import load_office, load_tasks
 from nanoalign.data_recipes.workplace.workbench_tools import TOOLS
 from nanoalign.rollouts.environments import environment
@@ -220,7 +220,7 @@ def test_the_far_ends_of_the_calendar_are_searched() -> None:
 def test_a_full_table_takes_no_more_and_long_rows_are_not_shown() -> None:
     office = desk()
     mail = {"recipient": ANN, "subject": "s" * LONGEST_VALUE, "body": "\u0007" * LONGEST_VALUE}
-    replies = [office.call("email_send_email", mail) for _ in range(MOST_ROWS)]
+    replies = [office.call("email_send_email", mail) for _ in range(MAX_ROWS)]
     assert replies[0].endswith("sent.") and replies[-1].startswith("Error")
     assert office.call("email_search_emails", {}) == "Error: the result is too long to show."
     assert office.call("email_search_emails", {"query": "hi"}).startswith("[")

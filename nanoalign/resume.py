@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanoalign.artifacts import read_record, read_rows
+from nanoalign.artifacts import read_jsonl, read_record
 from nanoalign.graph import needed_by, order, seed_of
 from nanoalign.recipe.schema import Recipe
 
@@ -17,7 +17,7 @@ LOG_BYTES = 64_000
 
 def reached(place: Path) -> str:
     """The last step that a stage logged, as ``step 3 of 12``; what it was doing, if logged; or that there is none."""
-    rows = read_rows(place / "metrics.jsonl")
+    rows = read_jsonl(place / "metrics.jsonl")
     if not rows:
         return "before its first step"
     row = rows[-1]
@@ -25,7 +25,7 @@ def reached(place: Path) -> str:
     return f"{steps} ({row['phase']})" if row.get("phase") else steps
 
 
-def kept(place: Path) -> str:
+def resume_point(place: Path) -> str:
     """From where the stage resumes when it is run again: ``the checkpoint at step 5``, or its beginning."""
     rounds = sorted(int(file.parent.name.removeprefix("round-")) for file in place.glob("round-*/round.json"))
     training = place / f"round-{rounds[-1] + 1}" if rounds else place
@@ -40,10 +40,10 @@ def kept(place: Path) -> str:
     return ", ".join(parts) or "its beginning (it has no checkpoint yet)"
 
 
-def ways(recipe: Recipe, name: str, folder: Path) -> Iterator[tuple[str, str]]:
+def next_steps(recipe: Recipe, name: str, folder: Path) -> Iterator[tuple[str, str]]:
     """The options for the unfinished stage ``name`` of the run in ``folder``, each with its command."""
     again = _command(folder, name)
-    yield f"resume from {kept(folder / name)}", again
+    yield f"resume from {resume_point(folder / name)}", again
     seed = (seed_of(recipe, name) + 1) % 2**31
     yield "restart this stage alone with another seed", f"{again} --set seeds.{name}={seed}"
     yield "restart it with the same seed", f"{again} --force {name}"
@@ -57,7 +57,7 @@ def advice(recipe: Recipe, name: str, folder: Path) -> str:
     done = [other for other in order(recipe) if _finished(folder, other) and name not in needed_by(recipe, [other])]
     lines = [f"it reached: {reached(place)}; its log: {place / 'log.txt'}"]
     lines += [f"finished stages are kept: {', '.join(done)}"] if done else []
-    lines += [f"{what}:\n    {how}" for what, how in ways(recipe, name, folder)]
+    lines += [f"{what}:\n    {how}" for what, how in next_steps(recipe, name, folder)]
     return "\n".join(f"  {line}" for line in lines)
 
 

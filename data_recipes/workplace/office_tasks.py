@@ -285,7 +285,7 @@ def tasks(split: str, n: int, seed: int) -> list[OfficeTask]:
     return drawn
 
 
-def trajectory(task: OfficeTask, rng: random.Random) -> Conversation:
+def demonstration(task: OfficeTask, rng: random.Random) -> Conversation:
     """The reference run as a conversation: a short thought before each call, the tools' replies, a closing message."""
     office = task.office.copy()
     messages = [Message("user", task.request)]

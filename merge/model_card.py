@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nanoalign.common.stats import Estimate
+from nanoalign.common.intervals import Estimate
 from nanoalign.merge.checkpoint import TensorSource
 
 LICENCE_KEYS = ("license", "license_name", "license_link")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.synthetic.served import Ask, Reply, ServedModel
+from nanoalign.data_recipes.synthetic.served import Query, Reply, ServedModel
 
 AT_ONCE = 8
 """Makers under way for each request that may be: a slow reply then holds few others up."""
@@ -20,17 +20,17 @@ class Made:
     reasons: Counter[str] = field(default_factory=Counter)
 
 
-Maker = Generator[list[Ask], list[Reply], Made]
+Maker = Generator[list[Query], list[Reply], Made]
 """Yields questions (at least one), is sent their replies in order, returns what it made."""
 
 
 @dataclass
 class _Playing:
     maker: Maker
-    asks: list[Ask] = field(default_factory=list)
+    asks: list[Query] = field(default_factory=list)
     made: Made | None = None
 
-    def go_on(self, replies: list[Reply] | None) -> None:
+    def send(self, replies: list[Reply] | None) -> None:
         """One step, up to the next questions or the end."""
         try:
             self.asks = next(self.maker) if replies is None else self.maker.send(replies)
@@ -38,7 +38,7 @@ class _Playing:
             self.asks, self.made = [], end.value
 
 
-def play(makers: Iterable[Maker], model: ServedModel, at_once: int) -> Iterator[Made]:
+def drive(makers: Iterable[Maker], model: ServedModel, at_once: int) -> Iterator[Made]:
     """What each maker made, in order; the same for the same replies.
 
     Makers advance together, ``at_once`` of them, one round of questions at a time, so that who is asked what when does
@@ -49,7 +49,7 @@ def play(makers: Iterable[Maker], model: ServedModel, at_once: int) -> Iterator[
     while True:
         for maker in islice(waiting, at_once - len(active)):
             active.append(_Playing(maker))
-            active[-1].go_on(None)
+            active[-1].send(None)
         if not active:
             return
         while active and (made := active[0].made) is not None:
@@ -58,4 +58,4 @@ def play(makers: Iterable[Maker], model: ServedModel, at_once: int) -> Iterator[
         asking = [each for each in active if each.made is None]
         replies = iter(model.answer([ask for each in asking for ask in each.asks]))
         for each in asking:
-            each.go_on([next(replies) for _ in each.asks])
+            each.send([next(replies) for _ in each.asks])

@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def text_of(value: Any, longest: int) -> str | None:
+def short_text(value: Any, longest: int) -> str | None:
     """A text, number or truth value as text of at most ``longest`` characters that can be encoded; else None."""
     if isinstance(value, int) and abs(value) >= 10**longest:  # str() raises from 4,300 digits on
         return None
@@ -11,7 +11,7 @@ def text_of(value: Any, longest: int) -> str | None:
     return text if text is not None and len(text) <= longest and is_unicode(text) else None
 
 
-def said(text: str, longest: int = 80) -> str:
+def quote(text: str, longest: int = 80) -> str:
     """Text to quote in an error: shortened, and encodable."""
     short = text if len(text) <= longest else text[:longest] + "..."
     return short.encode("utf-8", "replace").decode()

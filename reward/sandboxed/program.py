@@ -19,8 +19,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import lockdown
 import remote
-import walls
 
 sys.path.pop(0)  # this folder: programs find the libraries alone
 
@@ -31,9 +31,9 @@ def main() -> None:
     sys.path += packages
     sys.argv[:] = ["program.py"]
     site.setquit()  # exit() and quit()
-    hidden = not walls.put_up(*limits, packages)
+    hidden = not lockdown.restrict(*limits, packages)
     if tests_fd < 0:
-        walls.shut()
+        lockdown.seal()
         _tell(told_fd, f"walls up {hidden}")
         os.close(told_fd)
         run(_read(code_fd), "__main__")
@@ -43,15 +43,17 @@ def main() -> None:
     if program := os.fork():
         for each in (code_fd, asked, answer):
             os.close(each)
-        walls.shut()
+        lockdown.seal()
         _tell(told_fd, f"walls up {hidden}")
-        _tell(told_fd, judge(_read(tests_fd), remote.Judge(os.fdopen(answered, "rb"), os.fdopen(ask, "wb")), program))
+        _tell(
+            told_fd, judge(_read(tests_fd), remote.JudgeEnd(os.fdopen(answered, "rb"), os.fdopen(ask, "wb")), program)
+        )
         return
     for each in (tests_fd, told_fd, ask, answered):
         os.close(each)
-    walls.shut()
+    lockdown.seal()
     source, sink = os.fdopen(asked, "rb"), os.fdopen(answer, "wb")
-    remote.Program(source, sink, run(_read(code_fd), "program")).serve()
+    remote.ProgramEnd(source, sink, run(_read(code_fd), "program")).serve()
     os._exit(0)
 
 
@@ -71,7 +73,7 @@ def run(code: str, name: str) -> dict[str, Any]:
     return module.__dict__
 
 
-def judge(tests: str, program: remote.Judge, process: int) -> str:
+def judge(tests: str, program: remote.JudgeEnd, process: int) -> str:
     """``passed``, ``failed``, or why there is no verdict."""
     try:
         space = names(tests, program) if program.ready() else None
@@ -91,7 +93,7 @@ def judge(tests: str, program: remote.Judge, process: int) -> str:
     return "passed" if passed else "failed"
 
 
-def names(tests: str, program: remote.Judge) -> dict[str, Any]:
+def names(tests: str, program: remote.JudgeEnd) -> dict[str, Any]:
     """What the tests' names mean: built-in names and modules of the standard library what they always do, whatever the
     program did to them, and all others what the program defines. Only where the tests name nothing else of the
     program's (a task may ask for a function ``sum``), such names are the program's as well."""
@@ -115,7 +117,7 @@ def _modules(names: set[str]) -> dict[str, ModuleType]:
     return found
 
 
-def _ended(program: remote.Judge, process: int) -> str:
+def _ended(program: remote.JudgeEnd, process: int) -> str:
     program.close()  # should it still be writing
     _, status = os.waitpid(process, 0)
     return "over the time limit" if os.waitstatus_to_exitcode(status) in (-9, -24) else "failed"

@@ -166,10 +166,10 @@ def forbid_system_calls(libc: ctypes.CDLL) -> None:
     _libc_check(libc.prctl(22, 2, header, 0, 0), "seccomp")
 
 
-def put_up(
+def restrict(
     seconds: int | None, memory_bytes: int, output_bytes: int, packages: Sequence[str] = (), required: bool = True
 ) -> list[str]:
-    """Every layer but the one that forbids system calls, which :func:`shut` adds: in between, the process may fork.
+    """Every layer but the one that forbids system calls, which :func:`seal` adds: in between, the process may fork.
     ``packages``: folders besides the interpreter's that may be read. Returns the layers that this machine does not
     have; raises OSError for them if they are ``required``, but for the root folder."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -192,6 +192,6 @@ def put_up(
     return missing
 
 
-def shut() -> None:
+def seal() -> None:
     """The last layer: from here on no process can be started, no other one reached, no socket opened."""
     forbid_system_calls(ctypes.CDLL(None, use_errno=True))

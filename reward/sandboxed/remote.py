@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 from wire import pack, unpack
 
 LONGEST_LINE = 64 * 2**20
-MOST_ITEMS = 100_000
+MAX_ITEMS = 100_000
 """Of an iterator that the tests pass: it is passed as a list."""
 _BINARY = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul", "lshift", "rshift",
@@ -108,7 +108,7 @@ class Peer:
         raise NotImplementedError
 
 
-class Program(Peer):
+class ProgramEnd(Peer):
     """The program's end: does what is requested."""
 
     def __init__(self, source: BinaryIO, sink: BinaryIO, space: dict[str, Any]) -> None:
@@ -183,14 +183,14 @@ class Program(Peer):
 
 
 class _Callback:
-    def __init__(self, program: Program, place: int) -> None:
+    def __init__(self, program: ProgramEnd, place: int) -> None:
         self.program, self.id = program, place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.program.call_back(self.id, args, kwargs)
 
 
-class Judge(Peer):
+class JudgeEnd(Peer):
     """The judge's end: trusts nothing about the other than that it may have sent some data."""
 
     def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
@@ -280,7 +280,7 @@ class Judge(Peer):
         if type(value) is Remote:
             return ["h", _id(value)]
         if isinstance(value, Iterator):
-            return ["it", *(self.pack(item) for item in islice(value, MOST_ITEMS))]
+            return ["it", *(self.pack(item) for item in islice(value, MAX_ITEMS))]
         if callable(value):
             self._functions[id(value)] = value
             return ["fn", id(value)]
@@ -306,7 +306,7 @@ class Remote:
 
     __slots__ = ("__content", "__id", "__judge")
 
-    def __init__(self, judge: Judge, place: int, content: Any) -> None:
+    def __init__(self, judge: JudgeEnd, place: int, content: Any) -> None:
         for name, value in (("judge", judge), ("id", place), ("content", content)):
             object.__setattr__(self, f"_Remote__{name}", value)
 

@@ -22,7 +22,7 @@ SHOWN = 5
 CHUNK = 1 << 20
 
 
-def agree(a: TensorSource, b: TensorSource) -> list[str]:
+def require_compatible(a: TensorSource, b: TensorSource) -> list[str]:
     """The names of the tensors to merge, in A's order: all, but for a tied head that is a copy of the embedding.
 
     Raises:

@@ -25,7 +25,7 @@ from types import CodeType, FrameType
 from typing import Any, BinaryIO
 
 import algebra
-import walls
+import lockdown
 import wire
 
 sys.path.pop(0)  # this folder
@@ -114,7 +114,7 @@ def mathematics() -> Callable[[Any], float]:
 
     def equal(question: tuple[str, str]) -> float:
         gold, answer = question
-        verdict = algebra.same(gold, answer)
+        verdict = algebra.equivalent(gold, answer)
         if verdict is None:
             verdict = verify(parsed(gold), parsed(answer), timeout_seconds=None)
         return float(bool(verdict))
@@ -199,9 +199,9 @@ def main() -> None:
     packages = {
         os.path.dirname(file) for module in modules if (file := getattr(module, "__file__", "")) and _package(file)
     }
-    missing = walls.put_up(None, MEMORY_BYTES, 65536, sorted(packages), required=False)
+    missing = lockdown.restrict(None, MEMORY_BYTES, 65536, sorted(packages), required=False)
     try:
-        walls.shut()
+        lockdown.seal()
     except (OSError, AttributeError):
         missing.append("seccomp")
     guard = Guard()

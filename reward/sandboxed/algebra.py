@@ -18,7 +18,7 @@ import mpmath
 DIGITS = 200
 TOLERANCE = mpmath.mpf(10) ** -150
 POINTS = 12
-LARGEST_BITS = 20_000
+MAX_BITS = 20_000
 """Of a power's result: above, an expression has no value here."""
 
 Values = dict[str, Fraction]
@@ -72,7 +72,7 @@ _NAMES = re.compile(rf"(?<![a-zA-Z\\])(?:{'|'.join([*_FUNCTIONS, 'sqrt', 'pi'])}
 _CALLED = re.compile(r"(?<![a-zA-Z\\])([fghFGH]) ?(\((?:[^()]|\([^()]*\))*\))")
 
 
-def same(gold: str, answer: str) -> bool | None:
+def equivalent(gold: str, answer: str) -> bool | None:
     """None where the notation is not known here. What cannot be parsed, or has no value, equals nothing."""
     if not set(_COMMAND.findall(f"{gold} {answer}")) <= COMMANDS:
         return None
@@ -445,12 +445,8 @@ def _alike(a: Any, b: Any) -> tuple[Any, Any]:
 def _checked(value: Any) -> Any:
     """Long fractions become digits; what is too large, or not a number, has no value."""
     if isinstance(value, Fraction):
-        return (
-            _digits(value)
-            if max(value.numerator.bit_length(), value.denominator.bit_length()) > LARGEST_BITS
-            else value
-        )
-    if not mpmath.isfinite(value) or (value != 0 and abs(mpmath.mag(value)) > 10 * LARGEST_BITS):
+        return _digits(value) if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS else value
+    if not mpmath.isfinite(value) or (value != 0 and abs(mpmath.mag(value)) > 10 * MAX_BITS):
         raise NoValue
     return value
 
@@ -460,7 +456,7 @@ def _power(a: Any, b: Any) -> Any:
         if mpmath.re(_digits(b)) > 0:
             return Fraction(0)
         raise NoValue
-    if abs(_digits(b)) * (abs(mpmath.mag(_digits(a))) + 1) > LARGEST_BITS:
+    if abs(_digits(b)) * (abs(mpmath.mag(_digits(a))) + 1) > MAX_BITS:
         raise NoValue
     if isinstance(b, Fraction) and b.denominator == 1 and isinstance(a, Fraction):
         return a ** int(b)

@@ -15,7 +15,7 @@ BYTES |= {"U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class TensorHeader:
     """One tensor of a checkpoint."""
 
     dtype: str
@@ -53,7 +53,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_shard(path: Path) -> dict[str, TensorHeader]:
     """The tensors of one safetensors file; checks that the file is as long as its header says.
 
     Raises:
@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(f"{path}: damaged: its header claims {length:,} bytes of a file of {size:,}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"]), path) for name, entry in header.items()}
+        tensors = {name: TensorHeader(entry["dtype"], tuple(entry["shape"]), path) for name, entry in header.items()}
         data = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         for name, entry in header.items():
             start, end = entry["data_offsets"]
@@ -84,7 +84,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+def read_tensors(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of a model folder, of all its shards.
 
     Raises:
@@ -95,12 +95,12 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise CheckpointError(f"{folder}: contains no *.safetensors")
-        return {name: info for file in files for name, info in read_header(file).items()}
+        return {name: info for file in files for name, info in read_shard(file).items()}
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index}: damaged: {error!r}") from error
-    found = {name: info for file in sorted(set(places.values())) for name, info in read_header(folder / file).items()}
+    found = {name: info for file in sorted(set(places.values())) for name, info in read_shard(folder / file).items()}
     for name, file in places.items():
         if name not in found or found[name].file.name != file:
             raise CheckpointError(f"{index}: lists {name} in {file}, which does not contain it")
