@@ -104,7 +104,7 @@ def run_sweep(
     choice = Choice(config.reasoning_suite, config.chat_suite, config.choose, config.weights, config.max_reasoning_loss)
     names = list(measurements(config))
     sources = {"A": pair.a.fingerprint(), "B": pair.b.fingerprint()}
-    identity = content_hash([sources, names, settings, config.rollouts.model_dump(), context.chat, context.seed])
+    identity = content_hash([sources, names, settings, config.rollouts.identity(), context.chat, context.seed])
     record = context.folder / "sweep.json"
     points = _recorded(record, identity)
     total = len({0.0, 1.0, *config.alphas}) + config.refine

@@ -18,6 +18,7 @@ from nanoalign.cli_shared import (
     RootOption,
     SetOption,
     load_recipe,
+    warn,
 )
 from nanoalign.common.printable import known, printable
 
@@ -102,7 +103,8 @@ def plan(
     resolved: Annotated[bool, typer.Option("--resolved", help="Only the resolved recipe, as YAML.")] = False,
 ) -> None:
     """Show what a run would do, in a second or two."""
-    loaded = load_recipe(recipe, set_, device, data_root)
+    notes: list[str] = []
+    loaded = load_recipe(recipe, set_, device, data_root, warn if resolved else notes.append)
     if resolved:
         from nanoalign.recipe.load import dump
 
@@ -112,6 +114,7 @@ def plan(
     from nanoalign.plan_text import render_plan
 
     made = planning.make_plan(loaded, root / loaded.name, data_root, ignore_code=ignore_code)
+    made.notes[:0] = notes
     print(json.dumps(planning.as_json(made), indent=2) if as_json else printable(render_plan(made)))
 
 

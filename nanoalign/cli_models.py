@@ -203,7 +203,7 @@ def budget_curve(
     ] = "rule",
     plot: Annotated[Path | None, typer.Option(dir_okay=False, help="Draw accuracy by budget (.svg, .png).")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated together.")] = 64,
-    engine: Annotated[str, typer.Option(help="hf or vllm.")] = "hf",
+    engine: Annotated[str, typer.Option(help="hf, vllm or vllm_server.")] = "hf",
     set_: SetOption = None,
     data_root: DataRootOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -221,7 +221,7 @@ def budget_curve(
     from nanoalign.artifacts import finite
     from nanoalign.common.errors import ConfigError
     from nanoalign.evaluation.budget_curve import ENFORCED, accuracy_series, curve_table, run_budget_curve
-    from nanoalign.rollouts.config import Rollouts
+    from nanoalign.rollouts.config import ENGINES, Rollouts
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = known("suite", suite or next(iter(loaded.suites), "suite"), loaded.suites)
@@ -230,9 +230,9 @@ def budget_curve(
         raise ConfigError(f"--enforcement {enforcement}: the others are compared with `rule`; add it")
     try:
         limits = [int(part) for part in budgets.split(",")]
-        rollouts = Rollouts.model_validate(
-            {"engine": engine, "temperature": 0.0, "max_tokens": max_tokens, "grace": grace, "batch_size": batch_size}
-        )
+        settings = {"engine": known("engine", engine, ENGINES), "batch_size": batch_size}
+        settings |= {"temperature": 0.0, "max_tokens": max_tokens, "grace": grace}
+        rollouts = Rollouts.model_validate(settings)
     except (ValueError, ValidationError) as error:
         raise ConfigError(f"budget-curve: {error}") from None
     curve = run_budget_curve(

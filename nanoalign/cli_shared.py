@@ -1,6 +1,7 @@
 """Shared by the command groups: errors as messages, and common arguments."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,9 +39,19 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda, inste
 RootOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of all runs.")]
 
 
-def load_recipe(recipe: str, overrides: list[str] | None, device: str | None, data_root: Path | None) -> Any:
-    """A checked recipe; its sources' files must be there."""
+def warn(note: str) -> None:
+    print(f"NOTE: {printable(note)}", file=sys.stderr)
+
+
+def load_recipe(
+    recipe: str,
+    overrides: list[str] | None,
+    device: str | None,
+    data_root: Path | None,
+    note: Callable[[str], object] = warn,
+) -> Any:
+    """A checked recipe; its sources' files must be there. ``note`` is told what should be written in another way."""
     from nanoalign.recipe.load import load
 
     overrides = [*(overrides or []), *([f"device={device}"] if device else [])]
-    return load(recipe, overrides, data_root=data_root, check_files=True)
+    return load(recipe, overrides, data_root=data_root, check_files=True, note=note)

@@ -88,7 +88,7 @@ class Plan:
     stages: list[StagePlan]
     files: list[str]
     notes: list[str] = field(default_factory=list)
-    """Recipe settings without effect."""
+    """Recipe settings without effect, or in a spelling of before."""
 
 
 def make_plan(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_code: bool = False) -> Plan:
@@ -111,11 +111,7 @@ def make_plan(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_co
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
-    """Settings in an older spelling, `launch` settings that no stage uses, and stages that it cannot spread."""
-    for name, stage in recipe.stages.items():
-        rollouts = getattr(stage, "rollouts", None)
-        if rollouts is not None and (hint := rollouts.hint()):
-            yield f"stages.{name}.rollouts: {hint}"
+    """`launch` settings that no stage uses, and stages that it cannot spread."""
     launch = recipe.launch
     if any(STAGES[stage.kind].parallel for stage in recipe.stages.values()):
         for name, stage in recipe.stages.items():

@@ -1,9 +1,8 @@
 """Recipe sections on how completions are generated: engine, sampling, thinking."""
 
-import json
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from nanoalign.common.config import RUNTIME_ONLY, Section
 
@@ -67,24 +66,19 @@ Engine = HFSettings | VLLMSettings | ServerSettings
 ENGINES: dict[str, type[Engine]] = {engine().kind: engine for engine in get_args(Engine)}
 """The rollout engines: by kind, each with its settings and, in ``opens``, where the code is (``module:function``)."""
 
-OWNERS: dict[str, list[str]] = {
-    key: [kind for kind, engine in ENGINES.items() if key in engine.model_fields]
-    for engine in ENGINES.values() for key in engine.model_fields if key != "kind"
-}  # fmt: skip
-"""Setting to the engines that have it."""
-NEVER_IDLE = ("server", "gpus", "sleep")
-"""Settings that are refused beside an engine without them; others there have no effect."""
+Kind = Literal[*ENGINES]  # type: ignore[valid-type]
+Tagged = Annotated[Engine, Field(discriminator="kind")]
 
 
-def _or_its_name(schema: dict[str, Any]) -> None:
-    """An engine's schema also allows its kind alone."""
-    schema["anyOf"] = [{"enum": [*ENGINES]}, {key: schema.pop(key) for key in ("discriminator", "oneOf")}]
+def _written_out(engine: Any) -> Any:
+    """``engine: vllm`` is short for ``engine: {kind: vllm}``."""
+    return {"kind": engine} if isinstance(engine, str) else engine
 
 
 class Rollouts(Section):
     """How completions are sampled."""
 
-    engine: Annotated[Engine, Field(discriminator="kind", json_schema_extra=_or_its_name)] = HFSettings()
+    engine: Annotated[Tagged, BeforeValidator(_written_out, json_schema_input_type=Kind | Tagged)] = HFSettings()
     """Who generates, and the settings of that engine: `vllm`, or `{kind: vllm, gpu_memory: 0.3}`."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
@@ -96,34 +90,6 @@ class Rollouts(Section):
     """Tokens past a thinking budget to wait for a newline."""
     batch_size: int = Field(64, ge=1)
     """Sequences generated together."""
-    _flat: tuple[str, ...] = ()
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _gather_engine(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """An engine may be given by its name alone, and its settings beside it, as recipes had them before."""
-        engine = data.get("engine", "hf") if isinstance(data, dict) else None
-        engine = {"kind": engine} if isinstance(engine, str) else engine
-        if not isinstance(engine, dict) or engine.get("kind") not in ENGINES:
-            return handler(data)
-        flat = {key: value for key, value in data.items() if key in OWNERS}
-        for key in (*engine, *(key for key in flat if key in NEVER_IDLE)):
-            if engine["kind"] not in OWNERS.get(key, ENGINES):
-                owners = " and ".join(OWNERS[key])
-                raise ValueError(f"{key}: not a setting of engine {engine['kind']}; engine {owners} has it")
-        own = {key: value for key, value in flat.items() if engine["kind"] in OWNERS[key]}
-        rest = {key: value for key, value in data.items() if key not in flat}
-        found = handler(rest | {"engine": engine | own})
-        found._flat = tuple(flat)
-        return found
-
-    def hint(self) -> str | None:
-        """How settings that a recipe has beside the engine are written today."""
-        if not self._flat:
-            return None
-        own = [key for key in self._flat if self.engine.kind in OWNERS[key]]
-        written = "".join(f", {key}: {json.dumps(getattr(self.engine, key))}" for key in own)
-        return f"{', '.join(self._flat)}: settings of the engine; write `engine: {{kind: {self.engine.kind}{written}}}`"
 
     def require_room(self, budget: int) -> None:
         """Raises ValueError where a thinking budget and its grace leave no room for an answer."""

@@ -1,6 +1,7 @@
 """pydantic's errors in the recipe's own words: dotted path, what was expected, the nearest valid key."""
 
 import types
+from collections.abc import Iterable
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -24,24 +25,25 @@ def keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def locate(model: Any, location: tuple[int | str, ...]) -> tuple[Path_, type[BaseModel] | None]:
-    """The path in the data of a pydantic error's location (unions add a tag, bad keys a ``[key]``), and the section
-    that its last step belongs to; None where that is not a section."""
+def locate(model: Any, location: tuple[int | str, ...]) -> tuple[Path_, type[BaseModel] | None, list[Any]]:
+    """The path in the data of a pydantic error's location (unions add a tag, bad keys a ``[key]``), the section that
+    its last step belongs to, None where that is no section, and all members of the union that the section is of."""
     path: tuple[int | str, ...] = ()
     owner: type[BaseModel] | None = None
-    rest = list(location)
+    rest, union = list(location), []
     while rest and rest[0] != "[key]":
         members = _members(model)
         if len(members) > 1:
             tag = rest.pop(0)
-            model = next((m for m in members if _tag(m) == tag), members[0])
+            model, union = next((m for m in members if _tag(m) == tag), members[0]), members
             continue
         model = members[0]
+        union = union if model in union else []
         step = rest.pop(0)
         path = (*path, step)
-        owner = model if isinstance(model, type) and issubclass(model, BaseModel) else None
+        owner = model if _is_section(model) else None
         model = _inner(model, step)
-    return path, owner
+    return path, owner, union
 
 
 def relevant(error: Any, data: Any) -> bool:
@@ -58,11 +60,16 @@ def relevant(error: Any, data: Any) -> bool:
     return True
 
 
-def describe(error: Any, owner: type[BaseModel] | None) -> str:
-    """The message for one pydantic error."""
+def describe(error: Any, owner: type[BaseModel] | None, union: Iterable[Any] = ()) -> str:
+    """The message for one pydantic error in a section that is one of ``union``."""
     kind, given, last = error["type"], error["input"], str(error["loc"][-1])
     if kind == "extra_forbidden":
-        return f"unknown key{(foreign_hint(last, owner) or nearest(last, keys(owner))) if owner else ''}"
+        if owner is None:
+            return "unknown key"
+        hint = foreign_hint(last, owner)
+        if not hint and (others := [_tag(each) for each in union if _is_section(each) and last in keys(each)]):
+            return f"{_tag(owner)} has no such key; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+        return f"unknown key{hint or nearest(last, keys(owner))}"
     if kind == "missing":
         return "required but missing"
     if kind == "union_tag_not_found":
@@ -109,15 +116,19 @@ def _members(model: Any) -> list[Any]:
     return [model]
 
 
+def _is_section(model: Any) -> bool:
+    return isinstance(model, type) and issubclass(model, BaseModel)
+
+
 def _tag(member: Any) -> str:
-    if isinstance(member, type) and issubclass(member, BaseModel):
+    if _is_section(member):
         kind = member.model_fields.get("kind")
         return get_args(kind.annotation)[0] if kind else member.__name__
     return str(member)
 
 
 def _inner(model: Any, step: int | str) -> Any:
-    if isinstance(model, type) and issubclass(model, BaseModel):
+    if _is_section(model):
         return next((f for name, f in model.model_fields.items() if (f.alias or name) == step), Any)
     arguments = get_args(model)
     if get_origin(model) is dict:

@@ -1,6 +1,8 @@
 """From a recipe's file to a checked :class:`Recipe`, or to all its mistakes at once."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
+from nanoalign.recipe.engines import nest, write_out
 from nanoalign.recipe.explain import describe, locate, relevant
 from nanoalign.recipe.schema import Launch, Recipe
 from nanoalign.recipe.source import Path_, Problem, YamlTree, dotted, merge_trees, read_yaml, set_value
@@ -49,17 +52,30 @@ def find_recipe(recipe: str) -> Path:
 
 
 def load(
-    recipe: str, overrides: Sequence[str] = (), *, data_root: Path | None = None, check_files: bool = False
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    data_root: Path | None = None,
+    check_files: bool = False,
+    note: Callable[[str], object] = warnings.warn,
 ) -> Recipe:
     """Reads, extends, overrides and checks a recipe.
 
     ``recipe`` is a path or a shipped recipe's name, ``overrides`` are ``a.b.c=value``. With ``check_files`` the
-    files of its sources must be there too, under ``data_root`` or NANOALIGN_DATA. Raises :class:`RecipeError` with all
-    problems found, each with its file and line, dotted path, what was expected and the nearest valid key.
+    files of its sources must be there too, under ``data_root`` or NANOALIGN_DATA. ``note`` is told what should be
+    written in another way by now. Raises :class:`RecipeError` with all problems found, each with its file and line,
+    dotted path, what was expected and the nearest valid key.
     """
     source, problems = _read(find_recipe(recipe), ())
-    if isinstance(source.data, dict):
-        problems += [problem for text in overrides if (problem := set_value(source, text))]
+    notes, _ = nest(deepcopy(source))  # of the files alone: what to write there is no matter of overrides
+    for text in overrides if isinstance(source.data, dict) else ():
+        if problem := set_value(source, text):
+            problems.append(problem)
+        write_out(source)
+    more, found = nest(source)
+    problems += found
+    for each in [*notes, *(each for each in more if not each.place.line)]:
+        note(str(each))
     result, found = validate(source, known(data_root, check_files))
     problems += found
     if problems or result is None:
@@ -112,6 +128,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]:
     """A file laid over what it extends."""
     source, problems = read_yaml(path)
+    write_out(source)
     if not isinstance(source.data, dict) or "extends" not in source.data:
         return source, problems
     place, base = source.place(("extends",)), source.data.pop("extends")
@@ -137,10 +154,10 @@ def explain(error: ValidationError, source: YamlTree, model: type[Section] = Rec
     for item in error.errors(include_url=False):
         if not relevant(item, source.data):
             continue
-        path, owner = locate(model, item["loc"])
+        path, owner, union = locate(model, item["loc"])
         absent = item["type"] in ("missing", "union_tag_not_found")
         place = source.place(path[:-1] if item["type"] == "missing" else path)
-        problem = Problem(place, dotted(path), describe(item, owner))
+        problem = Problem(place, dotted(path), describe(item, owner, union))
         if absent:
             missing.append((path, problem))
         else:

@@ -44,6 +44,8 @@ class YamlTree:
 
     data: Any
     places: dict[Path_, Place] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    """Those that it was read from, each after what it extends."""
 
     def place(self, path: Path_) -> Place:
         """Where ``path`` was written, or the nearest thing above it that was."""
@@ -83,7 +85,7 @@ def parse_yaml(text: str, file: str) -> tuple[YamlTree, list[Problem]]:
     if len(documents) > 1:
         place = Place(file, documents[1].start_mark.line + 1)
         return YamlTree(None, {(): top}), [Problem(place, "", "a second document (---); one file holds one")]
-    source, problems = YamlTree(None, {(): top}), []  # type: ignore[var-annotated]
+    source, problems = YamlTree(None, {(): top}, [file]), []  # type: ignore[var-annotated]
     if documents and documents[0] is not None:
         source.data = _plain(documents[0], (), file, source.places, problems, ())
     return source, problems
@@ -103,7 +105,7 @@ def read_yaml(path: Path) -> tuple[YamlTree, list[Problem]]:
 def merge_trees(below: YamlTree, above: YamlTree) -> YamlTree:
     """``above`` laid over ``below``: mappings merge key by key, anything else is replaced. A mapping of another
     ``kind`` replaces; null takes an inherited mixture, suite or stage away."""
-    return YamlTree(_merged(below.data, above.data, ()), {**below.places, **above.places})
+    return YamlTree(_merged(below.data, above.data, ()), {**below.places, **above.places}, [*below.files, *above.files])
 
 
 def _merged(below: Any, above: Any, path: Path_) -> Any:

@@ -13,7 +13,9 @@ from nanoalign.artifacts import StageRecord, read_jsonl, read_record
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import exclusive_lock
 from nanoalign.graph import order
+from nanoalign.recipe.engines import nest
 from nanoalign.recipe.schema import Recipe
+from nanoalign.recipe.source import Place, YamlTree
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def _recipe(folder: Path) -> Recipe:
     if not file.is_file():
         raise ConfigError(f"{folder}: not a run's folder (runs/NAME): it contains no recipe.yaml")
     try:
-        return Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        source = YamlTree(yaml.safe_load(file.read_text(encoding="utf-8")), {(): Place(str(file), 1)}, [str(file)])
+        nest(source)
+        return Recipe.model_validate(source.data)
     except (ValidationError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: not a recipe of this version of nanoalign: {error}") from None
 

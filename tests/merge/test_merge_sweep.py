@@ -13,6 +13,7 @@ from nanoalign.common.intervals import Estimate
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.config import Suite
+from nanoalign.merge import stage as merge_stage
 from nanoalign.merge.checkpoint import open_checkpoint
 from nanoalign.merge.choose import Choice
 from nanoalign.merge.config import MergeStage
@@ -187,6 +188,23 @@ def test_a_stage_that_was_stopped_goes_on(stage: tuple[MergeStage, StageContext]
     assert run_sweep(config, likelihood, fresh) == figures
     assert run_sweep(config, count, context, settings="other suites") == figures
     assert len(resumed) == 4 + 8
+
+
+def test_an_engine_that_takes_less_memory_measures_nothing_again(
+    stage: tuple[MergeStage, StageContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, context = stage
+    opened, asked = merge_stage._open, []
+    monkeypatch.setattr(merge_stage, "_open", lambda _, context: opened(config, context))
+
+    def count(name: str, engine) -> Estimate:
+        asked.append(name)
+        return likelihood(name, engine)
+
+    for engine, points in (({"gpu_memory": 0.4}, 4), ({"gpu_memory": 0.2, "sleep": 1}, 4), ({"dtype": "float16"}, 8)):
+        rollouts = Rollouts.model_validate({"engine": {"kind": "vllm", **engine}, "max_tokens": 4})
+        run_sweep(config.model_copy(update={"rollouts": rollouts}), count, context)
+        assert len(asked) == 2 * points
 
 
 def test_an_alpha_out_of_range_is_refused(stage: tuple[MergeStage, StageContext]):

@@ -83,3 +83,31 @@ def test_a_change_of_how_it_runs_changes_no_fingerprint(override: str, changed: 
                      for sets in ([], [override]))  # fmt: skip
     assert (before["instruct"] != after["instruct"]) == changed
     assert before["foundation"] == after["foundation"]
+
+
+OPERATIONAL = [
+    ("vllm", "gpu_memory", 0.3), ("vllm", "cache_gb", 4.0), ("vllm", "sleep", 2), ("vllm", "restarts", 0),
+    ("vllm_server", "gpu_memory", 0.3), ("vllm_server", "cache_gb", 4.0), ("vllm_server", "restarts", 0),
+    ("vllm_server", "server", "http://node:8000"), ("vllm_server", "deadline_s", 60.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("engine", "key", "value"), OPERATIONAL)
+def test_an_engines_memory_address_and_patience_change_no_fingerprint(engine: str, key: str, value: Any) -> None:
+    """As a section, as a key of an override, and in the spelling of before; another engine does change it."""
+    own, old = f"stages.instruct.rollouts.engine={engine}", f"stages.instruct.rollouts.{key}={value}"
+    new = own.replace(engine, f"{{kind: {engine}, {key}: {value}}}")
+    before, *same = (load("miniature", sets, note=lambda note: None) for sets in ([own], [new], [own, old]))
+    assert [resolved(recipe, "instruct") for recipe in same] == [resolved(before, "instruct")] * 2
+    assert same[0] == same[1] != before
+    assert resolved(load("miniature"), "instruct") != resolved(before, "instruct")
+    by_override = load("miniature", [own, old.replace("rollouts.", "rollouts.engine.")])
+    assert by_override == same[0]
+
+
+def test_precision_and_the_split_over_gpus_do_change_it() -> None:
+    before, *others = (
+        load("miniature", [f"stages.instruct.rollouts.engine={{kind: vllm_server{more}}}"])
+        for more in ("", ", dtype: float16", ", gpus: [1, 2]")
+    )
+    assert all(resolved(each, "instruct") != resolved(before, "instruct") for each in others)

@@ -25,7 +25,7 @@ from nanoalign.rollouts.server import ServerEngine
 def stage(small_base, tmp_path):
     """Runs a stage of eight prompts and four steps; returns its figures and its rows of metrics."""
 
-    def run(**rollouts):
+    def run(engine):
         rows = tmp_path / "prompts.jsonl"
         prompts = [Conversation((Message("user", f"say {n}"), Message("assistant", "on"))) for n in range(8)]
         rows.write_text("".join(json.dumps(to_row(prompt)) + "\n" for prompt in prompts))
@@ -35,7 +35,7 @@ def stage(small_base, tmp_path):
         config = GRPOStage(
             **{
                 "kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0}, "group_size": 8, "train": train,
-                "rollouts": Rollouts(max_tokens=64, grace=2, batch_size=16, **rollouts),
+                "rollouts": Rollouts(engine=engine, max_tokens=64, grace=2, batch_size=16),
                 "thinking": Thinking(on=1.0, budgets=[None, 3, 3, 3]),
             }
         )  # fmt: skip
@@ -51,7 +51,7 @@ def stage(small_base, tmp_path):
 
 
 def test_weights_stay_fresh_while_they_move(stage):
-    figures, _ = stage(engine="vllm")
+    figures, _ = stage("vllm")
     assert figures["groups_without_signal"] < figures["groups"]
     assert figures["mismatch_max"] == pytest.approx(1.0, abs=1e-3)
 
@@ -69,7 +69,7 @@ def test_a_server_killed_in_a_rollout_costs_no_step(stage, monkeypatch):
 
     monkeypatch.setattr(ServerEngine, "generate", killed)
     with pytest.warns(UserWarning, match="restarting the rollout engine"):
-        figures, rows = stage(engine="vllm_server", deadline_s=300)
+        figures, rows = stage({"kind": "vllm_server", "deadline_s": 300})
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["engines_lost"] for row in rows] == [0, 1, 1, 1]
     assert len(set(steps)) == 2

@@ -3,11 +3,10 @@
 from importlib import import_module
 
 import pytest
-import yaml
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import Completion, EngineLostError, Request, Sampling
-from nanoalign.rollouts.config import ENGINES, HFSettings, Rollouts, VLLMSettings
+from nanoalign.rollouts.config import ENGINES
 from nanoalign.rollouts.own_server import chosen
 from nanoalign.rollouts.restarts import RestartingEngine
 
@@ -76,41 +75,6 @@ def test_a_start_that_loses_its_engine_counts(story):
     with pytest.raises(EngineLostError, match="no server"):
         engine.generate([REQUEST])
     assert story == ["start", "close", "no start", "close", "no start"]
-
-
-def test_settings_of_another_engine_are_refused():
-    def engine(**settings):
-        return Rollouts.model_validate({"engine": settings, "max_tokens": 1})
-
-    engine(kind="vllm_server", server="http://node:8000")
-    engine(kind="vllm", sleep=2)
-    with pytest.raises(ValueError, match="server: not a setting of engine vllm; engine vllm_server has it"):
-        engine(kind="vllm", server="http://node:8000")
-    with pytest.raises(ValueError, match="only for a server that the stage starts"):
-        engine(kind="vllm_server", server="http://node:8000", gpus=[1])
-    with pytest.raises(ValueError, match="GPUs of its own"):
-        engine(kind="vllm_server", weights="nccl", gpus=[0, 1])
-    with pytest.raises(ValueError, match="sleep: not a setting of engine hf; engine vllm has it"):
-        engine(kind="hf", sleep=1)
-    with pytest.raises(ValueError, match="gpu_memory: not a setting of engine hf; engine vllm and vllm_server has it"):
-        engine(kind="hf", gpu_memory=0.3)
-
-
-def test_recipes_with_settings_beside_the_engine_still_load_and_are_told_the_new_way():
-    before = {"engine": "vllm", "max_tokens": 1, "gpu_memory": 0.15, "cache_gb": 8.0, "dtype": "float16"}
-    rollouts = Rollouts.model_validate(before)
-    assert rollouts.engine == VLLMSettings(gpu_memory=0.15, cache_gb=8.0, dtype="float16")
-    written = rollouts.hint().split("write `engine: ")[1].rstrip("`")
-    again = Rollouts.model_validate({"engine": yaml.safe_load(written), "max_tokens": 1})
-    assert (again.engine, again.hint()) == (rollouts.engine, None)
-    assert again.identity() == rollouts.identity()
-    assert Rollouts.model_validate_json(rollouts.model_dump_json()).engine == rollouts.engine
-
-    idle = Rollouts.model_validate({"max_tokens": 1, "gpu_memory": 0.15, "deadline_s": 60.0})
-    assert idle.engine == HFSettings()
-    assert idle.hint() == "gpu_memory, deadline_s: settings of the engine; write `engine: {kind: hf}`"
-    with pytest.raises(ValueError, match="sleep: not a setting of engine hf"):
-        Rollouts.model_validate({"max_tokens": 1, "sleep": 1})
 
 
 def test_every_engine_of_the_table_opens_by_a_function_that_is_there():
