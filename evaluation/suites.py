@@ -210,7 +210,7 @@ def _answer(
 ) -> Run:  # fmt: skip
     from nanoalign.rollouts.base import Request
     from nanoalign.rollouts.samples import judged
-    from nanoalign.rollouts.sampling import derive_seed
+    from nanoalign.rollouts.seeds import derive_seed
 
     histories, requests = [], []
     for number, conversation in enumerate(tasks.conversations):
@@ -246,7 +246,7 @@ def _play(
     reward: Reward, settings: Settings, seed: int,
 ) -> Run:  # fmt: skip
     from nanoalign.rollouts.episodes import play
-    from nanoalign.rollouts.sampling import derive_seed
+    from nanoalign.rollouts.seeds import derive_seed
 
     assert tasks.environment is not None
     records = play(

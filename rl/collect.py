@@ -19,7 +19,7 @@ from nanoalign.rl.config import GRPOStage
 from nanoalign.rollouts.base import Completion, Mode, Request, RolloutEngine, draw_mode, sampling
 from nanoalign.rollouts.config import Thinking
 from nanoalign.rollouts.samples import judged, never_empty
-from nanoalign.rollouts.sampling import derive_seed
+from nanoalign.rollouts.seeds import derive_seed
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from nanoalign.rollouts.base import Completion, Mode, RolloutEngine, Sampling, d
 from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.environments.base import Environment, Task
 from nanoalign.rollouts.episodes import EpisodeRecord, play
-from nanoalign.rollouts.sampling import derive_seed
+from nanoalign.rollouts.seeds import derive_seed
 
 HELD_OUT = 1_000_000
 """Takes the place of a round's number in the seeds of held-out episodes."""

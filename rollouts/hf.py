@@ -27,7 +27,8 @@ from nanoalign.rollouts.attention import decoding_attention
 from nanoalign.rollouts.base import Completion, Opening, Request
 from nanoalign.rollouts.cache import extend_rows, new_cache, take_rows
 from nanoalign.rollouts.config import HFSettings
-from nanoalign.rollouts.sampling import draw, uniform
+from nanoalign.rollouts.sampler import sample_tokens
+from nanoalign.rollouts.seeds import uniform
 
 COMPACT = 8
 """Finished rows leave the batch when they are one in this many: copying the cache costs about as much as a token."""
@@ -279,7 +280,7 @@ class HFEngine:
             dtype=torch.float64,
             device=self.device,
         )
-        drawn_B, normalizer_B = draw(batch.logits_BV, batch.temperature_B, batch.top_p_B, uniform_B)
+        drawn_B, normalizer_B = sample_tokens(batch.logits_BV, batch.temperature_B, batch.top_p_B, uniform_B)
         written_B, forced_B = batch.budget.force(drawn_B.cpu().numpy())
         written_B1 = torch.from_numpy(np.ascontiguousarray(written_B)).to(self.device)[:, None]
         logprobs_B = batch.logits_BV.gather(-1, written_B1).squeeze(-1) - normalizer_B

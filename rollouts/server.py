@@ -25,7 +25,7 @@ from nanoalign.common.files import atomic_folder
 from nanoalign.models.loading import resolve
 from nanoalign.rollouts.base import Completion, EngineLostError, Opening, Request, Sampling
 from nanoalign.rollouts.config import ServerSettings
-from nanoalign.rollouts.own_server import OwnServer
+from nanoalign.rollouts.local_server import LocalServer
 from nanoalign.rollouts.restarts import RestartingEngine
 from nanoalign.rollouts.vllm import vllm_options
 
@@ -38,7 +38,7 @@ class ServerEngine:
     """
 
     def __init__(
-        self, url: str, settings: ServerSettings, opening: Opening, exchange: Path, own: OwnServer | None = None
+        self, url: str, settings: ServerSettings, opening: Opening, exchange: Path, own: LocalServer | None = None
     ) -> None:
         """``exchange`` is the folder through which weights go; ``own`` a server that ends with this engine."""
         self.url, self.thinking, self.own, self.lost = url.rstrip("/"), opening.thinking, own, 0
@@ -212,7 +212,7 @@ def _server(settings: ServerSettings, opening: Opening, exchange: Path) -> Serve
             arguments += ["--worker-extension-cls", "nanoalign.rollouts.vllm.PackedHead"]
         if settings.gpus is not None:
             arguments += ["--tensor-parallel-size", str(len(settings.gpus))]
-        own = OwnServer(opening.model, opening.tags, exchange / "server.log", arguments, settings.gpus)
+        own = LocalServer(opening.model, opening.tags, exchange / "server.log", arguments, settings.gpus)
     engine = ServerEngine(own.url if own else str(settings.server), settings, opening, exchange / "weights", own)
     if own is None:
         engine.load_folder(opening.model)

@@ -7,7 +7,7 @@ import pytest
 from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import Completion, EngineLostError, Request, Sampling
 from nanoalign.rollouts.config import ENGINES
-from nanoalign.rollouts.own_server import chosen
+from nanoalign.rollouts.local_server import visible_devices
 from nanoalign.rollouts.restarts import RestartingEngine
 
 REQUEST = Request((1, 2), Sampling(max_tokens=1))
@@ -86,7 +86,7 @@ def test_every_engine_of_the_table_opens_by_a_function_that_is_there():
 
 
 def test_a_servers_gpus_are_counted_among_those_that_the_stage_sees():
-    assert chosen([1, 2], None) == "1,2"
-    assert chosen([1], "4,7") == "7"
+    assert visible_devices([1, 2], None) == "1,2"
+    assert visible_devices([1], "4,7") == "7"
     with pytest.raises(ConfigError, match=r"gpus: 2 is none of the 2"):
-        chosen([2], "4,7")
+        visible_devices([2], "4,7")

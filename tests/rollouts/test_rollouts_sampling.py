@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoalign.rollouts.sampling import derive_seed, draw, uniform
+from nanoalign.rollouts.sampler import sample_tokens
+from nanoalign.rollouts.seeds import derive_seed, uniform
 
 numbers = st.floats(-8, 8, width=32)
 
@@ -18,7 +19,9 @@ def test_draws_follow_tempered_nucleus_probabilities(logits, temperature, top_p)
     grid = 2000
     logits_BV = torch.tensor([logits] * grid)
     uniform_B = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
-    tokens, normalizer = draw(logits_BV, torch.full((grid,), temperature), torch.full((grid,), top_p), uniform_B)
+    tokens, normalizer = sample_tokens(
+        logits_BV, torch.full((grid,), temperature), torch.full((grid,), top_p), uniform_B
+    )
     weights = [math.exp((value - max(logits)) / temperature) for value in logits]
     order = sorted(range(len(logits)), key=lambda token: -weights[token])
     kept, mass = [], 0.0
@@ -40,7 +43,7 @@ def test_draws_follow_tempered_nucleus_probabilities(logits, temperature, top_p)
 
 def test_temperature_zero_takes_the_likeliest_beside_sampled_rows():
     logits_BV = torch.tensor([[0.0, 1.0, 0.9], [0.0, 1.0, 0.9]])
-    tokens, _ = draw(
+    tokens, _ = sample_tokens(
         logits_BV, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([0.999, 0.999], dtype=torch.float64)
     )
     assert tokens.tolist() == [1, 2]
@@ -49,7 +52,7 @@ def test_temperature_zero_takes_the_likeliest_beside_sampled_rows():
 def test_impossible_tokens_are_never_drawn():
     logits_BV = torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 2)
     uniform_B = torch.tensor([0.0, 1 - 2**-32], dtype=torch.float64)
-    tokens, _ = draw(logits_BV, torch.ones(2), torch.ones(2), uniform_B)
+    tokens, _ = sample_tokens(logits_BV, torch.ones(2), torch.ones(2), uniform_B)
     assert tokens.tolist() == [1, 1]
 
 

@@ -19,7 +19,7 @@ START_S = 900.0
 STOP_S = 10.0
 
 
-class OwnServer:
+class LocalServer:
     """``nanoalign serve`` on a free port of this machine, once it answers."""
 
     def __init__(
@@ -41,7 +41,7 @@ class OwnServer:
         environment = serve_environment("127.0.0.1", None) | {"VLLM_SERVER_DEV_MODE": "1"}
         environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
         if gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = chosen(gpus, environment.get("CUDA_VISIBLE_DEVICES"))
+            environment["CUDA_VISIBLE_DEVICES"] = visible_devices(gpus, environment.get("CUDA_VISIBLE_DEVICES"))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -73,7 +73,7 @@ class OwnServer:
                 continue
 
 
-def chosen(gpus: Sequence[int], visible: str | None) -> str:
+def visible_devices(gpus: Sequence[int], visible: str | None) -> str:
     """CUDA_VISIBLE_DEVICES for the ``gpus``-th of those that are visible.
 
     Raises:
@@ -83,7 +83,7 @@ def chosen(gpus: Sequence[int], visible: str | None) -> str:
         return ",".join(map(str, gpus))
     devices = visible.split(",")
     if max(gpus) >= len(devices):
-        raise ConfigError(f"rollouts.gpus: {max(gpus)} is none of the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}")
+        raise ConfigError(f"engine.gpus: {max(gpus)} is none of the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}")
     return ",".join(devices[gpu] for gpu in gpus)
 
 
