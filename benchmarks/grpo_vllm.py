@@ -35,7 +35,8 @@ from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.rows import to_row
 from nanoalign.models.config import Training
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rollouts.config import Rollouts, Thinking, VLLMSettings
+from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.rollouts.engines import VLLMSettings
 
 CHAT, GROUP = "smollm2", 8
 TOKENS = {"sums": 64, "instructions": 128}

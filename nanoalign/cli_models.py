@@ -221,7 +221,8 @@ def budget_curve(
     from nanoalign.artifacts import finite
     from nanoalign.common.errors import ConfigError
     from nanoalign.evaluation.budget_curve import ENFORCED, accuracy_series, curve_table, run_budget_curve
-    from nanoalign.rollouts.config import ENGINES, Rollouts
+    from nanoalign.rollouts.config import Rollouts
+    from nanoalign.rollouts.engines import ENGINES
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = known("suite", suite or next(iter(loaded.suites), "suite"), loaded.suites)

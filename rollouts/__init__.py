@@ -1,11 +1,15 @@
-"""Rollout engines: the same small protocol in process (hf) and on vLLM."""
+"""Generating: token ids in; token ids, log-probabilities and forced tokens out, by whichever engine a recipe names.
 
-from importlib import import_module
+In the order of a prompt: `base` (its mode, the settings of each completion), an engine (`hf`, `vllm` or `server`), and
+`samples` (what rewards judge); `episodes` goes that way turn by turn in an environment. See README.md.
+"""
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanoalign.rollouts.base import Completion, Opening, Request, RolloutEngine, Sampling
-from nanoalign.rollouts.config import ENGINES, Engine, Rollouts
+from nanoalign.rollouts.config import Engine, Rollouts
+from nanoalign.rollouts.engines import ENGINES
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
@@ -45,11 +49,10 @@ def open_engine(
     """
     from nanoalign.budget_control.vocabulary import ThinkingTokens
 
-    settings = ENGINES[engine]() if isinstance(engine, str) else engine
+    settings: Any = ENGINES[engine].settings() if isinstance(engine, str) else engine
     thinking = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
     tags = (chat.think_open, chat.think_close)
-    module, function = settings.opens.split(":")
-    opened: RolloutEngine = getattr(import_module(module), function)(
+    opened: RolloutEngine = ENGINES[settings.kind].load()(
         settings, Opening(model, thinking, tags, batch_size, device, dtype, max_length, budgets, exchange)
     )
     return opened

@@ -26,7 +26,7 @@ from nanoalign.models.loading import load_model
 from nanoalign.rollouts.attention import decoding_attention
 from nanoalign.rollouts.base import Completion, Opening, Request
 from nanoalign.rollouts.cache import extend_rows, new_cache, take_rows
-from nanoalign.rollouts.config import HFSettings
+from nanoalign.rollouts.engines import HFSettings
 from nanoalign.rollouts.sampler import sample_tokens
 from nanoalign.rollouts.seeds import uniform
 

@@ -35,7 +35,7 @@ def sample_tokens(logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B:
 
 
 def _nucleus(weights_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
-    """Zeroes what lies outside the smallest set of likeliest tokens whose mass reaches top_p (Holtzman et al. 2020)."""
+    """Zeroes what is outside the smallest set of likeliest tokens whose mass reaches top_p (Holtzman et al. 2020)."""
     sorted_BV, order_BV = weights_BV.sort(dim=-1, descending=True, stable=True)
     before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
     kept_BV = torch.where((before_BV < top_p_B[:, None]) | (top_p_B[:, None] >= 1), sorted_BV, 0.0)

@@ -24,7 +24,7 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import atomic_folder
 from nanoalign.models.loading import resolve
 from nanoalign.rollouts.base import Completion, EngineLostError, Opening, Request, Sampling
-from nanoalign.rollouts.config import ServerSettings
+from nanoalign.rollouts.engines import ServerSettings
 from nanoalign.rollouts.local_server import LocalServer
 from nanoalign.rollouts.restarts import RestartingEngine
 from nanoalign.rollouts.vllm import vllm_options

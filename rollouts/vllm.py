@@ -17,7 +17,7 @@ from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.common.errors import ConfigError
 from nanoalign.models.loading import resolve
 from nanoalign.rollouts.base import Completion, EngineLostError, Opening, Request, Sampling
-from nanoalign.rollouts.config import ServerSettings, VLLMSettings
+from nanoalign.rollouts.engines import ServerSettings, VLLMSettings
 from nanoalign.rollouts.restarts import RestartingEngine
 
 ENVIRONMENT = {

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from nanoalign.recipe.source import Path_, Place, Problem, YamlTree, dotted
-from nanoalign.rollouts.config import ENGINES
+from nanoalign.rollouts.engines import ENGINES
 
-KEYS = {key for engine in ENGINES.values() for key in engine.model_fields if key != "kind"}
+KEYS = {key for engine in ENGINES.values() for key in engine.settings.model_fields if key != "kind"}
 NEVER_IDLE = ("server", "gpus", "sleep")
 """Settings that were refused beside an engine that has none, unless they were null or 0; others had no effect there."""
 
@@ -37,7 +37,7 @@ def nest(source: YamlTree) -> tuple[list[Problem], list[Problem]]:
         for key, value in beside.items():
             here, there = (*path, key), (*path, "engine", key)
             old, new = source.place(here), source.place(there)
-            if known and key not in known.model_fields and not (value and key in NEVER_IDLE):
+            if known and key not in known.settings.model_fields and not (value and key in NEVER_IDLE):
                 idle.append(key)
             elif key not in engine or _layer(source, old) > _layer(source, new):
                 engine[key], source.places[there] = value, old

@@ -8,6 +8,7 @@ from nanoalign.common.table import Entry
 from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.recipe.schema import Recipe
 from nanoalign.reward.table import REWARDS
+from nanoalign.rollouts.engines import ENGINES
 from nanoalign.rollouts.environments import ENVIRONMENTS
 
 
@@ -18,6 +19,7 @@ def json_schema() -> str:
     for section in schema["$defs"].values():
         _list(section, "reward", REWARDS)
         _list(section, "environment", ENVIRONMENTS)
+        _list(section, "engine", ENGINES)
     schema["title"] = "nanoalign recipe"
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["properties"]["extends"] = {

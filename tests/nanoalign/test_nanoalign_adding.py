@@ -22,6 +22,7 @@ from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import RecipeError, dump, load
 from nanoalign.reward import REWARDS, Sample, make_reward
 from nanoalign.reward.table import RewardEntry, verifiers
+from nanoalign.rollouts.engines import ENGINES
 from nanoalign.rollouts.environments import ENVIRONMENTS, EnvironmentEntry, environment
 from nanoalign.stages import STAGES
 
@@ -89,6 +90,23 @@ def run(config, mixtures, context):
 '''.replace("    from_: str\n", '    from_: str = Field(alias="from")\n').replace(
     "from nanoalign.common", "from pydantic import Field\n\nfrom nanoalign.common"
 )
+ENGINE = '''
+from typing import Literal
+
+from nanoalign.common.config import Section
+
+
+class ToySettings(Section):
+    """A toy."""
+
+    kind: Literal["toy"] = "toy"
+    loud: bool = False
+    """Whether it is loud."""
+
+
+def open_toy(settings, opening):
+    return settings.kind, settings.loud, opening.model
+'''
 ENTRY = """
 from nanoalign.stages import STAGES, StageEntry
 from toy_stage import ToyStage
@@ -234,7 +252,45 @@ assert run_stage(recipe, context) == {"loud": 1.0} and (folder / "model/weights"
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("table", [*TABLES.values(), STAGES])
+def test_a_rollout_engine(folder: Path) -> None:
+    """Likewise: an entry, its settings and a function, and the recipe's union of engines has it."""
+    (folder / "toy_engine.py").write_text(ENGINE, encoding="utf-8")
+    code = """
+import importlib
+
+from nanoalign.rollouts import config
+from nanoalign.rollouts.engines import ENGINES, EngineEntry
+from toy_engine import ToySettings
+
+ENGINES["toy"] = EngineEntry("toy_engine:open_toy", "a toy", ToySettings)
+importlib.reload(config)  # an entry that is written in the table is there when the sections are first made
+from nanoalign.data_recipes.chat import chat_format
+from nanoalign.recipe.json_schema import json_schema
+from nanoalign.recipe.load import RecipeError, load
+from nanoalign.rollouts import open_engine
+from tests.tiny import tiny_tokenizer
+
+NAME = "nemotron-nano-v2"
+recipe = load("toys.yaml", ["stages.asked.rollouts.engine=toy", "stages.asked.rollouts.engine.loud=true"])
+opened = open_engine(recipe.stages["asked"].rollouts.engine, "model", tiny_tokenizer(NAME), chat_format(NAME))
+assert opened == ("toy", True, "model"), opened
+assert "- toy: a toy" in json_schema() and "Whether it is loud." in json_schema(), "the schema"
+for wrong, said in (("toyy", "unknown `toyy`; did you mean `toy`?"),
+                    ("{kind: toy, lout: true}", "unknown key; did you mean `loud`?"),
+                    ("{kind: hf, loud: true}", "hf has no such key; toy has it")):
+    try:
+        load("toys.yaml", [f"stages.asked.rollouts.engine={wrong}"])
+        raise AssertionError(wrong)
+    except RecipeError as error:
+        assert said in str(error), str(error)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("table", [*TABLES.values(), ENGINES, STAGES])
 def test_every_entry_leads_to_its_code(table: dict[str, Entry]) -> None:
     for entry in table.values():
         assert callable(entry.load()) and entry.about
@@ -247,6 +303,7 @@ def test_a_format_bears_its_name_in_the_table() -> None:
 def test_the_page_of_names_lists_the_tables() -> None:
     page = (ROOT / "docs/names.md").read_text(encoding="utf-8")
     for title, table in (("Rewards", REWARDS), ("Environments", ENVIRONMENTS), ("Chat formats", CHAT_FORMATS),
+                         ("Rollout engines", ENGINES),
                          ("Kinds of stage", STAGES)):  # fmt: skip
         rows = "".join(f"| `{name}` | {entry.about} |\n" for name, entry in table.items())
         assert f"## {title}\n| Name | What it is |\n|---|---|\n{rows}" in page

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from nanoalign.cli import app
 from nanoalign.recipe.load import RecipeError, dump, load, shipped
 from nanoalign.report.read import _recipe
-from nanoalign.rollouts.config import HFSettings, ServerSettings, VLLMSettings
+from nanoalign.rollouts.engines import HFSettings, ServerSettings, VLLMSettings
 
 HERE = "stages.instruct.rollouts"
 

@@ -1,12 +1,9 @@
 """Lost engines: asked again with the weights they had, at most so many times."""
 
-from importlib import import_module
-
 import pytest
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import Completion, EngineLostError, Request, Sampling
-from nanoalign.rollouts.config import ENGINES
 from nanoalign.rollouts.local_server import visible_devices
 from nanoalign.rollouts.restarts import RestartingEngine
 
@@ -75,14 +72,6 @@ def test_a_start_that_loses_its_engine_counts(story):
     with pytest.raises(EngineLostError, match="no server"):
         engine.generate([REQUEST])
     assert story == ["start", "close", "no start", "close", "no start"]
-
-
-def test_every_engine_of_the_table_opens_by_a_function_that_is_there():
-    assert list(ENGINES) == ["hf", "vllm", "vllm_server"]
-    for settings in ENGINES.values():
-        module, function = settings.opens.split(":")
-        assert callable(getattr(import_module(module), function))
-        assert settings.__doc__
 
 
 def test_a_servers_gpus_are_counted_among_those_that_the_stage_sees():

@@ -18,7 +18,7 @@ from nanoalign.data_recipes.chat import chat_format
 from nanoalign.models.loading import load_model, load_tokenizer, save_model
 from nanoalign.rollouts import open_engine
 from nanoalign.rollouts.base import EngineLostError, Opening, Request, Sampling
-from nanoalign.rollouts.config import ServerSettings
+from nanoalign.rollouts.engines import ServerSettings
 from nanoalign.rollouts.hf import HFEngine
 from nanoalign.rollouts.server import ServerEngine
 from tests.rollouts.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
