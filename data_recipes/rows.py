@@ -189,17 +189,17 @@ def split_thinking(content: str, reasoning: str | None, where: str) -> tuple[str
 
 
 def _outside_code(text: str) -> str | None:
-    """The first thinking tag of a text that does not stand in Markdown code."""
+    """The first thinking tag of a text that is not in Markdown code."""
     found = _BARE.search(text) and _BARE.search(_CODE.sub("", text))  # few texts hold any, and code is slow to find
     return found[0] if found else None
 
 
 def _advice(tag: str) -> str:
     if "/" in tag:
-        where = f"{tag} stands where no thinking is open; begin the text with <think> if what precedes it is reasoning"
+        where = f"{tag} appears where no thinking is open; begin the text with <think> if what precedes it is reasoning"
     else:
-        where = f"{tag} stands after the beginning; only one block, at the very beginning, is read as reasoning"
-    return f"{where} (or write reasoning_content), and put a tag that the answer speaks of in backticks"
+        where = f"{tag} appears after the beginning; only one block, at the very beginning, is read as reasoning"
+    return f"{where} (or write reasoning_content), and put a tag that the answer mentions in backticks"
 
 
 def _tag_fault(where: str, reason: str) -> RowError:

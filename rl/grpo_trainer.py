@@ -279,7 +279,7 @@ def make_trainer(
     """
     batch = stage.train.batch_size
     if batch % stage.group_size:
-        raise ConfigError(f"train.batch_size: {batch} is no multiple of group_size {stage.group_size}")
+        raise ConfigError(f"train.batch_size: {batch} is not a multiple of group_size {stage.group_size}")
     if stage.rollouts.temperature == 0:
         raise ConfigError("rollouts.temperature: 0 samples the same completion every time; GRPO needs different ones")
     arguments = training_arguments(

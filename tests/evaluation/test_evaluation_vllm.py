@@ -42,7 +42,7 @@ def test_every_checkpoint_is_measured_with_its_own_weights(tmp_path: Path, monke
     save_model(other, load_tokenizer(BASE), tmp_path / "other")
     opened = []
     open_engine = rollouts.open_engine
-    monkeypatch.setattr(rollouts, "open_engine", lambda *a, **k: opened.append(a[0]) or open_engine(*a, **k))
+    monkeypatch.setattr(rollouts, "open_engine", lambda *a, **k: opened.append(a[0].kind) or open_engine(*a, **k))
     checkpoints = {"base": BASE, "other": tmp_path / "other"}
     by_vllm = figures("vllm", checkpoints, tmp_path / "vllm")
     assert by_vllm == figures("hf", checkpoints, tmp_path / "hf")

@@ -57,9 +57,12 @@ def test_scores_are_those_of_transformers_on_what_would_be_written(build, tmp_pa
     save_model(judge, tokenizer, inputs["judge"])
 
     opened = []
-    monkeypatch.setattr(
-        "nanoalign.rollouts.open_engine", lambda kind, *a, **k: opened.append(kind) or open_engine(kind, *a, **k)
-    )
+
+    def noted(engine, *args, **more):
+        opened.append(engine.kind)
+        return open_engine(engine, *args, **more)
+
+    monkeypatch.setattr("nanoalign.rollouts.open_engine", noted)
     rollouts = Rollouts(engine="vllm", temperature=0.0, max_tokens=16, grace=2, batch_size=4)
     config = MergeStage(
         kind="merge", reasoning="x", chat="y", alphas=[0.25, 0.75], reasoning_suite="reasoning", chat_suite="chat",

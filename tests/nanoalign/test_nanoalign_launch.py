@@ -99,7 +99,7 @@ def test_a_stage_that_cannot_be_spread_runs_on_one_process_and_the_plan_says_why
 
 def test_grpo_batches_divide_over_processes_too(tmp_path: Path) -> None:
     (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
-    with pytest.raises(RecipeError, match="16 is no multiple of 15 sequences at once, 5 on each of 3 processes"):
+    with pytest.raises(RecipeError, match="16 is not a multiple of 15 sequences at once, 5 on each of 3 processes"):
         load(str(tmp_path / "spread.yaml"), ["launch={kind: local, processes: 3}"])
 
 
