@@ -242,7 +242,7 @@ class StepRollouts:
         """The best and the worst answer to the step's first prompt, every so often; on the first process."""
         if first or step % max(1, self.steps // SAMPLE_TABLES):
             return
-        group = range(self.stage.group_size)
+        group = range(min(self.stage.group_size, len(samples)))  # a process may have a part of a group
         for place in sorted({max(group, key=total.__getitem__), min(group, key=total.__getitem__)}):
             sample = samples[place]
             self.log.sample(

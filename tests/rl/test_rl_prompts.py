@@ -1,6 +1,7 @@
 """Prompts for RL are the mixture's samples: filtered, drawn and shuffled as for any other stage."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.selection import build
 from nanoalign.models.config import Training
 from nanoalign.rl import grpo
+from nanoalign.rl.collect import StepRollouts
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rollouts.config import Rollouts
 
@@ -55,3 +57,18 @@ def test_grpo_asks_what_the_mixture_holds(small_base, tmp_path, monkeypatch):
     assert sorted(asked) == sorted(texts[:12]) and asked != texts[:12]
     built = build(mixture, tmp_path, 5, chat=chat_format("nemotron-nano-v2"))
     assert asked == [each.messages[0].content for each in built.conversations]
+
+
+@pytest.mark.parametrize("share", [2, 4, 6])
+def test_samples_are_kept_where_a_process_has_a_part_of_a_group(share):
+    kept = []
+    answer = SimpleNamespace(reasoning="", content="", faults=())
+    sample = SimpleNamespace(messages=[SimpleNamespace(content="q")], answer=answer, thinking_budget=None)
+    collect = SimpleNamespace(
+        stage=SimpleNamespace(group_size=4), steps=1, log=SimpleNamespace(sample=lambda **row: kept.append(row))
+    )
+    total = [float(place) for place in range(share)]
+    StepRollouts.keep_samples(
+        collect, [SimpleNamespace(domain="")] * share, [sample] * share, {"a": total}, total, step=0, first=0
+    )
+    assert [row["reward"] for row in kept] == [0.0, min(share, 4) - 1.0]
