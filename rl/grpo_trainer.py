@@ -79,7 +79,7 @@ class PolicyTrainer(RecipeTrainer):
         self.sums: dict[str, Tensor] = {}
         """Sums over the step's trained tokens on this process, their number last."""
         self.isolated = False
-        """Whether a real pack was checked."""
+        """Whether a real pack of several completions was checked."""
         self.logged: dict[str, list[float]] = defaultdict(list)
         """Figures since the last row of the log, which has their means."""
 
@@ -91,9 +91,11 @@ class PolicyTrainer(RecipeTrainer):
         started = time.perf_counter()
         micro_batches = self.collect_step()
         if self.stage.pack_tokens and not self.isolated:
-            with self.accelerator.autocast():
-                require_isolation(self.model, self.packed(max(micro_batches, key=lambda rows: len(rows.prompt_ids))))
-            self.isolated = True
+            fullest = max(micro_batches, key=lambda rows: len(rows.prompt_ids))
+            if len(fullest.prompt_ids) > 1:  # one alone has no other that it could see
+                with self.accelerator.autocast():
+                    require_isolation(self.model, self.packed(fullest))
+                self.isolated = True
         losses = []
         for number, rows in enumerate(micro_batches, 1):
             # gradients meet those of other processes with the last micro-batch
@@ -151,7 +153,8 @@ class PolicyTrainer(RecipeTrainer):
         process: the last ones are repeated with nothing to train on where a process has fewer."""
         rows = self.with_signal(rows)
         lengths = [len(prompt) + len(ids) for prompt, ids in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
-        packed = [rows.take(torch.tensor(places)) for places in pack(lengths, max(capacity, *lengths))]
+        chosen = pack(lengths, capacity, "drop")
+        packed = [rows.take(torch.tensor(places)) for places in (*chosen, *([place] for place in chosen.dropped))]
         most = int(self.accelerator.gather(torch.tensor([len(packed)], device=self.args.device)).max())
         untrained = replace(packed[-1], trained=[torch.zeros_like(trained) for trained in packed[-1].trained])
         return packed + [untrained] * (most - len(packed))

@@ -367,3 +367,17 @@ def test_row_schedule_asks_every_prompt_once_an_epoch():
     assert sorted(schedule[:5]) == sorted(schedule[5:10]) == list(range(5))
     assert schedule[:5] != schedule[5:10]
     assert schedule == row_schedule(5, 20, 0)[:12]
+
+
+def test_only_a_longer_row_exceeds_pack_tokens(make_model, tokenizer, tmp_path):
+    trainer = trainer_for(stage(pack_tokens=12, kl=0.1), make_model("hybrid", 0), tokenizer, tmp_path)
+    tokens = [[len(a) + len(b) for a, b in zip(rows.prompt_ids, rows.completion_ids)]
+              for rows in trainer.collect_step()]  # fmt: skip
+    assert sum(map(len, tokens)) == 2 * GROUP and max(map(sum, tokens)) > 12
+    assert all(sum(lengths) <= 12 or len(lengths) == 1 for lengths in tokens)
+
+
+def test_a_pack_of_one_completion_proves_no_isolation(make_model, tokenizer, tmp_path):
+    trainer = trainer_for(stage(pack_tokens=1), make_model("hybrid", 0), tokenizer, tmp_path)
+    trainer.train_or_resume()
+    assert not trainer.isolated
