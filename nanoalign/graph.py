@@ -48,7 +48,7 @@ def order(recipe: Recipe) -> list[str]:
     done: dict[str, None] = {}
 
     def visit(name: str) -> None:
-        if name != BASE and name not in done:
+        if name in recipe.stages and name not in done:
             for other in inputs_of(recipe, name).values():
                 visit(other)
             done[name] = None
@@ -69,7 +69,7 @@ def needed_by(recipe: Recipe, names: Iterable[str]) -> set[str]:
     queue = list(names)
     while queue:
         name = queue.pop()
-        if name != BASE and name not in found:
+        if name in recipe.stages and name not in found:
             found.add(name)
             queue += inputs_of(recipe, name).values()
     return found

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoalign.graph import inputs_of
+from nanoalign.graph import inputs_of, needed_by, order
 from nanoalign.recipe.load import load, shipped
 from nanoalign.report.stage_graph import BOX, FAILED, Layout, curve, graph, layout
 
@@ -87,3 +87,10 @@ def test_each_stage_shows_how_it_stands() -> None:
     assert {text.get_text() for text in axes.texts} == {
         "base", "first\nsft", "second\nfailed", "third\nstopped", "last\nsft",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_stage_is_in_order_also_one_that_is_called_base(name: str) -> None:
+    recipe = load(name)
+    assert sorted(order(recipe)) == sorted(recipe.stages)
+    assert needed_by(recipe, recipe.stages) == set(recipe.stages)
