@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deepspeed.ops
 import torch
 
 from nanoalign import rollouts
 from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.launch import deepspeed_environment
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
 from nanoalign.rl import dpo
@@ -33,6 +35,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "packed": (2, {"pack_tokens": 40}),
     "shared_engine": (2, {"shared": True}),
     "resumed": (2, {"killed": True}),
+    "zero2": (2, {"zero": 2, "pack_tokens": 40}),
+    "zero1": (2, {"zero": 1, "micro_batch_size": 2}),
     "lora": (1, {"lora": LoRA(rank=4)}),
     "lora_two": (2, {"lora": LoRA(rank=4), "pack_tokens": 40}),
     "kl": (1, {"kl": 0.1}),
@@ -64,6 +68,7 @@ def train(folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None
             attach(model, lora, 0) if lora else model, toy_tokenizer(), stage, 3, collect, folder / "checkpoints",
             StageLog(folder), "cpu", 3, reference=reference,
         )  # fmt: skip
+        assert trainer.is_deepspeed_enabled == ("ACCELERATE_USE_DEEPSPEED" in os.environ)
         trainer.train_or_resume()
         return trainer
 
@@ -100,6 +105,7 @@ def play_and_train(folder: Path, base: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles collectives for two minutes
     base, folder = Path(sys.argv[1]), Path(sys.argv[2])
     for way in sys.argv[3:]:
         ranks, settings = WAYS[way]
@@ -115,6 +121,8 @@ def main() -> None:
                         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                         "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                     }  # fmt: skip
+                if zero := settings.pop("zero", 0):
+                    os.environ |= deepspeed_environment(zero, folder / f"{way}.{rank}.json")
                 if way.startswith("dpo"):
                     play_and_train(folder / way, base)
                 else:

@@ -14,7 +14,11 @@ from safetensors.torch import load_file
 from tests.toy import toy_model
 
 ROOT = Path(__file__).parents[2]
-WAYS = {"one": ["two", "three", "micro", "packed", "shared_engine", "resumed"], "lora": ["lora_two"], "kl": ["kl_two"]}
+WAYS = {
+    "one": ["two", "three", "micro", "packed", "shared_engine", "resumed", "zero1", "zero2"],
+    "lora": ["lora_two"],
+    "kl": ["kl_two"],
+}
 
 
 @pytest.fixture(scope="module")
