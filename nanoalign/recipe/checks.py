@@ -199,6 +199,13 @@ def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     if not spreads(stage, launch):
         return
     devices = launch.devices
+    engine = stage.rollouts.engine if isinstance(stage, DPOStage | GRPOStage) else None
+    taken = getattr(engine, "gpus", None)
+    if taken and devices > 1 and min(taken) < devices:
+        yield (
+            ("rollouts", "engine", "gpus"),
+            f"the trainer's {devices} processes have GPUs 0 to {devices - 1}, got {taken}",
+        )
     ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
     if devices % ranks:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"

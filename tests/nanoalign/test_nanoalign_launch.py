@@ -103,6 +103,14 @@ def test_grpo_batches_divide_over_processes_too(tmp_path: Path) -> None:
         load(str(tmp_path / "spread.yaml"), ["launch={kind: local, processes: 3}"])
 
 
+def test_a_servers_gpus_are_others_than_the_trainers(tmp_path: Path) -> None:
+    (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
+    settings = ["launch={kind: local, processes: 2}", "stages.asked.rollouts.engine={kind: vllm_server, gpus: [1, 2]}"]
+    with pytest.raises(RecipeError, match="the trainer's 2 processes have GPUs 0 to 1, got"):
+        load(str(tmp_path / "spread.yaml"), settings)
+    load(str(tmp_path / "spread.yaml"), [*settings, "stages.asked.rollouts.engine.gpus=[2, 3]"])
+
+
 def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:
     plan = planning.make_plan(load(recipe(tmp_path)), tmp_path / "runs", None)
     (stage,) = plan.stages
