@@ -120,7 +120,7 @@ def _model(path: Path_, name: str, role: str, parts: Parts) -> Iterator[Finding]
     """A language model is wanted, or with role reward_model a reward model."""
     judge = role == "reward_model"
     wanted = f"{'reward' if judge else 'language'} model"
-    made = {n: STAGES[kind].makes if kind in STAGES else wanted for n, kind in parts.kinds.items()}
+    made = {n: STAGES[kind].makes for n, kind in parts.kinds.items() if isinstance(kind, str) and kind in STAGES}
     candidates = [n for n in parts.names["stages"] if made.get(n, wanted) == wanted] + ([] if judge else ["base"])
     what = "reward_model stage" if judge else "stage"
     if name == "base" and not judge:
@@ -140,7 +140,7 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
     yield from _environment(getattr(stage, "environment", None))
-    if isinstance(stage, GRPOStage):
+    if isinstance(stage, GRPOStage) and stage.reward is not None:
         yield from _scored(stage.data, stage.reward, parts, known)
         yield from _reward(stage.reward, stage.reward_model, REWARDS)
         if stage.reward_gpu is not None and stage.reward_model is None:

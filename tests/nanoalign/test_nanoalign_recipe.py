@@ -1,6 +1,8 @@
 """The recipe: what is wrong is said with file, line, key and the nearest valid one; what is right loads back equal."""
 
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,26 @@ def test_mutations(tmp_path: Path, old: str, new: str, line: str, key: str, mess
     assert "Traceback" not in result.output
     said = [text for text in result.output.splitlines() if text.startswith(f"  {path}:{number}: {key}: ")]
     assert any(message in text for text in said), result.output
+
+
+def every_path(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from every_path(inner, (*path, key))
+
+
+@pytest.mark.parametrize("wrong", [5, [5], {"x": 5}])
+def test_no_value_of_another_type_ends_the_checks(tmp_path: Path, wrong: Any) -> None:
+    data = parse_yaml(RECIPE, "small.yaml")[0].data
+    for path in every_path(data):
+        changed = inner = copy.deepcopy(data)
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = wrong
+        try:
+            load(str(write(tmp_path, yaml.safe_dump(changed))))
+        except RecipeError as error:
+            assert error.problems
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
