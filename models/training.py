@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -217,7 +218,9 @@ class RecipeTrainer(Trainer):
         On CPU a training killed at any moment and resumed ends with the same weights, bitwise: the checkpoint holds
         weights, optimizer, schedule and RNG states, and the data order is a function of seed and epoch.
         """
-        checkpoint = newest_checkpoint(Path(self.args.output_dir or "."))
+        # the first process chooses for all: another may look before a checkpoint is marked complete
+        found = newest_checkpoint(Path(self.args.output_dir or ".")) if self.accelerator.is_main_process else None
+        checkpoint = broadcast_object_list([found])[0]
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def create_scheduler(

@@ -7,6 +7,7 @@ In the order of a prompt: `base` (its mode, the settings of each completion), an
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nanoalign.common.printable import known
 from nanoalign.rollouts.base import Completion, Opening, Request, RolloutEngine, Sampling
 from nanoalign.rollouts.config import Engine, Rollouts
 from nanoalign.rollouts.engines import ENGINES
@@ -49,7 +50,7 @@ def open_engine(
     """
     from nanoalign.budget_control.vocabulary import ThinkingTokens
 
-    settings: Any = ENGINES[engine].settings() if isinstance(engine, str) else engine
+    settings: Any = ENGINES[known("rollout engine", engine, ENGINES)].settings() if isinstance(engine, str) else engine
     thinking = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
     tags = (chat.think_open, chat.think_close)
     opened: RolloutEngine = ENGINES[settings.kind].load()(

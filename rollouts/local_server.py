@@ -83,7 +83,9 @@ def visible_devices(gpus: Sequence[int], visible: str | None) -> str:
         return ",".join(map(str, gpus))
     devices = visible.split(",")
     if max(gpus) >= len(devices):
-        raise ConfigError(f"engine.gpus: {max(gpus)} is none of the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}")
+        raise ConfigError(
+            f"rollouts.engine.gpus: {max(gpus)} is none of the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}"
+        )
     return ",".join(devices[gpu] for gpu in gpus)
 
 

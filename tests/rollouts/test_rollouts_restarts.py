@@ -77,5 +77,5 @@ def test_a_start_that_loses_its_engine_counts(story):
 def test_a_servers_gpus_are_counted_among_those_that_the_stage_sees():
     assert visible_devices([1, 2], None) == "1,2"
     assert visible_devices([1], "4,7") == "7"
-    with pytest.raises(ConfigError, match=r"gpus: 2 is none of the 2"):
+    with pytest.raises(ConfigError, match=r"gpus: 2 is not among the 2"):
         visible_devices([2], "4,7")
