@@ -84,7 +84,7 @@ def visible_devices(gpus: Sequence[int], visible: str | None) -> str:
     devices = visible.split(",")
     if max(gpus) >= len(devices):
         raise ConfigError(
-            f"rollouts.engine.gpus: {max(gpus)} is none of the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}"
+            f"rollouts.engine.gpus: {max(gpus)} is not among the {len(devices)} in CUDA_VISIBLE_DEVICES={visible}"
         )
     return ",".join(devices[gpu] for gpu in gpus)
 
