@@ -10,7 +10,7 @@ python3 -c "import trl, datasets, nanoalign.rl.grpo_trainer; print('imports', tr
 CUDA_VISIBLE_DEVICES=0 timeout 300 python3 -m benchmarks.rl_many_gpus packed --model hybrid > $OUT/packed_hybrid.json 2> $OUT/packed_hybrid.log &
 CUDA_VISIBLE_DEVICES=1 timeout 300 python3 -m benchmarks.rl_many_gpus packed --model llama --batch 128 --micro 8 16 32 --pack-tokens 32768 > $OUT/packed_llama.json 2> $OUT/packed_llama.log &
 wait
-timeout 120 python3 -m benchmarks.rl_many_gpus scaling --model hybrid --batch 128 --gpus 4 > $OUT/scaling_hybrid.json 2> $OUT/scaling_hybrid.log
-timeout 100 python3 -m benchmarks.rl_many_gpus scaling --model llama --batch 256 --pack-tokens 32768 --gpus 4 > $OUT/scaling_llama.json 2> $OUT/scaling_llama.log
+timeout 240 python3 -m benchmarks.rl_many_gpus scaling --model hybrid --batch 128 --gpus 4 > $OUT/scaling_hybrid.json 2> $OUT/scaling_hybrid.log
+timeout 200 python3 -m benchmarks.rl_many_gpus scaling --model llama --batch 256 --pack-tokens 32768 --gpus 4 > $OUT/scaling_llama.json 2> $OUT/scaling_llama.log
 for log in $OUT/*.log; do echo "== $log"; tail -n 12 $log | cut -c1-400; done
 cat $OUT/*.json
