@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
     from nanoalign.rollouts.environments import environment
 
     device = resolve_device(context.device)
-    processes = PartialState(cpu=device == "cpu")
+    processes = PartialState(cpu=device == "cpu", timeout=timedelta(seconds=config.rollouts.longest_wait_s()))
     first = processes.is_main_process
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])

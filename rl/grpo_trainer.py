@@ -174,7 +174,7 @@ class PolicyTrainer(RecipeTrainer):
         )
         losses_BC, logged = found.losses_BC, {"entropy": entropy_BC}
         if self.stage.kl:
-            logged["kl"] = kl_to(self.reference_logprobs(model, rows), logprobs_BC, found.ratio)
+            logged["kl"] = kl_to(self.reference_logprobs(model, rows), logprobs_BC, found.ratio, trained_BC)
             losses_BC = losses_BC + self.stage.kl * logged["kl"]
         logged |= {"clip_ratio/low_mean": found.below, "clip_ratio/high_mean": found.above}
         logged["clip_ratio/region_mean"] = found.below | found.above
@@ -287,6 +287,7 @@ def make_trainer(
         raise ConfigError("rollouts.temperature: 0 samples the same completion every time; GRPO needs different ones")
     arguments = training_arguments(
         stage.train, folder, batch, device, seed, max_steps=steps, include_num_input_tokens_seen="no",
+        ddp_timeout=stage.rollouts.longest_wait_s(),
         gradient_accumulation_steps=1,
         per_device_train_batch_size=batch // int(os.environ.get("WORLD_SIZE", "1")),
     )  # fmt: skip

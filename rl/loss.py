@@ -93,11 +93,11 @@ def token_losses(
     return TokenLosses(losses_BC.expand_as(logprobs_BC), ratio, below, above)
 
 
-def kl_to(reference_BC: Tensor, logprobs_BC: Tensor, ratio: Tensor) -> Tensor:
+def kl_to(reference_BC: Tensor, logprobs_BC: Tensor, ratio: Tensor, trained_BC: Tensor) -> Tensor:
     """An estimate of the KL divergence from a reference, of every token: Schulman's k3, never negative
     (http://joschu.net/blog/kl-approx.html), times the importance ratio, without which its gradient is not that of the
     divergence and grows exponentially where the two part (DeepSeek-V3.2, arXiv 2512.02556)."""
-    difference_BC = reference_BC - logprobs_BC
+    difference_BC = (reference_BC - logprobs_BC) * trained_BC  # a forced token's may overflow
     return (torch.exp(difference_BC) - difference_BC - 1) * ratio
 
 

@@ -39,6 +39,12 @@ class Rollouts(Section):
     batch_size: int = Field(64, ge=1)
     """Sequences generated together."""
 
+    def longest_wait_s(self) -> int:
+        """Seconds for which other processes may have to wait for the one that asks the engine: as long as a server that
+        is lost, restarted and lost again may take, and half an hour at least."""
+        deadline_s, restarts = (getattr(self.engine, name, 0) for name in ("deadline_s", "restarts"))
+        return 1800 + round(deadline_s * (restarts + 1))
+
     def require_room(self, budget: int) -> None:
         """Raises ValueError where a thinking budget and its grace leave no room for an answer."""
         if budget + self.grace >= self.max_tokens:
