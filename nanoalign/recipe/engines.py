@@ -44,7 +44,8 @@ def nest(source: YamlTree) -> tuple[list[Problem], list[Problem]]:
             elif _layer(source, old) == _layer(source, new):
                 problems.append(Problem(old, dotted(here), f"is given in `engine` too ({new}); keep that one"))
             if not old.line:
-                notes.append(Problem(old, dotted(here), f"the key is {dotted(there)} by now"))
+                unused = f", which engine {engine['kind']} does not have: without effect" if key in idle else ""
+                notes.append(Problem(old, dotted(here), f"the key is now {dotted(there)}{unused}"))
         if written := [key for key in beside if source.place((*path, key)).line]:
             unused = f"; without effect, leave out: {', '.join(idle)}" if idle else ""
             line = f"in place of {', '.join(written)} write `{_flow({'engine': engine})}`{unused}"
