@@ -3,8 +3,6 @@
 Rank 0 writes FOLDER/MODEL.pt: losses, logits and gradients of one process and of the ranks together.
 """
 
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from nanoalign.models.loss import IGNORED, linear_cross_entropy
 from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.sequence_parallel import parallelize
 from tests.models.small import VOCAB, small_model
+from tests.ranks import on_ranks
 
 LENGTHS = [9, 1, 20, 3, 15]
 """Documents of a pack of 48 tokens: the third lies across the border of two ranks, the last across that of four."""
@@ -78,20 +77,13 @@ def compare(name: str, folder: Path) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    children = []
-    for rank in range(ranks):
-        pid = os.fork()
-        if pid == 0:
-            dist.init_process_group("gloo", rank=rank, world_size=ranks)
-            for name in sys.argv[3:]:
-                compare(name, folder)
-            dist.destroy_process_group()
-            os._exit(0)
-        children.append(pid)
-    sys.exit(any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
+
+    def work(rank: int) -> None:
+        dist.init_process_group("gloo", rank=rank, world_size=ranks)
+        for name in sys.argv[3:]:
+            compare(name, folder)
+
+    sys.exit(not on_ranks(ranks, work))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nanoalign.rl.collect import Collected, FromFirst
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rl.grpo_trainer import make_trainer
 from nanoalign.rollouts.config import Rollouts, Thinking
+from tests.ranks import on_ranks
 from tests.rl.test_rl_dpo import EvenEnvironment
 from tests.rl.test_rl_grpo_trainer import random_collected
 from tests.toy import toy_model, toy_tokenizer
@@ -109,29 +109,16 @@ def main() -> None:
     base, folder = Path(sys.argv[1]), Path(sys.argv[2])
     for way in sys.argv[3:]:
         ranks, settings = WAYS[way]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        children = []
-        for rank in range(ranks):
-            pid = os.fork()
-            if pid == 0:
-                if ranks > 1:
-                    os.environ |= {
-                        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-                        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                    }  # fmt: skip
-                if zero := settings.pop("zero", 0):
-                    os.environ |= deepspeed_environment(zero, folder / f"{way}.{rank}.json")
-                if way.startswith("dpo"):
-                    play_and_train(folder / way, base)
-                else:
-                    train(folder / way, **settings)
-                if ranks > 1:
-                    torch.distributed.destroy_process_group()
-                os._exit(0)
-            children.append(pid)
-        if any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children):
+
+        def work(rank: int, way: str = way, settings: dict[str, Any] = settings) -> None:
+            if zero := settings.pop("zero", 0):
+                os.environ |= deepspeed_environment(zero, folder / f"{way}.{rank}.json")
+            if way.startswith("dpo"):
+                play_and_train(folder / way, base)
+            else:
+                train(folder / way, **settings)
+
+        if not on_ranks(ranks, work):
             sys.exit(f"{way} failed")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nanoalign.data_recipes.config import Mixture
 from nanoalign.launch import deepspeed_environment
 from nanoalign.sft.config import SFTStage
 from nanoalign.sft.stage import run
+from tests.ranks import on_ranks
 
 MIXTURES = {"all": Mixture.model_validate({"sources": {"miniature:math": 100}})}
 WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
@@ -60,26 +60,13 @@ def main() -> None:
     base, folder = Path(sys.argv[1]), Path(sys.argv[2])
     for way in sys.argv[3:]:
         ranks, zero, sequence_parallel, more = WAYS[way]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        children = []
-        for rank in range(ranks):
-            pid = os.fork()
-            if pid == 0:
-                if ranks > 1:
-                    os.environ |= {
-                        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-                        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                    }  # fmt: skip
-                if zero:
-                    os.environ |= split_everything(deepspeed_environment(zero, folder / f"{way}.json"), rank)
-                stage(folder / way, base, sequence_parallel, more)
-                if ranks > 1:
-                    torch.distributed.destroy_process_group()
-                os._exit(0)
-            children.append(pid)
-        if any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children):
+
+        def work(rank: int, way: str = way, zero: int = zero, share: int = sequence_parallel, more: Any = more) -> None:
+            if zero:
+                os.environ |= split_everything(deepspeed_environment(zero, folder / f"{way}.json"), rank)
+            stage(folder / way, base, share, more)
+
+        if not on_ranks(ranks, work):
             sys.exit(f"{way} failed")
 
 
