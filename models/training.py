@@ -116,13 +116,14 @@ def training_arguments(
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps among the complete ones, or None.
 
-    Incomplete ones are deleted: their files must not mix with what is written later under the same name.
+    Incomplete ones are deleted: their files must not mix with what is written later under the same name. For the first
+    process only.
     """
     whole: dict[int, Path] = {}
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).is_file():
             whole[int(path.name.removeprefix("checkpoint-"))] = path
-        elif int(os.environ.get("RANK", "0")) == 0:
+        else:
             shutil.rmtree(path)
     return whole[max(whole)] if whole else None
 

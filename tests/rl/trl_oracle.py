@@ -34,8 +34,6 @@ class Oracle(RecipeTrainer, GRPOTrainer):
             **{f"reward {name}": values for name, values in collected.rewards.items()},
         }  # fmt: skip
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None: ...
-
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.correct_engine:
