@@ -22,7 +22,6 @@ from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
 from nanoalign.rl.collect import REASON, Collect, FromFirst, StepRollouts, prompts_of
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rollouts.base import RolloutEngine
 
 
 def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
@@ -53,7 +52,16 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype
     scorer = open_engine("hf", model, tokenizer, chat, batch_size=batch_size, dtype=dtype)
 
-    def open_collect(engine: RolloutEngine) -> StepRollouts:
+    own = None
+    if shares_weights or first_process:  # an engine beside the trainer is one for all processes: the first one asks it
+        engine = scorer
+        if not shares_weights:
+            engine = open_engine(
+                config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
+                max_length=max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
+                exchange=context.folder / "exchange",
+                budgets=any(prompt.mode.budget is not None for prompt in prompts),
+            )  # fmt: skip
         judge = None
         if config.reward_model is not None:
             from nanoalign.reward.preference import load_reward_model
@@ -61,23 +69,8 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
             judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
             judge = load_reward_model(context.inputs["reward_model"], judge_device)
         rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
-        return StepRollouts(
-            config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards, steps
-        )  # fmt: skip
-
-    if shares_weights:
-        own = open_collect(scorer)
-        collect: Collect = own
-    else:  # one engine for all processes, which the first one asks
-        own = None
-        if first_process:
-            own = open_collect(open_engine(
-                config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-                max_length=max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
-                exchange=context.folder / "exchange",
-                budgets=any(prompt.mode.budget is not None for prompt in prompts),
-            ))  # fmt: skip
-        collect = FromFirst(own, config.train.batch_size)
+        own = StepRollouts(config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
+    collect: Collect = own if own is not None and shares_weights else FromFirst(own, config.train.batch_size)
     # without adapters the reference is a model of its own, with them the model below them
     reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
     trainer = make_trainer(

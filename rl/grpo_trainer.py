@@ -76,8 +76,8 @@ class PolicyTrainer(RecipeTrainer):
                 )  # fmt: skip
         self.tokens = torch.zeros(())
         """Trained tokens of the step, divided by the number of processes."""
-        self.sums: dict[str, Tensor] = {}
-        """Sums over the step's trained tokens on this process, their number last."""
+        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        """Sums over the step's trained tokens on this process, and their number as ``tokens``."""
         self.isolated = False
         """Whether a real pack of several completions was checked."""
         self.logged: dict[str, list[float]] = defaultdict(list)
@@ -103,13 +103,12 @@ class PolicyTrainer(RecipeTrainer):
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, {"rows": rows}, self.tokens))
-        names, sums = (
-            list(self.sums),
-            self.accelerator.reduce(torch.stack([*self.sums.values()]).float(), "sum").tolist(),
-        )
+        totals = self.accelerator.reduce(torch.stack([*self.sums.values()]).float(), "sum").tolist()
+        sums = dict(zip(self.sums, totals, strict=True))
+        tokens = max(1.0, sums.pop("tokens"))
+        for name, total in sums.items():
+            self.logged[name].append(total / tokens)
         self.sums.clear()
-        for name, total in zip(names[:-1], sums):
-            self.logged[name].append(total / max(1.0, sums[-1]))
         self.logged["step_time"].append(time.perf_counter() - started)
         return torch.stack(losses).sum()
 
@@ -179,8 +178,8 @@ class PolicyTrainer(RecipeTrainer):
         logged |= {"clip_ratio/low_mean": found.below, "clip_ratio/high_mean": found.above}
         logged["clip_ratio/region_mean"] = found.below | found.above
         for name, values in logged.items():
-            self.sums[name] = self.sums.get(name, 0.0) + (values.detach().expand_as(trained_BC) * trained_BC).sum()
-        self.sums["tokens"] = self.sums.get("tokens", 0.0) + trained_BC.sum()
+            self.sums[name] = self.sums[name] + (values.detach().expand_as(trained_BC) * trained_BC).sum()
+        self.sums["tokens"] = self.sums["tokens"] + trained_BC.sum()
         completions, longest = self.args.per_device_train_batch_size, self.stage.rollouts.max_tokens
         return reduce(self.objective, losses_BC, trained_BC, completions, self.tokens, longest)
 
