@@ -13,6 +13,7 @@ from nanoalign.common.errors import DataError, StaleWeightsError
 from nanoalign.common.stage import StageLog
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.models.weights import whole_weights
 from nanoalign.reward import ComposedReward, Sample
 from nanoalign.reward.base import Tally
 from nanoalign.rl.config import GRPOStage
@@ -116,6 +117,8 @@ class Collected:
     """Figures of the step for the log, averaged over the processes."""
     counts: Counter[str] = field(default_factory=Counter)
     """Completions counted by reason, for the log, added up over the processes."""
+    versions: list[tuple[int, ...]] = field(default_factory=list)
+    """Optimizer steps behind the weights that drew each token, where the engine counts them."""
 
     def part(self, first: int, count: int) -> "Collected":
         """These completions alone; figures and counts are the first part's."""
@@ -123,7 +126,7 @@ class Collected:
         return Collected(
             self.prompt_ids[here], self.completion_ids[here], self.logprobs[here], self.trained[here],
             {name: values[here] for name, values in self.rewards.items()},
-            self.metrics, Counter() if first else self.counts,
+            self.metrics, Counter() if first else self.counts, self.versions[here],
         )  # fmt: skip
 
 
@@ -131,38 +134,20 @@ Collect = Callable[[int, int, int], Collected]
 """(optimizer step, first completion, number of completions) to completions: this process's part of the step's."""
 
 
-@dataclass(frozen=True)
-class FromFirst:
-    """A :data:`Collect` of processes that share one engine: the first asks it for the whole step."""
-
-    collect: Collect | None
-    """None on the others."""
-    completions: int
-    """Of the whole step."""
-
-    def __call__(self, step: int, first: int, count: int) -> Collected:
-        from accelerate.utils import broadcast_object_list
-
-        whole = [self.collect(step, 0, self.completions) if self.collect else None]
-        collected = broadcast_object_list(whole)[0]
-        assert collected is not None
-        return collected.part(first, count)
-
-
 @dataclass
 class StepRollouts:
-    """A :data:`rl.grpo_trainer.Collect`: what one optimizer step trains on."""
+    """What a step asks, and what becomes of the answers, whoever gives them."""
 
     stage: GRPOStage
     prompts: Sequence[Prompt]
-    engine: RolloutEngine
     scorer: Any
     """An :class:`rollouts.hf.HFEngine` on the trainer's own model."""
     chat: ChatFormat
     tokenizer: Any
     seed: int
     log: StageLog
-    rewards: ComposedReward
+    rewards: ComposedReward | None
+    """None on processes that judge nothing."""
     steps: int
     """Optimizer steps of the stage."""
 
@@ -170,50 +155,40 @@ class StepRollouts:
         self.groups = self.stage.train.batch_size // self.stage.group_size
         self.schedule = row_schedule(len(self.prompts), self.steps * self.groups, self.seed)
 
-    def __call__(self, step: int, first: int, count: int) -> Collected:
+    def asked(self, step: int, first: int, count: int) -> list[Prompt]:
+        """The prompt of each completion."""
         places = range(first, first + count)
-        rows = [self.schedule[step * self.groups + place // self.stage.group_size] for place in places]
-        sync_at = time.perf_counter()
-        if self.engine is not self.scorer:
-            self.engine.load_weights(self.scorer.model.state_dict().items())
-        sync_s = time.perf_counter() - sync_at
-        asked = [self.prompts[row] for row in rows]
-        requests = [
+        return [self.prompts[self.schedule[step * self.groups + place // self.stage.group_size]] for place in places]
+
+    def requests(self, step: int, first: int, count: int) -> list[Request]:
+        return [
             Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, derive_seed(self.seed, step, first + place)))
-            for place, prompt in enumerate(asked)
+            for place, prompt in enumerate(self.asked(step, first, count))
         ]
-        started = time.perf_counter()
+
+    def judge(self, step: int, first: int, answers: Sequence[Completion]) -> Collected:
+        """The completions with their rewards."""
+        assert self.rewards is not None
+        asked = self.asked(step, first, len(answers))
         stop_id = min(self.scorer.thinking.stop_ids)
-        completions = [never_empty(each, stop_id) for each in self.engine.generate(requests)]
-        seconds = time.perf_counter() - started
-        self.engine.sleep()
-        tokens = sum(len(completion.token_ids) for completion in completions)
-        difference = self.probe(asked, completions, PROBE)
-        if not difference <= self.stage.max_mismatch:  # a few completions are a small sample
-            difference = self.probe(asked, completions, len(completions))
-        require_fresh(difference, self.stage.max_mismatch, step)
+        completions = [never_empty(each, stop_id) for each in answers]
+        started = time.perf_counter()
         samples = [
             judged(prompt.messages, prompt.mode, prompt.ids, completion, self.scorer.thinking, self.chat,
                    self.tokenizer, prompt.task)
             for prompt, completion in zip(asked, completions, strict=True)
         ]  # fmt: skip
-        judged_at = time.perf_counter()
         scores = self.rewards.components(samples)
         total = self.rewards.combine(scores)
         tally = Tally()
         tally.add((sample.answer for sample in samples), total)
+        tokens = sum(len(each.token_ids) for each in completions)
         metrics = {
-            "mismatch": difference,
-            "rollout_tokens_per_s": tokens / seconds,
-            "rollout_s": seconds,
-            "sync_s": sync_s,
-            "reward_s": time.perf_counter() - judged_at,
-            "forced_share": sum(sum(completion.forced) for completion in completions) / tokens,
+            "reward_s": time.perf_counter() - started,
+            "forced_share": sum(sum(each.forced) for each in completions) / tokens,
             "closed_share": statistics.fmean(sample.closed for sample in samples),
             "completions/clipped_ratio": statistics.fmean(each.finish == "length" for each in completions),
         }
-        if self.engine is not self.scorer:
-            metrics["engines_lost"] = self.engine.lost
         self.keep_samples(asked, samples, scores, total, step, first)
         return Collected(
             prompt_ids=[list(prompt.ids) for prompt in asked],
@@ -223,16 +198,32 @@ class StepRollouts:
             rewards=scores,
             metrics=metrics,
             counts=Counter({f"{REASON}{reason}": count for reason, count in tally.reasons.items()}),
+            versions=[completion.versions for completion in completions],
         )
 
-    def probe(self, asked: Sequence[Prompt], completions: Sequence[Completion], count: int) -> float:
-        """The mismatch of engine and trainer over about ``count`` completions, spread over the prompts."""
-        places = range(0, len(completions), max(1, len(completions) // count))
-        scores = self.scorer.score([[*asked[place].ids, *completions[place].token_ids] for place in places])
+    def require_fresh(self, collected: Collected, step: int) -> float:
+        """How far engine and trainer are apart on completions that the trainer's weights drew. Under ZeRO-3 all
+        processes must ask at once.
+
+        Raises:
+            StaleWeightsError: further than the stage allows.
+        """
+        difference = self._probe(collected, PROBE)
+        if not difference <= self.stage.max_mismatch:  # a few completions are a small sample
+            difference = self._probe(collected, len(collected.completion_ids))
+        require_fresh(difference, self.stage.max_mismatch, step)
+        return difference
+
+    def _probe(self, collected: Collected, count: int) -> float:
+        """The mismatch over about ``count`` completions, spread over the prompts."""
+        places = range(0, len(collected.completion_ids), max(1, len(collected.completion_ids) // count))
+        scores = self.scorer.score(
+            [[*collected.prompt_ids[place], *collected.completion_ids[place]] for place in places]
+        )
         return mismatch(
-            [completions[place].logprobs for place in places],
-            [score[len(asked[place].ids) - 1 :] for place, score in zip(places, scores, strict=True)],
-            [completions[place].forced for place in places],
+            [collected.logprobs[place] for place in places],
+            [score[len(collected.prompt_ids[place]) - 1 :] for place, score in zip(places, scores, strict=True)],
+            [[not trained for trained in collected.trained[place]] for place in places],
         )
 
     def keep_samples(
@@ -251,3 +242,31 @@ class StepRollouts:
                 budget=sample.thinking_budget, faults=list(sample.answer.faults),
                 rewards={name: values[place] for name, values in scores.items()},
             )  # fmt: skip
+
+
+@dataclass
+class OwnEngine:
+    """A :data:`Collect` on an engine of this process, which works while the trainer waits."""
+
+    rollouts: StepRollouts
+    engine: RolloutEngine
+
+    def __call__(self, step: int, first: int, count: int) -> Collected:
+        sync_at = time.perf_counter()
+        if self.engine is not self.rollouts.scorer:
+            self.engine.load_weights(whole_weights(self.rollouts.scorer.model))
+        started = time.perf_counter()
+        answers = self.engine.generate(self.rollouts.requests(step, first, count))
+        seconds = time.perf_counter() - started
+        self.engine.sleep()
+        collected = self.rollouts.judge(step, first, answers)
+        collected.metrics.update(
+            mismatch=self.rollouts.require_fresh(collected, step), rollout_s=seconds, sync_s=started - sync_at,
+            rollout_tokens_per_s=sum(map(len, collected.completion_ids)) / seconds,
+        )  # fmt: skip
+        if self.engine is not self.rollouts.scorer:
+            collected.metrics["engines_lost"] = self.engine.lost
+        return collected
+
+    def close(self) -> None:
+        self.engine.close()

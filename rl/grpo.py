@@ -9,10 +9,10 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from nanoalign.common.errors import ConfigError
 from nanoalign.common.intervals import mean
 from nanoalign.common.stage import StageContext
 from nanoalign.data_recipes.config import Mixture
@@ -20,8 +20,9 @@ from nanoalign.data_recipes.selection import build
 from nanoalign.models.schedules import optimizer_steps
 from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
-from nanoalign.rl.collect import REASON, Collect, FromFirst, StepRollouts, prompts_of
+from nanoalign.rl.collect import REASON, OwnEngine, StepRollouts, prompts_of
 from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.shared_engine import SharedEngine
 
 
 def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
@@ -43,25 +44,22 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     model: Any = load_model(context.inputs["from"], device=device)
     built = build(mixtures[config.data], context.data_root, context.seed, chat=chat)
     prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
-    shares_weights = config.rollouts.engine.kind == "hf"
     if config.train.lora is not None:
-        if not shares_weights:
-            raise ConfigError("train.lora: vLLM does not get adapters; use `engine: hf` or train all weights")
         model = attach(model, config.train.lora, context.seed)
     steps = optimizer_steps(config.train, len(prompts) * config.group_size)
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype
     scorer = open_engine("hf", model, tokenizer, chat, batch_size=batch_size, dtype=dtype)
-
-    own = None
-    if shares_weights or first_process:  # an engine beside the trainer is one for all processes: the first one asks it
-        engine = scorer
-        if not shares_weights:
-            engine = open_engine(
-                config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-                max_length=max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
-                exchange=context.folder / "exchange",
-                budgets=any(prompt.mode.budget is not None for prompt in prompts),
-            )  # fmt: skip
+    kind = config.rollouts.engine.kind
+    engine: Any = scorer if kind == "hf" else None
+    if kind == "vllm" or (kind == "vllm_server" and first_process):
+        engine = open_engine(
+            config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
+            max_length=max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
+            exchange=context.folder / "exchange",
+            budgets=any(prompt.mode.budget is not None for prompt in prompts),
+        )  # fmt: skip
+    rewards = None
+    if engine is not None:
         judge = None
         if config.reward_model is not None:
             from nanoalign.reward.preference import load_reward_model
@@ -69,17 +67,16 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
             judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
             judge = load_reward_model(context.inputs["reward_model"], judge_device)
         rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
-        own = StepRollouts(config, prompts, engine, scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
-    collect: Collect = own if own is not None and shares_weights else FromFirst(own, config.train.batch_size)
+    rollouts = StepRollouts(config, prompts, scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
+    collect = SharedEngine(rollouts, engine) if kind == "vllm_server" else OwnEngine(rollouts, engine)
     # without adapters the reference is a model of its own, with them the model below them
     reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
     trainer = make_trainer(
         model, tokenizer, config, steps, collect, context.folder / "checkpoints", context.log, device, context.seed,
-        correct_engine=not shares_weights and config.rollouts.temperature == 1.0, reference=reference,
+        correct_engine=kind != "hf" and config.rollouts.temperature == 1.0, reference=reference,
     )  # fmt: skip
-    trainer.train_or_resume()
-    if own is not None:
-        own.engine.close()
+    with closing(collect):
+        trainer.train_or_resume()
     if first_process:
         save_model(
             merge_adapter(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model"

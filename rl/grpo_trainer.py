@@ -29,7 +29,7 @@ from nanoalign.models.packing import pack
 from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.rl.collect import Collect, Collected
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.loss import LOSSES, advantages, kl_to, reduce, token_losses
+from nanoalign.rl.loss import LOSSES, advantages, behaviour, kl_to, reduce, token_losses
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class PolicyTrainer(RecipeTrainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         started = time.perf_counter()
         micro_batches = self.collect_step()
+        collected_at = time.perf_counter()
         if self.stage.pack_tokens and not self.isolated:
             fullest = max(micro_batches, key=lambda rows: len(rows.prompt_ids))
             if len(fullest.prompt_ids) > 1:  # one alone has no other that it could see
@@ -109,7 +110,9 @@ class PolicyTrainer(RecipeTrainer):
         for name, total in sums.items():
             self.logged[name].append(total / tokens)
         self.sums.clear()
-        self.logged["step_time"].append(time.perf_counter() - started)
+        ended = time.perf_counter()
+        self.logged["step_time"].append(ended - started)
+        self.logged["train_s"].append(ended - collected_at)
         return torch.stack(losses).sum()
 
     def collect_step(self) -> list[Rows]:
@@ -163,17 +166,22 @@ class PolicyTrainer(RecipeTrainer):
         rows: Rows = inputs["rows"]
         trained_BC = pad_sequence(rows.trained, batch_first=True)
         logprobs_BC, entropy_BC = self.logprobs(model, rows)
-        old_BC = logprobs_BC.detach()
+        old_BC, weight = logprobs_BC.detach(), torch.ones_like(logprobs_BC)
         if self.correct_engine:
             # Engines report forced tokens as they like (-9999, over HTTP): their ratio could be infinite, and times the
             # mask's 0 not a number.
-            old_BC = pad_sequence(rows.logprobs, batch_first=True).masked_fill(trained_BC == 0, 0.0)
+            engine_BC = pad_sequence(rows.logprobs, batch_first=True).masked_fill(trained_BC == 0, 0.0)
+            old_BC, weight = behaviour(
+                self.stage.correction, logprobs_BC, engine_BC, trained_BC, self.stage.importance_cap
+            )
         found = token_losses(
             self.objective, logprobs_BC, old_BC, trained_BC, rows.advantages_B.unsqueeze(1), self.stage.clip
         )
-        losses_BC, logged = found.losses_BC, {"entropy": entropy_BC}
+        losses_BC, logged = found.losses_BC * weight, {"entropy": entropy_BC}
+        if self.correct_engine and self.stage.correction != "clip":
+            logged |= {"importance/mean": weight, "importance/capped": weight >= self.stage.importance_cap}
         if self.stage.kl:
-            logged["kl"] = kl_to(self.reference_logprobs(model, rows), logprobs_BC, found.ratio, trained_BC)
+            logged["kl"] = kl_to(self.reference_logprobs(model, rows), logprobs_BC, found.ratio * weight, trained_BC)
             losses_BC = losses_BC + self.stage.kl * logged["kl"]
         logged |= {"clip_ratio/low_mean": found.below, "clip_ratio/high_mean": found.above}
         logged["clip_ratio/region_mean"] = found.below | found.above

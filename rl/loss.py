@@ -93,6 +93,33 @@ def token_losses(
     return TokenLosses(losses_BC.expand_as(logprobs_BC), ratio, below, above)
 
 
+Correction = Literal["clip", "token", "sequence"]
+"""What is done about completions that other weights drew, see :func:`behaviour`."""
+
+
+def behaviour(
+    correction: Correction, logprobs_BC: Tensor, engine_BC: Tensor, trained_BC: Tensor, cap: float
+) -> tuple[Tensor, Tensor]:
+    """What the importance ratio of a step begins at, (B, C), and the weight of each token's loss, (B, C) or (B, 1).
+
+    ``clip``: it begins at the engine's log-probabilities, so that the loss's own clipping bounds how far the trainer may
+    have moved since they were drawn. ``token`` and ``sequence``: it begins at the trainer's own, and the ratio of these
+    to the engine's, of each token or (their product) of each completion, weighs the loss, at most ``cap`` times:
+    truncated importance sampling (Ionides 2008, doi 10.1198/106186008X320456; token by token in V-trace, arXiv
+    1802.01561; beside a proximal policy in AReaL, arXiv 2505.24298).
+
+    Args:
+        engine_BC: log-probabilities when the tokens were drawn, finite.
+    """
+    if correction == "clip":
+        return engine_BC, torch.ones_like(logprobs_BC)
+    own_BC = logprobs_BC.detach()
+    log_weight = (own_BC - engine_BC) * trained_BC
+    if correction == "sequence":
+        log_weight = log_weight.sum(1, keepdim=True)
+    return own_BC, torch.exp(log_weight).clamp(max=cap)
+
+
 def kl_to(reference_BC: Tensor, logprobs_BC: Tensor, ratio: Tensor, trained_BC: Tensor) -> Tensor:
     """An estimate of the KL divergence from a reference, of every token: Schulman's k3, never negative
     (http://joschu.net/blog/kl-approx.html), times the importance ratio, without which its gradient is not that of the

@@ -39,6 +39,11 @@ class Rollouts(Section):
     batch_size: int = Field(64, ge=1)
     """Sequences generated together."""
 
+    ahead: int = Field(0, ge=0)
+    """GRPO on `vllm_server`: how many optimizer steps the engine may sample ahead of the trainer, which then work at the same
+    time. A completion is trained on with weights at most so many steps newer than those that began it; 0 waits for each
+    other."""
+
     def longest_wait_s(self) -> int:
         """Seconds for which other processes may have to wait for the one that asks the engine: as long as a server that
         is lost, restarted and lost again may take, and half an hour at least."""

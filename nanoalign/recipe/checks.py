@@ -159,6 +159,8 @@ def _values(stage: Any) -> Iterator[Finding]:
         yield ("pairs_per_task",), f"{stage.samples_per_task} samples per task make at most {most} pairs"
     if isinstance(stage, GRPOStage):
         yield from _grpo(stage)
+    elif ahead := getattr(getattr(stage, "rollouts", None), "ahead", 0):
+        yield ("rollouts", "ahead"), f"{ahead} is for GRPO: nothing else trains and samples at the same time"
     if isinstance(stage, DPOStage | GRPOStage):
         yield from _thinking(stage.thinking, stage.rollouts)
         if stage.rollouts.temperature == 0:
@@ -179,6 +181,16 @@ def _grpo(stage: GRPOStage) -> Iterator[Finding]:
         yield ("train", "batch_size"), f"{batch} completions are not a multiple of group_size {group}"
     if min(stage.clip) <= 0 or stage.clip[0] >= 1:
         yield ("clip",), f"expected two numbers above 0, the first below 1, got {list(stage.clip)}"
+    kind, ahead, temperature = stage.rollouts.engine.kind, stage.rollouts.ahead, stage.rollouts.temperature
+    if ahead and kind != "vllm_server":
+        yield ("rollouts", "ahead"), f"{kind} samples on the trainer's GPU, in turn with it; use `engine: vllm_server`"
+    if ahead and temperature != 1:
+        yield (
+            ("rollouts", "ahead"),
+            f"needs temperature 1, got {temperature}: engines report log-probabilities at 1, which correct for old weights",
+        )
+    if stage.importance is not None and (kind == "hf" or temperature != 1):
+        yield ("importance",), "corrects for engines with weights of their own (vllm, vllm_server), at temperature 1"
 
 
 def _sft(stage: SFTStage) -> Iterator[Finding]:

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import sys
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from nanoalign.launch import deepspeed_environment
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
 from nanoalign.rl import dpo
-from nanoalign.rl.collect import Collected, FromFirst
+from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rl.grpo_trainer import make_trainer
+from nanoalign.rl.shared_engine import SharedEngine
 from nanoalign.rollouts.config import Rollouts, Thinking
 from tests.ranks import on_ranks
 from tests.rl.test_rl_dpo import EvenEnvironment
@@ -34,6 +37,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "micro": (2, {"micro_batch_size": 2}),
     "packed": (2, {"pack_tokens": 40}),
     "shared_engine": (2, {"shared": True}),
+    "ahead": (3, {"shared": True, "ahead": 1, "pack_tokens": 40}),
     "resumed": (2, {"killed": True}),
     "zero2": (2, {"zero": 2, "pack_tokens": 40}),
     "zero1": (2, {"zero": 1, "micro_batch_size": 2}),
@@ -51,11 +55,48 @@ def share(step: int, first: int, count: int) -> Collected:
     return random_collected(step, 0, WHOLE).part(first, count)
 
 
+class Answers:
+    """In place of :class:`rl.collect.StepRollouts` and of a pool of engines: answers are known before they are asked."""
+
+    lost = 0
+
+    def __init__(self, stage: GRPOStage, model: Any) -> None:
+        self.stage, self.steps, self.prompts, self.scorer, self.model = stage, 3, [], self, model
+
+    def requests(self, step: int, first: int, count: int) -> list[int]:
+        return [step] * count
+
+    def judge(self, step: int, first: int, answers: Any) -> Collected:
+        collected = random_collected(step, 0, WHOLE)
+        return replace(collected, versions=[(step,) * len(ids) for ids in collected.completion_ids])
+
+    def require_fresh(self, collected: Collected, step: int) -> float:
+        return 1.0
+
+    def send(self, tensors: Any, version: int) -> None:
+        assert len(list(tensors)) > 8
+
+    def submit(self, requests: list[int]) -> list[Future[int]]:
+        futures: list[Future[int]] = [Future() for _ in requests]
+        for future in futures:
+            future.set_result(0)
+        return futures
+
+    def score(self, texts: Any) -> list[list[float]]:
+        return []
+
+    def wants_weights(self) -> bool:
+        return False
+
+    def busy_s(self) -> float:
+        return 0.0
+
+
 def train(folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False,
-          killed: bool = False, micro_batch_size: int | None = None, kl: float = 0.0) -> None:  # fmt: skip
+          killed: bool = False, micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0) -> None:  # fmt: skip
     stage = GRPOStage(**{
         "kind": "grpo", "from": "base", "data": "prompts", "reward": {"task": 1.0, "length": 0.5}, "group_size": 4,
-        "rollouts": Rollouts(max_tokens=12), "pack_tokens": pack_tokens, "kl": kl,
+        "rollouts": Rollouts(max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,
         "train": Training(learning_rate=1e-3, batch_size=WHOLE, micro_batch_size=micro_batch_size, steps=3,
                           dtype="float32", checkpoint_every=1, lora=lora),
     })  # fmt: skip
@@ -64,15 +105,18 @@ def train(folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None
     def run(collect: Any) -> Any:
         model = toy_model("hybrid")
         reference = toy_model("hybrid") if kl else None
+        policy = attach(model, lora, 0) if lora else model
+        if shared:
+            answers: Any = Answers(stage, policy)
+            collect = SharedEngine(answers, answers if rank == 0 else None)
         trainer = make_trainer(
-            attach(model, lora, 0) if lora else model, toy_tokenizer(), stage, 3, collect, folder / "checkpoints",
+            policy, toy_tokenizer(), stage, 3, collect, folder / "checkpoints",
             StageLog(folder), "cpu", 3, reference=reference,
         )  # fmt: skip
         assert trainer.is_deepspeed_enabled == ("ACCELERATE_USE_DEEPSPEED" in os.environ)
         trainer.train_or_resume()
         return trainer
 
-    collect: Any = FromFirst(share if rank == 0 else None, WHOLE) if shared else share
     if killed:
 
         def dies(step: int, *part: int) -> Collected:
@@ -82,7 +126,7 @@ def train(folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None
 
         with contextlib.suppress(KeyboardInterrupt):
             run(dies)
-    trainer = run(collect)
+    trainer = run(share)
     if rank == 0:
         log = [row for row in trainer.state.log_history if "reward" in row]
         torch.save({"weights": trainer.model.state_dict(), "log": log}, folder / "end.pt")

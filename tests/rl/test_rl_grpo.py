@@ -75,17 +75,17 @@ def test_a_killed_stage_ends_with_the_same_weights(stage, tmp_path, monkeypatch)
     class Killed(Exception):
         pass
 
-    collect = grpo.StepRollouts.__call__
+    collect = grpo.OwnEngine.__call__
 
     def dies(self, step, *part):
         if step == 2:
             raise Killed
         return collect(self, step, *part)
 
-    monkeypatch.setattr(grpo.StepRollouts, "__call__", dies)
+    monkeypatch.setattr(grpo.OwnEngine, "__call__", dies)
     with pytest.raises(Killed):
         stage(tmp_path / "cut", config(4))
-    monkeypatch.setattr(grpo.StepRollouts, "__call__", collect)
+    monkeypatch.setattr(grpo.OwnEngine, "__call__", collect)
     resumed = stage(tmp_path / "cut", config(4))
     timed = ("rollout_tokens_per_s", "step_s")
     assert {k: v for k, v in resumed.items() if k not in timed} == {k: v for k, v in figures.items() if k not in timed}

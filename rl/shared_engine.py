@@ -1,0 +1,145 @@
+"""Completions from engines that all processes share, and that may sample ahead of the trainer.
+
+The first process asks them; weights go to them from all processes at once, which under ZeRO-3 hold a part each. With
+`rollouts.ahead: k` a step begins with new weights for the engines and the questions of the step k further on, and then
+waits for answers that were asked k steps ago: engines and trainer work at the same time. So a token is drawn by weights
+at most k optimizer steps older than those it is trained on, by construction: nothing has to be thrown away, and a
+resumed stage asks again what was under way, each step's questions being a function of its number.
+"""
+
+import time
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYetError
+from typing import TYPE_CHECKING, TypeVar
+
+from accelerate.utils import broadcast_object_list
+
+from nanoalign.models.weights import whole_weights
+from nanoalign.rl.collect import PROBE, Collected, StepRollouts, mismatch, require_fresh
+from nanoalign.rollouts.base import Completion, EngineLostError
+
+if TYPE_CHECKING:
+    from nanoalign.rollouts.pool import ServerPool
+
+LOOK_S = 0.2
+"""Seconds between two looks at whether an engine has been replaced."""
+
+
+class SharedEngine:
+    """A :data:`rl.collect.Collect`; every process makes one and calls it at the same time."""
+
+    def __init__(self, rollouts: StepRollouts, pool: "ServerPool | None") -> None:
+        """``pool`` is None on all processes but the first."""
+        self.rollouts, self.pool = rollouts, pool
+        self.ahead = rollouts.stage.rollouts.ahead
+        self.judge = ThreadPoolExecutor(1)
+        self.asked: dict[int, Future[Collected]] = {}
+        """By step: its completions, judged."""
+        self.left_at, self.busy_s = time.perf_counter(), 0.0
+        """When the last step was handed out, and how long the engines had been busy until then."""
+
+    def __call__(self, step: int, first: int, count: int) -> Collected:
+        entered = time.perf_counter()
+        apart = self._give_weights(step)
+        synced = time.perf_counter()
+        if self.pool is not None:
+            for each in range(step, min(step + self.ahead + 1, self.rollouts.steps)):
+                if each not in self.asked:
+                    self._ask(each)
+        while (collected := shared(self._next(step, entered, synced))) is None:
+            self._give_weights(step)
+        if apart is None:
+            apart = self.rollouts.require_fresh(collected, step)
+        collected.metrics.update(mismatch=apart, sync_s=synced - entered)
+        return collected.part(first, count)
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
+        self.judge.shutdown(cancel_futures=True)
+
+    def _give_weights(self, step: int) -> float | None:
+        """Gives the engines the trainer's weights. Where they sample ahead, what they say of fixed texts proves the
+        weights, and the mismatch is returned: completions that older weights drew prove nothing."""
+        while True:
+            weights = whole_weights(self.rollouts.scorer.model, want=self.pool is not None)
+            if self.pool is not None:
+                self.pool.send(weights, step)
+            else:
+                for _ in weights:
+                    pass
+            if not self.ahead:
+                return None
+            texts = [prompt.ids for prompt in self.rollouts.prompts[:PROBE]]
+            try:
+                said = None if self.pool is None else self.pool.score(texts)
+                lost = False
+            except EngineLostError:
+                said, lost = None, True  # the pool replaces it; how often is the pool's to count
+            own = self.rollouts.scorer.score(texts)
+            if shared(lost):
+                continue
+            apart = 0.0 if said is None else mismatch(said, own, [[False] * len(each) for each in own])
+            apart = shared(apart)
+            require_fresh(apart, self.rollouts.stage.max_mismatch, step)
+            return apart
+
+    def _ask(self, step: int) -> None:
+        assert self.pool is not None
+        completions = self.rollouts.stage.train.batch_size
+        answers = self.pool.submit(self.rollouts.requests(step, 0, completions))
+        self.asked[step] = self.judge.submit(self._judged, step, answers)
+
+    def _judged(self, step: int, answers: list[Future[Completion]]) -> Collected:
+        return self.rollouts.judge(step, 0, [each.result() for each in answers])
+
+    def _next(self, step: int, entered: float, synced: float) -> Collected | None:
+        """A step's completions; None where a replaced engine waits for weights first, and on processes that did not
+        ask. ``entered`` and ``synced`` say when the step began and when its weights were given."""
+        if self.pool is None:
+            return None
+        while not self.pool.wants_weights():
+            try:
+                collected = self.asked[step].result(LOOK_S)
+            except NotYetError:
+                if self.asked[step].done():  # a time-out of the judge's own
+                    raise
+                continue
+            del self.asked[step]
+            now, busy_s = time.perf_counter(), self.pool.busy_s()
+            wall, busy = now - self.left_at, busy_s - self.busy_s
+            self.left_at, self.busy_s = now, busy_s
+            collected.metrics.update(
+                rollout_s=now - synced, rollout_tokens_per_s=sum(map(len, collected.completion_ids)) / max(busy, 1e-9),
+                trainer_idle_share=(now - entered) / wall, engine_idle_share=max(0.0, 1 - busy / wall),
+                engines_lost=self.pool.lost, **staleness(collected, step, self.ahead),
+            )  # fmt: skip
+            return collected
+        return None
+
+
+T = TypeVar("T")
+
+
+def shared(value: T) -> T:
+    """The first process's value, on every process."""
+    first: T = broadcast_object_list([value])[0]
+    return first
+
+
+def staleness(collected: Collected, step: int, ahead: int) -> dict[str, float]:
+    """How many optimizer steps older than the step's weights those are that drew its trained tokens: mean, largest, and
+    the share of each age. Nothing where nothing is sampled ahead."""
+    if not ahead:
+        return {}
+    ages = Counter(
+        step - version
+        for versions, trained in zip(collected.versions, collected.trained, strict=True)
+        for version, counts in zip(versions, trained, strict=True)
+        if counts
+    )
+    tokens = max(1, ages.total())
+    shares = {f"staleness/{age}": ages[age] / tokens for age in range(ahead + 1)}
+    mean = sum(age * count for age, count in ages.items()) / tokens
+    return {"staleness/mean": mean, "staleness/max": float(max(ages, default=0)), **shares}
