@@ -58,6 +58,13 @@ def figures_text(row: Mapping[str, Any], eta: float | None) -> str:
     for name in ("loss", "held_out_loss", "reward", "success", "accuracy", "score"):
         if isinstance(row.get(name), int | float):
             parts.append(f"{name.replace('_', ' ')} {row[name]:.3f}")
+    if "train_s" in row:
+        parts_s = [
+            f"{name} {row[f'{name}_s']:.1f}" for name in ("sync", "rollout", "reward", "train") if f"{name}_s" in row
+        ]
+        parts.append(f"{' + '.join(parts_s)} s")
+    if "engine_idle_share" in row:
+        parts.append(f"engine idle {row['engine_idle_share']:.0%}")
     if row.get("tokens_per_s"):
         parts.append(f"{row['tokens_per_s']:,.0f} tok/s")
     if eta is not None:

@@ -83,9 +83,9 @@ class GRPOStage(Section):
     """Prompts and completions are trained on end to end, isolated from each other, so many tokens in a forward pass on
     a device (more only for one that is longer); null pads them, train.micro_batch_size in a pass."""
     importance: Literal["clip", "token", "sequence"] | None = None
-    """How completions of older weights are corrected (`rollouts.ahead`): their importance ratio within the loss's clip; or
-    a weight on the loss, of each token or of each completion, truncated at importance_cap. null: clip where nothing is
-    sampled ahead, else token."""
+    """How completions of older weights are corrected (`rollouts.ahead`): by the importance ratio within the loss's
+    clip, or by a weight on the loss, of each token or each completion, truncated at importance_cap. null: clip where nothing
+    is sampled ahead, else token."""
     importance_cap: float = Field(2.0, gt=1)
     """Largest weight that a token or a completion can have."""
     max_mismatch: float = Field(1.05, gt=1)

@@ -24,6 +24,9 @@ from nanoalign.rl.collect import REASON, OwnEngine, StepRollouts, prompts_of
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rl.shared_engine import SharedEngine
 
+PARTS = ("sync_s", "rollout_s", "reward_s", "train_s", "trainer_idle_share", "engine_idle_share", "staleness/mean")
+"""Figures of a step that say where its time goes; an engine of the trainer's own process has no idle shares."""
+
 
 def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
     """Trains, writes ``context.folder/model`` and returns the learning curve's ends.
@@ -115,4 +118,5 @@ def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) 
         "mismatch_max": max(row["mismatch"] for row in rows),
         "rollout_tokens_per_s": statistics.fmean(row["rollout_tokens_per_s"] for row in rows),
         "step_s": statistics.fmean(row["step_time"] for row in rows),
+        **{name: statistics.fmean(row[name] for row in rows) for name in PARTS if name in rows[0]},
     }

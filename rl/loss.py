@@ -102,9 +102,9 @@ def behaviour(
 ) -> tuple[Tensor, Tensor]:
     """What the importance ratio of a step begins at, (B, C), and the weight of each token's loss, (B, C) or (B, 1).
 
-    ``clip``: it begins at the engine's log-probabilities, so that the loss's own clipping bounds how far the trainer may
-    have moved since they were drawn. ``token`` and ``sequence``: it begins at the trainer's own, and the ratio of these
-    to the engine's, of each token or (their product) of each completion, weighs the loss, at most ``cap`` times:
+    ``clip``: it begins at the engine's log-probabilities, so that the loss's own clipping bounds how far the trainer
+    may have moved since they were drawn. ``token`` and ``sequence``: it begins at the trainer's own, and the ratio of
+    these to the engine's, of each token or (their product) of each completion, weighs the loss, at most ``cap`` times:
     truncated importance sampling (Ionides 2008, doi 10.1198/106186008X320456; token by token in V-trace, arXiv
     1802.01561; beside a proximal policy in AReaL, arXiv 2505.24298).
 

@@ -40,9 +40,9 @@ class Rollouts(Section):
     """Sequences generated together."""
 
     ahead: int = Field(0, ge=0)
-    """GRPO on `vllm_server`: how many optimizer steps the engine may sample ahead of the trainer, which then work at the same
-    time. A completion is trained on with weights at most so many steps newer than those that began it; 0 waits for each
-    other."""
+    """GRPO on `vllm_server`: how many optimizer steps the engine may sample ahead of the trainer, so that both work at
+    the same time. A completion is trained on with weights at most so many steps newer than those that began it; 0:
+    they wait for each other."""
 
     def longest_wait_s(self) -> int:
         """Seconds for which other processes may have to wait for the one that asks the engine: as long as a server that

@@ -187,7 +187,7 @@ def _grpo(stage: GRPOStage) -> Iterator[Finding]:
     if ahead and temperature != 1:
         yield (
             ("rollouts", "ahead"),
-            f"needs temperature 1, got {temperature}: engines report log-probabilities at 1, which correct for old weights",
+            f"needs temperature 1, got {temperature}: engines report log-probabilities at 1, to correct by",
         )
     if stage.importance is not None and (kind == "hf" or temperature != 1):
         yield ("importance",), "corrects for engines with weights of their own (vllm, vllm_server), at temperature 1"

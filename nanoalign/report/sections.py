@@ -57,6 +57,7 @@ def sections(run: RunData) -> Iterator[ReportSection]:
         )
     yield from _merges(run)
     yield from _learning(run)
+    yield from _step_times(run)
     yield from _answers(run)
 
 
@@ -244,6 +245,34 @@ def _learning(run: RunData) -> Iterator[ReportSection]:
             pictures.append(Plot(f"{name}: success by round", figure, f"{name}_success"))
     if pictures:
         yield ReportSection("Learning", "Thin: every step. Thick: a running mean.", plots=pictures)
+
+
+TIMES = {
+    "step_s": "step", "sync_s": "weights", "rollout_s": "rollouts", "reward_s": "rewards", "train_s": "training",
+    "trainer_idle_share": "trainer idle", "engine_idle_share": "engines idle", "staleness/mean": "age of weights",
+}  # fmt: skip
+"""Figures of a GRPO stage (rl.grpo.PARTS) and the heads of their columns."""
+
+
+def _step_times(run: RunData) -> Iterator[ReportSection]:
+    """Where a GRPO step's time goes."""
+    stages = {name: stage.record.figures for name, stage in run.of_kind("grpo").items()}
+    names = [name for name in TIMES if any(name in figures for figures in stages.values())]
+
+    def cell(figures: Mapping[str, float], name: str) -> Cell:
+        if name not in figures:
+            return Cell("")
+        value = figures[name]
+        return Cell(f"{value:.0%}" if name.endswith("share") else f"{value:.2f}{' s' if name.endswith('_s') else ''}")
+
+    if "train_s" in names:
+        rows = [[Cell(name), *(cell(figures, each) for each in names)] for name, figures in stages.items()]
+        note = (
+            "Means over the steps. Idle shares are of engines beside the trainer: how long it waited for weights to "
+            "leave, completions and rewards, and how long they had nothing to generate or were getting weights."
+        )
+        head = ["stage", *(TIMES[name] for name in names)]
+        yield ReportSection("A GRPO step's time", note, tables=[Table("By stage", head, rows)])
 
 
 def _answers(run: RunData) -> Iterator[ReportSection]:

@@ -56,7 +56,7 @@ def share(step: int, first: int, count: int) -> Collected:
 
 
 class Answers:
-    """In place of :class:`rl.collect.StepRollouts` and of a pool of engines: answers are known before they are asked."""
+    """In place of :class:`rl.collect.StepRollouts` and of a pool: answers are known before they are asked."""
 
     lost = 0
 
@@ -92,8 +92,10 @@ class Answers:
         return 0.0
 
 
-def train(folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False,
-          killed: bool = False, micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0) -> None:  # fmt: skip
+def train(
+    folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False, killed: bool = False,
+    micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0,
+) -> None:  # fmt: skip
     stage = GRPOStage(**{
         "kind": "grpo", "from": "base", "data": "prompts", "reward": {"task": 1.0, "length": 0.5}, "group_size": 4,
         "rollouts": Rollouts(max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,

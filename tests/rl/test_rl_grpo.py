@@ -87,7 +87,7 @@ def test_a_killed_stage_ends_with_the_same_weights(stage, tmp_path, monkeypatch)
         stage(tmp_path / "cut", config(4))
     monkeypatch.setattr(grpo.OwnEngine, "__call__", collect)
     resumed = stage(tmp_path / "cut", config(4))
-    timed = ("rollout_tokens_per_s", "step_s")
+    timed = ("rollout_tokens_per_s", "step_s", *grpo.PARTS)
     assert {k: v for k, v in resumed.items() if k not in timed} == {k: v for k, v in figures.items() if k not in timed}
     from safetensors.torch import load_file
 

@@ -1,6 +1,7 @@
 """What is done about completions that other weights drew."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_weights_are_truncated_ratios(drawn: list[list[tuple[float, float, bool]
 
 
 @given(rows, st.sampled_from(["token", "sequence"]))
-def test_weights_of_the_engines_own_policy_are_one(drawn: list[list[tuple[float, float, bool]]], kind) -> None:
+def test_weights_of_the_engines_own_policy_are_one(drawn: list[list[tuple[float, float, bool]]], kind: Any) -> None:
     own, _, trained = both(drawn)
     assert torch.equal(
         behaviour(kind, own, own, trained, 2.0)[1], torch.ones_like(own if kind == "token" else own[:, :1])

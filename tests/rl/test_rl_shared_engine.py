@@ -34,8 +34,7 @@ def pools(monkeypatch):
         return opened[-1]
 
     monkeypatch.setattr(rollouts, "open_engine", open_engine)
-    opened_with = opened, settings
-    return opened_with
+    return opened, settings
 
 
 def on_servers(steps: int = 4, ahead: int = 0, **changes: Any):
