@@ -11,6 +11,7 @@ from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
+from nanoalign.plan_gpus import gpus, waits
 from nanoalign.recipe.checks import spreads, unspreadable
 from nanoalign.recipe.schema import Recipe
 from nanoalign.sft.config import HELD_OUT
@@ -67,6 +68,10 @@ class StagePlan:
     seconds: Amount | None = None
     took_s: float | None = None
     """Seconds that it took last time."""
+    gpus: list[str] = field(default_factory=list)
+    """What each GPU holds, in a stage that trains and samples."""
+    waits: str = ""
+    """Who waits for whom in a GRPO step."""
     files: list[str] = field(default_factory=list)
 
 
@@ -97,7 +102,7 @@ def make_plan(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_co
     tokenizer = find_tokenizer(model)
     mixtures = {name: plan_mixture(name, mixture, recipe.chat, tokenizer, data_root)
                 for name, mixture in recipe.data.items()}  # fmt: skip
-    device = cost.device_of(recipe.device)
+    device = cost.device_of(recipe.device, recipe.launch.kind)
     stages = []
     for node in nodes(recipe, folder, data_root, ignore_code=ignore_code):
         record = read_record(folder / node.name)
@@ -197,6 +202,7 @@ class _Sizes:
         length = plan.data.mean + stage.rollouts.max_tokens
         self._training(plan, stage, completions, round(length), length, copies=2 if stage.kl else 1)
         self._rollouts(plan, stage, steps * stage.train.batch_size, sign="<=")
+        plan.waits = waits(stage, plan.devices, _engines(stage, plan.devices), self.model, self.device)
 
     def _training(self, plan: StagePlan, stage: Any, sequences: int, length: int, mean: float | None = None,
                   sign: str = "", copies: int = 1) -> None:  # fmt: skip
@@ -227,8 +233,12 @@ class _Sizes:
         generated = completions * rollouts.max_tokens
         plan.tokens = Amount(round((plan.tokens.value if plan.tokens else 0) + generated), "<=")
         plan.length = plan.length or Amount(rollouts.max_tokens)
+        if hasattr(stage, "train"):
+            training_gb = plan.memory_gb.value if plan.memory_gb else None
+            plan.gpus = list(gpus(stage, plan.devices, training_gb, self.model))
         if self.model is not None:
             seconds = cost.generate_seconds(self.model["parameters"], generated, self.device)
+            seconds /= _engines(stage, plan.devices)
             plan.seconds = Amount((plan.seconds.value if plan.seconds else 0) + seconds, "<=")
             memory = cost.generate_bytes(self.model, rollouts.batch_size, 2 * rollouts.max_tokens, self.device) / 1e9
             plan.memory_gb = Amount(max(memory, plan.memory_gb.value if plan.memory_gb else 0), "~")
@@ -238,6 +248,12 @@ class _Sizes:
         section = self.recipe.suites[suite]
         held = self.mixtures[section.data].samples if section.data is not None else 100
         return section.samples or held
+
+
+def _engines(stage: Any, devices: int) -> int:
+    """Engines that generate at once for a stage on so many processes."""
+    engine = stage.rollouts.engine
+    return len(engine.servers()) if engine.kind == "vllm_server" else devices
 
 
 def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:

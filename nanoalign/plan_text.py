@@ -98,6 +98,10 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         shared = f", {stage.sequence_parallel} share a pack" if stage.sequence_parallel > 1 else ""
         zero = f", ZeRO-{stage.zero}" if stage.zero else ""
         yield f"  devices   {stage.devices}{shared}{zero}"
+    for label, line in zip(["gpus", *[""] * len(stage.gpus)], stage.gpus):
+        yield f"  {label:<9} {line}"
+    if stage.waits:
+        yield f"  waits     {stage.waits}"
     if stage.memory_gb is not None and stage.seconds is not None:
         took = f"; took {clock(stage.took_s)} before" if stage.took_s is not None else ""
         sign = "at most " if stage.seconds.sign == "<=" else "~"

@@ -84,8 +84,8 @@ class GRPOStage(Section):
     a device (more only for one that is longer); null pads them, train.micro_batch_size in a pass."""
     importance: Literal["clip", "token", "sequence"] | None = None
     """How completions of older weights are corrected (`rollouts.ahead`): by the importance ratio within the loss's
-    clip, or by a weight on the loss, of each token or each completion, truncated at importance_cap. null: clip where nothing
-    is sampled ahead, else token."""
+    clip, or by a weight on the loss, of each token or each completion, truncated at importance_cap. null: clip where
+    nothing is sampled ahead, else token."""
     importance_cap: float = Field(2.0, gt=1)
     """Largest weight that a token or a completion can have."""
     max_mismatch: float = Field(1.05, gt=1)
