@@ -159,8 +159,8 @@ def code_hash(code: UserCode) -> str:
 
 
 def blame(error: BaseException, file: Path) -> str:
-    """``file:line`` of the innermost frame of a traceback in the user's code, i.e. in ``file`` or a file beside or below
-    it; of a syntax error, its own place."""
+    """``file:line`` of the innermost frame of a traceback that is in ``file`` or a file beside or below it; of a syntax
+    error, its own place."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -119,7 +119,7 @@ def test_a_file_of_a_package_keeps_its_relative_imports(folder: Path) -> None:
     twin.mkdir(parents=True)
     for name in ("__init__.py", "other.py", "more.py"):
         (twin / name).write_text("x = 1\n")
-    with pytest.raises(ConfigError, match="another module of this name|No module named"):
+    with pytest.raises(ConfigError, match=r"another module of this name|No module named"):
         load(find("user_pkg_b.more:x", twin.parent))
 
 
