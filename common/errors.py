@@ -13,6 +13,10 @@ class ConfigError(NanoalignError, ValueError):
     """A recipe, an override or an argument is wrong."""
 
 
+class UserCodeError(NanoalignError, RuntimeError):
+    """A user's own function raised, hung or returned what it must not. The message starts with its ``file:line``."""
+
+
 class DataError(NanoalignError, ValueError):
     """A data row, file or source is wrong. The message starts with ``file:line``."""
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from nanoalign.common.config import Section
-from nanoalign.rollouts.config import Rollouts
+from nanoalign.rollouts.config import EnvironmentOrName, Rollouts
 
 
 class Suite(Section):
@@ -13,8 +13,8 @@ class Suite(Section):
 
     data: str | None = None
     """Mixture (its sources with split: test)."""
-    environment: str | None = None
-    """Environment whose test tasks are run."""
+    environment: EnvironmentOrName | None = None
+    """Environment whose test tasks are run: a name, or your own (`my_env.py:Shop`)."""
     samples: int | None = Field(default=None, ge=1)
     """Tasks taken; None takes all."""
     reward: dict[str, float] = Field(default={"task": 1.0}, min_length=1)

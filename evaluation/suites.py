@@ -271,6 +271,8 @@ def _play(
     domains = [str(record.task.data.get("kind", tasks.environment.name)) for record in records]
     tally = Tally()
     tally.add(turn.answer for record in records for turn in record.turns)
+    for record in records:
+        tally.reasons.update(record.faults)
     return [float(record.success) for record in records], domains, readings, tally
 
 

@@ -14,7 +14,9 @@ from typing import Any
 from nanoalign.artifacts import StageRecord, read_record
 from nanoalign.common.errors import DataError
 from nanoalign.common.files import content_hash, source_hash
+from nanoalign.common.user_code import portable
 from nanoalign.recipe.schema import Recipe
+from nanoalign.recipe.user_code import code_hashes
 from nanoalign.stages import STAGES, suites_of, uses
 
 BASE = "base"
@@ -91,7 +93,7 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
     stale: set[str] = set()
     for name in order(recipe):
         record, inputs = read_record(folder / name), inputs_of(recipe, name)
-        config, code = resolved(recipe, name), source_hashes(recipe.stages[name].kind)
+        config, code = resolved(recipe, name), code_of(recipe, name)
         if ignore_code and record is not None:
             code = record.code
         given = {role: prints[source] for role, source in inputs.items()}
@@ -102,7 +104,7 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
         if reason is not None:
             stale.add(name)
             if record is not None and record.status == "finished":  # it starts over, with today's code
-                code = source_hashes(recipe.stages[name].kind)
+                code = code_of(recipe, name)
                 parts["code"] = content_hash(code)
         node = Node(name, recipe.stages[name], inputs, config, code, parts, reason)
         prints[name] = node.fingerprint
@@ -117,10 +119,11 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [stage.data] if hasattr(stage, "data") else [suite.data for suite in suites if suite.data is not None]
     return {
-        "stage": stage.identity(),
+        "stage": portable(stage.identity()),
         "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},
         "suites": {
-            name: recipe.suites[name].identity() for name in dict.fromkeys(suite for _, suite in suites_of(stage))
+            name: portable(recipe.suites[name].identity())
+            for name in dict.fromkeys(suite for _, suite in suites_of(stage))
         },
         "chat": recipe.chat,
         "seed": seed_of(recipe, name),
@@ -164,6 +167,13 @@ def makes_model(stage: Any) -> bool:
 def source_hashes(kind: str) -> dict[str, str]:
     """The versions of the rooms that a stage of this kind depends on."""
     return {room: source_hash(room) for room in STAGES[kind].rooms}
+
+
+def code_of(recipe: Recipe, name: str) -> dict[str, str]:
+    """The versions of the rooms that a stage runs in, and of the user's own code that it uses."""
+    sections = [recipe.stages[name], *(recipe.suites[suite] for _, suite in suites_of(recipe.stages[name]))]
+    own = {key: value for section in sections for key, value in code_hashes(section).items()}
+    return source_hashes(recipe.stages[name].kind) | own
 
 
 def base_fingerprint(model: str) -> str:

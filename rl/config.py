@@ -7,7 +7,7 @@ from pydantic import Field
 from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.models.config import Training
 from nanoalign.reward.config import Judge
-from nanoalign.rollouts.config import Rollouts, Thinking
+from nanoalign.rollouts.config import EnvironmentOrName, Rollouts, Thinking
 
 
 class DPOStage(Section):
@@ -16,8 +16,8 @@ class DPOStage(Section):
     kind: Literal["dpo"]
     from_: str = Field(alias="from")
     """`base` or the stage whose model starts."""
-    environment: str
-    """Name of an environment (rollouts/environments)."""
+    environment: EnvironmentOrName
+    """A named environment, or your own: `my_env.py:Shop`, or `{name: "my_env.py:Shop", params: {size: 3}}`."""
     rounds: int = Field(3, ge=1)
     """Rounds of sampling, pairing and training."""
     tasks_per_round: int = Field(ge=1)

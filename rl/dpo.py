@@ -73,6 +73,8 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 successes = [row["success"] for row in rows]
                 outcome["ended"] = dict(Counter(row["ended"] for row in rows).most_common())
                 outcome["answers"] = _tally(rows).as_dict()
+                if faults := sum((Counter(row.get("faults")) for row in rows), Counter()):
+                    outcome["tool_faults"] = dict(faults.most_common())
                 pairs = [_pair(row) for row in _read_lines(folder / "pairs.jsonl")]
                 outcome["sampled"] = proportion(sum(successes), len(successes)).as_dict()
                 outcome["pairs"] = len(pairs)
@@ -105,6 +107,7 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
         **{f"sampled_round_{each['round']}": each["sampled"] for each in rounds[1:]},
         **{f"pairs_round_{each['round']}": each["pairs"] for each in rounds[1:]},
         **{f"ended_round_{each['round']}": each["ended"] for each in rounds[1:]},
+        **{f"tool_faults_round_{each['round']}": found for each in rounds if (found := each.get("tool_faults"))},
         "answers": Tally.from_dicts(each["answers"] for each in rounds[1:]).as_dict(),
     }
 
@@ -242,6 +245,8 @@ def _episode_row(record: EpisodeRecord) -> dict[str, Any]:
         **asdict(record.mode),
         "success": record.success,
         "ended": record.ended,
+        "reward": record.reward,
+        "faults": record.faults,
         "turns": turns,
     }
 

