@@ -33,7 +33,7 @@ SPEEDS = {
 
 
 def device_of(device: str, launch: str) -> str:
-    """cpu or cuda; ``auto`` takes cuda where NVIDIA's driver is installed, or the stages run elsewhere, on a cluster."""
+    """cpu or cuda; ``auto`` takes cuda where NVIDIA's driver is installed, or stages run on a cluster."""
     if device == "auto":
         return "cuda" if launch != "local" or shutil.which("nvidia-smi") else "cpu"
     return device
