@@ -14,7 +14,7 @@ from nanoalign.common.stage import StageLog
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.reward import ComposedReward, Sample
-from nanoalign.reward.base import Tally
+from nanoalign.reward.base import Progress, Tally
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rollouts.base import Completion, Mode, Request, RolloutEngine, draw_mode, sampling
 from nanoalign.rollouts.config import Thinking
@@ -198,7 +198,7 @@ class StepRollouts:
             for prompt, completion in zip(asked, completions, strict=True)
         ]  # fmt: skip
         judged_at = time.perf_counter()
-        scores = self.rewards.components(samples)
+        scores = self.rewards.components(samples, Progress(step, self.steps))
         total = self.rewards.combine(scores)
         tally = Tally()
         tally.add((sample.answer for sample in samples), total)
