@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from nanoalign.common.config import Section
+from nanoalign.reward.config import Rewards
 from nanoalign.rollouts.config import EnvironmentOrName, Rollouts
 
 
@@ -17,8 +18,9 @@ class Suite(Section):
     """Environment whose test tasks are run: a name, or your own (`my_env.py:Shop`)."""
     samples: int | None = Field(default=None, ge=1)
     """Tasks taken; None takes all."""
-    reward: dict[str, float] = Field(default={"task": 1.0}, min_length=1)
-    """Reward name to weight; a sample counts as correct from 0.5 on where the reward is a verifier."""
+    reward: Rewards = Field(default={"task": 1.0}, min_length=1)
+    """Name of a reward (reward/table.py), or FILE.py:FUNCTION or MODULE:FUNCTION of your own, to its weight; a sample
+    counts as correct from 0.5 on where all are verifiers, otherwise scores are averaged."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
     max_turns: int = Field(default=6, ge=1)

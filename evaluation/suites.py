@@ -15,6 +15,7 @@ from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.evaluation.config import Suite
 from nanoalign.reward.base import Reward, Tally
+from nanoalign.reward.config import is_own
 from nanoalign.rollouts.base import Mode, sampling
 from nanoalign.rollouts.config import Rollouts
 
@@ -277,6 +278,6 @@ def _play(
 
 
 def _estimator(tasks: Tasks) -> Callable[[Sequence[float]], Estimate]:
-    if tasks.environment is None and JUDGED & set(tasks.config.reward):
+    if tasks.environment is None and any(name in JUDGED or is_own(name) for name in tasks.config.reward):
         return mean
     return lambda scores: proportion(sum(score >= CORRECT for score in scores), len(scores))

@@ -19,6 +19,7 @@ from nanoalign.merge.model_card import write_card
 from nanoalign.merge.pair import Pair, make_pair
 from nanoalign.merge.sweep import sweep
 from nanoalign.reward.base import Tally
+from nanoalign.reward.own.source import identity as own_identity
 from nanoalign.rollouts.base import Mode
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def run(
         tally,
     )
     modes = measurements(config)
-    settings = {name: suites[name].model_dump() for name in names}
+    settings = {name: own_identity(suites[name].model_dump()) for name in names}
 
     def score(name: str, engine: "RolloutEngine") -> Estimate:
         estimate = measure(modes[name][0], engine, modes[name][1])

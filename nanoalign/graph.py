@@ -17,6 +17,7 @@ from nanoalign.common.files import content_hash, source_hash
 from nanoalign.common.user_code import portable
 from nanoalign.recipe.schema import Recipe
 from nanoalign.recipe.user_code import code_hashes
+from nanoalign.reward.own.source import identity as own_identity
 from nanoalign.stages import STAGES, suites_of, uses
 
 BASE = "base"
@@ -114,15 +115,15 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
 
 def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     """All recipe settings that determine a stage's result: its section and the mixtures and suites it names, without
-    how it runs (``common.config.RUNTIME_ONLY``)."""
+    how it runs (``common.config.RUNTIME_ONLY``); with the hashes of a user's own rewards."""
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [stage.data] if hasattr(stage, "data") else [suite.data for suite in suites if suite.data is not None]
     return {
-        "stage": portable(stage.identity()),
+        "stage": own_identity(portable(stage.identity())),
         "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},
         "suites": {
-            name: portable(recipe.suites[name].identity())
+            name: own_identity(portable(recipe.suites[name].identity()))
             for name in dict.fromkeys(suite for _, suite in suites_of(stage))
         },
         "chat": recipe.chat,

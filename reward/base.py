@@ -29,6 +29,8 @@ class Sample:
     thinking_tokens: int = 0
     answer_tokens: int = 0
     thinking_budget: int | None = None
+    completion_ids: tuple[int, ...] = ()
+    """The completion's tokens, with its stop token; () where none were sampled."""
 
     @property
     def closed(self) -> bool:
@@ -51,6 +53,16 @@ class Score(float):
         score = super().__new__(cls, value)
         score.reason = reason
         return score
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is, for rewards that follow a schedule. The names are those of transformers' TrainerState."""
+
+    global_step: int = 0
+    """Optimizer steps taken."""
+    max_steps: int = 0
+    """Of the whole stage; 0 where nothing is trained."""
 
 
 FLOOR = 0.0

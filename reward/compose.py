@@ -1,17 +1,19 @@
 """Rewards by name, and their weighted sum with every component kept for the log."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.common.printable import known
 from nanoalign.data_recipes.generators import reasoning_gym_names
-from nanoalign.reward.base import FLOOR, RewardError, Sample, Score
+from nanoalign.reward.base import FLOOR, Progress, RewardError, Sample, Score
 from nanoalign.reward.code import score_programs
-from nanoalign.reward.config import Judge
+from nanoalign.reward.config import Judge, OwnReward, is_own, short_names, weights_of
 from nanoalign.reward.final_answer import stated_answer
 from nanoalign.reward.judge import JudgeClient
 from nanoalign.reward.mathematics import MathVerifier
+from nanoalign.reward.own.component import OwnComponent
 from nanoalign.reward.sandbox import Limits
 from nanoalign.reward.shape import length_factor, score_format
 from nanoalign.reward.table import REWARDS, verifiers
@@ -38,23 +40,37 @@ class Means:
 
 
 class ComposedReward:
-    """A weighted sum of named components. Pure and deterministic, given its models; safe to share between threads."""
+    """A weighted sum of named components. Pure and deterministic, given its models and a user's functions; safe to share
+    between threads."""
 
     name = "reward"
 
-    def __init__(self, weights: Mapping[str, float], components: Mapping[str, Component]) -> None:
+    def __init__(
+        self, weights: Mapping[str, float], components: Mapping[str, Component], own: Sequence[OwnComponent] = ()
+    ) -> None:
         self.weights = dict(weights)
         self._components = dict(components)
+        self._own = {each.name: each for each in own}
 
-    def components(self, samples: Sequence[Sample]) -> dict[str, list[float]]:
-        """Each component's scores, unweighted: :data:`FLOOR` for malformed samples, which no component sees. Raises
-        RewardError where one is not a finite number."""
+    def know(self, tasks: Iterable[Mapping[str, Any]]) -> None:
+        """Tells a user's functions which columns the data has, before the first batch."""
+        tasks = list(tasks) if self._own else []
+        for own in self._own.values():
+            own.know(tasks)
+
+    def components(self, samples: Sequence[Sample], progress: Progress | None = None) -> dict[str, list[float]]:
+        """Each component's scores, unweighted: :data:`FLOOR` for malformed samples, which no component sees; a user's
+        function that gave less to another sample gives them as little. Raises RewardError where one is not a finite
+        number."""
         read = [place for place, sample in enumerate(samples) if not sample.malformed]
+        given = [samples[place] for place in read]
+        begun = {name: own.start(given, progress or Progress()) for name, own in self._own.items()} if read else {}
         columns: dict[str, list[float]] = {}
-        for name, component in self._components.items():
-            columns[name] = [FLOOR] * len(samples)
-            scores = component([samples[place] for place in read]) if read else []
-            for place, score in zip(read, _checked(name, scores, len(read)), strict=True):
+        for name in self.weights:
+            scores = (begun[name]() if name in begun else self._components[name](given)) if read else []
+            scores = _checked(name, scores, len(read))
+            columns[name] = [min([FLOOR, *scores]) if name in begun else FLOOR] * len(samples)
+            for place, score in zip(read, scores, strict=True):
                 columns[name][place] = score
         return columns
 
@@ -75,24 +91,28 @@ def _reason(row: Mapping[str, float]) -> str:
 
 
 def make_reward(
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | OwnReward | Mapping[str, Any]],
     *,
     reward_model: Component | None = None,
     judge: Judge | None = None,
     workers: int | None = None,
     limits: Limits | None = None,
 ) -> ComposedReward:
-    """The weighted sum of the components named in ``weights``.
+    """The weighted sum of the components named in ``weights``, a recipe's `reward`; a user's own (FILE.py:FUNCTION or
+    MODULE:FUNCTION) are imported here, and are components under their short names (``config.short_names``).
 
     ``reward_model`` gives ``preference`` its raw scores
     (log-odds); ``judge`` is the endpoint of ``judge``; ``workers`` processes of each outside verifier (default: one
     per processor, at most 8); ``limits`` of one program. Raises ConfigError for an unknown name (with the nearest one),
-    a weight that is not a finite number, or a component that lacks its model.
+    a weight that is not a finite number, a component that lacks its model, or a user's function that cannot be called.
     """
     if not weights:
         raise ConfigError(f"a reward needs at least one component of {', '.join(REWARDS)}")
-    for name, weight in weights.items():
-        known("reward", name, REWARDS)
+    for name in weights:
+        if not is_own(name):
+            known("reward", name, REWARDS)
+    names, shares = short_names(weights), weights_of(weights)
+    for name, weight in shares.items():
         if not math.isfinite(weight):
             raise ConfigError(f"reward {name!r}: the weight must be a finite number, not {weight}")
     if "preference" in weights and reward_model is None:
@@ -100,7 +120,8 @@ def make_reward(
     if "judge" in weights and judge is None:
         raise ConfigError("reward 'judge' needs an endpoint: give its url and model")
     means = Means(reward_model, judge if "judge" in weights else None, workers, limits)
-    return ComposedReward(weights, {name: component(name, means) for name in weights})
+    own = [OwnComponent(key, names[key], value) for key, value in weights.items() if is_own(key)]
+    return ComposedReward(shares, {name: component(name, means) for name in weights if not is_own(name)}, own)
 
 
 def component(name: str, means: Means) -> Component:

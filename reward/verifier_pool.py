@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +33,10 @@ _PASSED = ("PATH", "HOME", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIB
 """Of the environment: where packages lie, and none of its secrets."""
 
 
+START_S = 600.0
+"""Seconds that a process may take until it is ready."""
+
+
 class VerifierPool:
     """Up to ``workers`` processes (default: one per processor, at most 8) of the verifier ``kind`` (worker.VERIFIERS),
     started when first needed. Verdicts do not depend on how many. Safe to share between threads."""
@@ -41,18 +45,32 @@ class VerifierPool:
         count = workers or min(8, os.cpu_count() or 1)
         self.started = False
         """Whether any question has needed a process."""
-        self._workers: queue.LifoQueue[Worker] = queue.LifoQueue()
-        for _ in range(count):
-            self._workers.put(Worker(kind, timeout_s))
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix=f"verify-{kind}")
+        passed = {name: os.environ[name] for name in _PASSED if name in os.environ} | {"OMP_NUM_THREADS": "1"}
+        self._pool = ProcessPool(kind, [sys.executable, str(_WORKER), kind], passed, count, timeout_s)
 
     def ask(self, questions: Sequence[Any]) -> list[Score]:
         """The verdict on each question, in order. Raises TypeError for a question that is not plain data, and
         ConfigError where no worker starts."""
-        return list(self._threads.map(self._ask, [json.dumps(pack(question)).encode() for question in questions]))
+        lines = [json.dumps(pack(question)).encode() for question in questions]
+        self.started = self.started or bool(lines)
+        return [Score(score, reason) for score, reason in self._pool.start(lines)]
 
-    def _ask(self, line: bytes) -> Score:
-        self.started = True
+
+class ProcessPool:
+    """``count`` processes of one command, started when first needed, that each answer a line by a line of JSON, a list.
+    One that dies or is late is replaced, and its answer is ``[0.0, reason]``."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], count: int, timeout_s: float) -> None:
+        self._workers: queue.LifoQueue[Worker] = queue.LifoQueue()
+        for _ in range(count):
+            self._workers.put(Worker(name, command, env, timeout_s))
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix=f"verify-{name}")
+
+    def start(self, lines: Sequence[bytes]) -> Iterator[list[Any]]:
+        """Asks all lines at once; the answers come in their order, each awaited when it is taken."""
+        return self._threads.map(self._ask, lines)
+
+    def _ask(self, line: bytes) -> list[Any]:
         worker = self._workers.get()
         try:
             return worker.ask(line)
@@ -65,18 +83,17 @@ class Worker:
 
     LIFE = 5000
 
-    def __init__(self, kind: str, timeout_s: float) -> None:
-        self._kind, self._timeout_s = kind, timeout_s
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], timeout_s: float) -> None:
+        self._name, self._command, self._env, self._timeout_s = name, list(command), dict(env), timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize | None = None
         self._asked = 0
 
-    def ask(self, line: bytes) -> Score:
+    def ask(self, line: bytes) -> list[Any]:
         process = self._process if self._process and self._asked < self.LIFE else self._renew()
         self._asked += 1
         try:
-            score, reason = json.loads(_exchange(process, line + b"\n", self._timeout_s))
-            return Score(score, reason)
+            return list(json.loads(_exchange(process, line + b"\n", self._timeout_s)))
         except TimeoutError:
             reason = TOO_LONG
         except (OSError, ValueError, TypeError):  # a broken pipe, or an end without a verdict
@@ -84,31 +101,33 @@ class Worker:
                 process.wait(1.0)
             reason = TOO_LONG if process.returncode == -signal.SIGXCPU else "the verifier's process ended"
         self._stop()
-        return Score(0.0, reason)
+        return [0.0, reason]
 
     def _renew(self) -> subprocess.Popen[bytes]:
         """Raises ConfigError where a new process ends before it is ready: that is no answer's fault."""
         self._stop()
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
-                [sys.executable, str(_WORKER), self._kind],
+                self._command,
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={name: os.environ[name] for name in _PASSED if name in os.environ} | {"OMP_NUM_THREADS": "1"},
+                env=self._env,
             )
             assert process.stdin and process.stdout
             os.set_blocking(process.stdin.fileno(), False)
-            ready = process.stdout.readline()  # its imports take seconds that count for no question
+            begun = select.select([process.stdout], [], [], START_S)[0]
+            ready = process.stdout.readline() if begun else b""  # its imports take seconds that count for no question
             self._process, self._end, self._asked = process, weakref.finalize(self, _end, process), 0
             if not ready:
                 self._stop()
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
-                raise ConfigError(f"reward {self._kind}: the verifier's process does not start: {said[-1]}")
+                silent = "no message" if begun else f"it was not ready in {START_S:g} s"
+                said = errors.read().decode(errors="replace").strip().splitlines() or [silent]
+                raise ConfigError(f"reward {self._name}: the verifier's process does not start: {said[-1]}")
             if missing := json.loads(ready):
-                _LOG.warning("reward %s: sandbox layers missing on this machine: %s", self._kind, ", ".join(missing))
+                _LOG.warning("reward %s: sandbox layers missing on this machine: %s", self._name, ", ".join(missing))
         return process
 
     def _stop(self) -> None:

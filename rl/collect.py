@@ -15,7 +15,7 @@ from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.models.weights import whole_weights
 from nanoalign.reward import ComposedReward, Sample
-from nanoalign.reward.base import Tally
+from nanoalign.reward.base import Progress, Tally
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rollouts.base import Completion, Mode, Request, RolloutEngine, draw_mode, sampling
 from nanoalign.rollouts.config import Thinking
@@ -178,7 +178,7 @@ class StepRollouts:
                    self.tokenizer, prompt.task)
             for prompt, completion in zip(asked, completions, strict=True)
         ]  # fmt: skip
-        scores = self.rewards.components(samples)
+        scores = self.rewards.components(samples, Progress(step, self.steps))
         total = self.rewards.combine(scores)
         tally = Tally()
         tally.add((sample.answer for sample in samples), total)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.models.config import Training
-from nanoalign.reward.config import Judge
+from nanoalign.reward.config import Judge, Rewards, weights_of
 from nanoalign.rollouts.config import EnvironmentOrName, Rollouts, Thinking
 
 
@@ -61,8 +61,8 @@ class GRPOStage(Section):
     """`base` or the stage whose model starts."""
     data: str
     """Mixture of prompts."""
-    reward: dict[str, float] = Field(min_length=1)
-    """Name of a reward (reward/table.py) to its weight."""
+    reward: Rewards = Field(min_length=1)
+    """Name of a reward (reward/table.py), or FILE.py:FUNCTION or MODULE:FUNCTION of your own, to its weight."""
     reward_model: str | None = None
     """The reward_model stage behind `preference`."""
     reward_gpu: Annotated[int | None, RUNTIME_ONLY] = Field(None, ge=0)
@@ -97,3 +97,8 @@ class GRPOStage(Section):
     def correction(self) -> Literal["clip", "token", "sequence"]:
         """`importance`, or what null stands for."""
         return self.importance or ("token" if self.rollouts.ahead else "clip")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The rewards by the names that metrics have, with their weights."""
+        return weights_of(self.reward)

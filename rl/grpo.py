@@ -70,6 +70,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
             judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
             judge = load_reward_model(context.inputs["reward_model"], judge_device)
         rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
+        rewards.know(prompt.task for prompt in prompts)
     rollouts = StepRollouts(config, prompts, scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
     collect = SharedEngine(rollouts, engine) if kind == "vllm_server" else OwnEngine(rollouts, engine)
     # without adapters the reference is a model of its own, with them the model below them
@@ -110,7 +111,7 @@ def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) 
     return {
         "reward_first": total["first"],
         "reward_last": total["last"],
-        **{f"reward_{name}": ends(f"rewards/{name}/mean") for name in config.reward},
+        **{f"reward_{name}": ends(f"rewards/{name}/mean") for name in config.weights},
         "steps": len(rows),
         "answers": tally.as_dict(),
         "groups": groups * len(rows),

@@ -122,12 +122,12 @@ class PolicyTrainer(RecipeTrainer):
         collected = self.collect(self.state.global_step, first, count)
         device = self.args.device
         scores_BK = self.accelerator.gather(
-            torch.tensor([collected.rewards[name] for name in self.stage.reward], device=device).T.contiguous()
+            torch.tensor([collected.rewards[name] for name in self.stage.weights], device=device).T.contiguous()
         )
         if not torch.isfinite(scores_BK).all():
-            name = list(self.stage.reward)[int((~torch.isfinite(scores_BK)).any(0).nonzero()[0])]
+            name = list(self.stage.weights)[int((~torch.isfinite(scores_BK)).any(0).nonzero()[0])]
             raise ConfigError(f"reward {name!r} returned a value that is not finite")
-        weights_K = torch.tensor(list(self.stage.reward.values()), device=device)
+        weights_K = torch.tensor(list(self.stage.weights.values()), device=device)
         rewards_B, advantages_B, deviation_B = advantages(
             scores_BK, weights_K, self.stage.group_size, self.objective.scaled
         )
@@ -251,7 +251,7 @@ class PolicyTrainer(RecipeTrainer):
             "completions/mean_length": completion_B.mean(), "completions/min_length": completion_B.min(),
             "completions/max_length": completion_B.max(),
         }  # fmt: skip
-        for name, column_B in zip(self.stage.reward, scores_BK.T, strict=True):
+        for name, column_B in zip(self.stage.weights, scores_BK.T, strict=True):
             figures |= {f"rewards/{name}/mean": column_B.mean(), f"rewards/{name}/std": column_B.std()}
         parts = gather_object([(collected.metrics, collected.counts)])
         for name in collected.metrics:

@@ -49,4 +49,5 @@ def judged(
         thinking_tokens=thought,
         answer_tokens=max(0, len(completion.token_ids) - thought - (completion.finish == "stop")),
         thinking_budget=mode.budget if mode.thinking else None,
+        completion_ids=tuple(completion.token_ids),
     )

@@ -86,7 +86,7 @@ class Rewards(EnvironmentInterface):
         self.chat = chat_format(config["chat"])
         self.tokenizer = AutoTokenizer.from_pretrained(config["tokenizer"])
         self.max_tokens = config["max_tokens"]
-        self.seen: dict[str, list[float]] = {name: [] for name in config["reward"]}
+        self.seen: dict[str, list[float]] = {name: [] for name in self.reward.weights}
 
     def step(self, message_log_batch: list[list[dict]], metadata: list[dict]) -> EnvironmentReturn:
         samples = [

@@ -64,7 +64,7 @@ def export_grpo(
             },
             "env": {
                 "nanoalign": {
-                    "reward": dict(stage.reward),
+                    "reward": stage.model_dump(mode="json")["reward"],
                     "judge": judge,
                     "chat": chat_name,
                     "tokenizer": target.model,

@@ -15,6 +15,8 @@ from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
 from nanoalign.recipe.source import Path_
 from nanoalign.recipe.user_code import environment_faults
+from nanoalign.reward.config import is_own, section_of
+from nanoalign.reward.own.source import check as check_own
 from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
@@ -102,7 +104,7 @@ def _mixture(path: Path_, name: str | None, split: str, parts: Parts) -> Iterato
                 yield path, f"mixture `{name}` takes {source} from split {actual}; {purpose} needs split: {split}"
 
 
-def _scored(mixture: str | None, reward: Mapping[str, float] | None, parts: Parts, known: Known) -> Iterator[Finding]:
+def _scored(mixture: str | None, reward: Mapping[str, Any] | None, parts: Parts, known: Known) -> Iterator[Finding]:
     """Rewards that use a verifier need tasks that a verifier can judge."""
     reads = any(REWARDS[name].kind for name in reward or ["task"] if name in REWARDS)
     if mixture is not None and reads:
@@ -285,15 +287,23 @@ def _unique(path: Path_, values: list[Any]) -> Iterator[Finding]:
             yield (*path, index), f"{'null' if value is None else value} is given twice"
 
 
-def _reward(reward: Mapping[str, float] | None, judge: str | None, known: Iterable[str]) -> Iterator[Finding]:
+def _reward(reward: Mapping[str, Any] | None, judge: str | None, known: Iterable[str]) -> Iterator[Finding]:
     if reward is None:
         return
-    for name, weight in reward.items():
-        if name not in known:
+    for name, value in reward.items():
+        weight = section_of(value).weight
+        if is_own(name):
+            if (fault := check_own(name, value)) is not None:
+                yield ("reward", name, *([fault[0]] if fault[0] else [])), fault[1]
+        elif name.endswith(".py"):
+            yield ("reward", name), f"which function of it? write `{name}:FUNCTION`"
+        elif name not in known:
             yield ("reward", name), f"unknown reward{nearest(name, known)}"
+        elif not isinstance(value, int | float):
+            yield ("reward", name), "takes a number, its weight; only rewards of your own (FILE.py:FUNCTION) take more"
         if not math.isfinite(weight):
             yield ("reward", name), f"expected a finite weight, got {weight}"
-    if not any(reward.values()):
+    if not any(section_of(value).weight for value in reward.values()):
         yield ("reward",), "all weights are 0"
     if "preference" in reward and judge is None:
         yield ("reward", "preference"), "needs `reward_model:`, the stage that trains its judge"

@@ -53,9 +53,9 @@ def relevant(error: Any, data: Any) -> bool:
         inside_list = isinstance(value, list) and isinstance(step, int) and step < len(value)
         if inside_list or (isinstance(value, dict) and step in value):
             value = value[step]
-        elif step == "SourceUse":
+        elif step in ("SourceUse", "OwnReward"):
             return isinstance(value, dict)
-        elif step == "constrained-int":
+        elif step in ("constrained-int", "float"):
             return not isinstance(value, dict)
     return True
 

@@ -18,6 +18,7 @@ from nanoalign.evaluation.config import Suite
 from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.engines import nest, write_out
 from nanoalign.recipe.explain import describe, locate, relevant
+from nanoalign.recipe.rewards import from_folder
 from nanoalign.recipe.schema import Launch, Recipe
 from nanoalign.recipe.source import Path_, Problem, YamlTree, dotted, merge_trees, read_yaml, set_value
 from nanoalign.recipe.user_code import anchor
@@ -67,12 +68,14 @@ def load(
     written in another way by now. Raises :class:`RecipeError` with all problems found, each with its file and line,
     dotted path, what was expected and the nearest valid key.
     """
-    source, problems = _read(find_recipe(recipe), ())
+    file = find_recipe(recipe)
+    source, problems = _read(file, ())
     notes, _ = nest(deepcopy(source))  # of the files alone: what to write there is no matter of overrides
     for text in overrides if isinstance(source.data, dict) else ():
         if problem := set_value(source, text):
             problems.append(problem)
         write_out(source)
+        problems += from_folder(source, file.parent)
     more, found = nest(source)
     problems += found
     for each in [*notes, *(each for each in more if not each.place.line)]:
@@ -95,7 +98,7 @@ def validate(source: YamlTree, known: Known) -> tuple[Recipe | None, list[Proble
     except ValidationError as error:
         problems = explain(error, source)
     for path, message in check(_parts(source.data), known):
-        problems.append(Problem(source.place(path), dotted(path), message))
+        problems.append(Problem(source.place(path), source.shown(path), message))
     problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data)]
     return recipe, problems
 
@@ -131,6 +134,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]
     """A file laid over what it extends."""
     source, problems = read_yaml(path)
     write_out(source)
+    problems += from_folder(source, path.parent)
     if not isinstance(source.data, dict) or "extends" not in source.data:
         return source, problems
     place, base = source.place(("extends",)), source.data.pop("extends")
@@ -159,7 +163,7 @@ def explain(error: ValidationError, source: YamlTree, model: type[Section] = Rec
         path, owner, union = locate(model, item["loc"])
         absent = item["type"] in ("missing", "union_tag_not_found")
         place = source.place(path[:-1] if item["type"] == "missing" else path)
-        problem = Problem(place, dotted(path), describe(item, owner, union))
+        problem = Problem(place, source.shown(path), describe(item, owner, union))
         if absent:
             missing.append((path, problem))
         else:

@@ -46,6 +46,12 @@ class YamlTree:
     places: dict[Path_, Place] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     """Those that it was read from, each after what it extends."""
+    written: dict[str, str] = field(default_factory=dict)
+    """Keys that were completed (the path of a reward's file), with what the user wrote."""
+
+    def shown(self, path: Path_) -> str:
+        """A path as the user wrote it."""
+        return dotted(tuple(self.written.get(step, step) if isinstance(step, str) else step for step in path))
 
     def place(self, path: Path_) -> Place:
         """Where ``path`` was written, or the nearest thing above it that was."""
@@ -105,7 +111,12 @@ def read_yaml(path: Path) -> tuple[YamlTree, list[Problem]]:
 def merge_trees(below: YamlTree, above: YamlTree) -> YamlTree:
     """``above`` laid over ``below``: mappings merge key by key, anything else is replaced. A mapping of another
     ``kind`` replaces; null takes an inherited mixture, suite or stage away."""
-    return YamlTree(_merged(below.data, above.data, ()), {**below.places, **above.places}, [*below.files, *above.files])
+    return YamlTree(
+        _merged(below.data, above.data, ()),
+        {**below.places, **above.places},
+        [*below.files, *above.files],
+        {**below.written, **above.written},
+    )
 
 
 def _merged(below: Any, above: Any, path: Path_) -> Any:

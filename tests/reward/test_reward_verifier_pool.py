@@ -126,7 +126,7 @@ def test_hostile_mathematics(answer: str, mathematics: VerifierPool) -> None:
 def test_a_dead_or_hanging_worker_scores_zero_and_is_replaced(fate: signal.Signals, answer: str) -> None:
     pool = VerifierPool("math", workers=1)
     assert pool.ask([("x+1", "1+x")]) == [1.0]
-    worker = pool._workers.queue[0]
+    worker = pool._pool._workers.queue[0]
     assert worker._process
     worker._process.send_signal(fate)
     if fate == signal.SIGKILL:
