@@ -88,6 +88,8 @@ def _export(recipe: "Recipe", name: str, target: "Target", data_root: Path | Non
     if section.kind == "sft":
         folder = root / recipe.name / name
         return _sft(section, recipe.data[section.data], target, chat, tokenizer, folder, data_root)
+    if section.kind == "grpo" and section.environment is not None:
+        raise target.refuse("environment", "NeMo-RL is given prompts and rewards, not our environments")
     built = build(recipe.data[section.data], data_root, target.seed, chat=chat)
     prompts = prompts_of(built.conversations, section.thinking, chat, tokenizer, target.seed)
     return export_grpo(target, section, prompts, chat, recipe.chat, tokenizer)

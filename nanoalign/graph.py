@@ -118,7 +118,7 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     how it runs (``common.config.RUNTIME_ONLY``); with the hashes of a user's own rewards."""
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
-    mixtures = [stage.data] if hasattr(stage, "data") else [suite.data for suite in suites if suite.data is not None]
+    mixtures = [section.data for section in (stage, *suites) if getattr(section, "data", None) is not None]
     return {
         "stage": own_identity(portable(stage.identity())),
         "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},

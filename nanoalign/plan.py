@@ -24,6 +24,8 @@ MODEL_FILES = (
 )  # fmt: skip
 SHARD_BYTES = 5e9
 CURVE_POINTS = 32
+UNCOUNTED_TASKS = 100
+"""For how many the tasks of an environment are taken, which a plan does not open."""
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,11 @@ class _Sizes:
         plan.samples = Amount(pairs, "<=")
 
     def _grpo(self, plan: StagePlan, stage: Any) -> None:
-        assert plan.data is not None
-        completions = plan.data.samples * stage.group_size
+        prompts = plan.data.samples if plan.data is not None else UNCOUNTED_TASKS
+        completions = prompts * stage.group_size
         steps = optimizer_steps(stage.train, completions)
-        length = plan.data.mean + stage.rollouts.max_tokens
+        turns = stage.max_turns if stage.environment is not None else 1
+        length = (plan.data.mean if plan.data is not None else 0) + turns * stage.rollouts.max_tokens
         self._training(plan, stage, completions, round(length), length, copies=2 if stage.kl else 1)
         self._rollouts(plan, stage, steps * stage.train.batch_size, sign="<=")
         plan.waits = waits(stage, plan.devices, _engines(stage, plan.devices), self.model, self.device)
@@ -244,9 +247,9 @@ class _Sizes:
             plan.memory_gb = Amount(max(memory, plan.memory_gb.value if plan.memory_gb else 0), "~")
 
     def _tasks(self, suite: str) -> int:
-        """Tasks of a suite; an environment that gives all of its own counts as 100."""
+        """Tasks of a suite."""
         section = self.recipe.suites[suite]
-        held = self.mixtures[section.data].samples if section.data is not None else 100
+        held = self.mixtures[section.data].samples if section.data is not None else UNCOUNTED_TASKS
         return section.samples or held
 
 

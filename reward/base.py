@@ -31,6 +31,8 @@ class Sample:
     thinking_budget: int | None = None
     completion_ids: tuple[int, ...] = ()
     """The completion's tokens, with its stop token; () where none were sampled."""
+    environment: float | None = None
+    """What the environment gave the episode that this ends; None where it is no episode."""
 
     @property
     def closed(self) -> bool:

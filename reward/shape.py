@@ -1,5 +1,6 @@
 """Rewards for an answer's shape: well-formed, and within its budget."""
 
+from nanoalign.common.errors import DataError
 from nanoalign.reward.base import Sample
 
 _THINK_TAGS = ("<think>", "</think>")
@@ -11,6 +12,13 @@ def score_format(sample: Sample) -> float:
     content = sample.answer.content
     said = bool(content.strip()) or bool(sample.answer.tool_calls)
     return float(sample.closed and sample.finished and said and not any(tag in content for tag in _THINK_TAGS))
+
+
+def score_environment(sample: Sample) -> float:
+    """The environment's reward of an episode, from 0 to 1. Raises DataError for a sample that ends none."""
+    if sample.environment is None:
+        raise DataError("reward 'environment' is for stages with an `environment`: nothing was played")
+    return sample.environment
 
 
 def length_factor(sample: Sample) -> float:

@@ -45,6 +45,8 @@ REWARDS = {
     "bfcl_multi_turn": RewardEntry(
         "nanoalign.reward.tools:score_first_turn", "the first request's calls are made, in order, and no other",
         kind="bfcl_multi_turn", each=True, verifier=True),
+    "environment": RewardEntry(
+        "nanoalign.reward.shape:score_environment", "what a GRPO stage's environment gives the episode", each=True),
     "format": RewardEntry(
         "nanoalign.reward.shape:score_format", "thinking was closed once, and an answer or a call follows", each=True),
     "length": RewardEntry(

@@ -103,7 +103,8 @@ SAMPLE_TABLES = 20
 
 @dataclass(frozen=True)
 class Collected:
-    """The completions of one optimizer step on this process; the completions of a group are neighbours."""
+    """What one optimizer step trains on, on this process: a row for each completion (of an episode, one for each part of
+    it that no later prompt extends); those of a group are neighbours."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
@@ -112,21 +113,26 @@ class Collected:
     trained: list[list[int]]
     """0 where the budget rule wrote the token: excluded from the loss and the importance ratios."""
     rewards: dict[str, list[float]]
-    """By reward name, unweighted."""
+    """By reward name, unweighted; one for each completion or episode."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Figures of the step for the log, averaged over the processes."""
     counts: Counter[str] = field(default_factory=Counter)
     """Completions counted by reason, for the log, added up over the processes."""
     versions: list[tuple[int, ...]] = field(default_factory=list)
     """Optimizer steps behind the weights that drew each token, where the engine counts them."""
+    episodes: list[int] | None = None
+    """Which episode each row belongs to; None where each row is a completion of its own."""
 
     def part(self, first: int, count: int) -> "Collected":
         """These completions alone; figures and counts are the first part's."""
-        here = slice(first, first + count)
+        episodes = range(len(self.prompt_ids)) if self.episodes is None else self.episodes
+        rows = [row for row, episode in enumerate(episodes) if first <= episode < first + count]
+        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
         return Collected(
-            self.prompt_ids[here], self.completion_ids[here], self.logprobs[here], self.trained[here],
-            {name: values[here] for name, values in self.rewards.items()},
-            self.metrics, Counter() if first else self.counts, self.versions[here],
+            *([column[row] for row in rows] for column in columns),
+            {name: values[first : first + count] for name, values in self.rewards.items()},
+            self.metrics, Counter() if first else self.counts, [self.versions[row] for row in rows if self.versions],
+            None if self.episodes is None else [self.episodes[row] - first for row in rows],
         )  # fmt: skip
 
 
@@ -160,13 +166,18 @@ class StepRollouts:
         places = range(first, first + count)
         return [self.prompts[self.schedule[step * self.groups + place // self.stage.group_size]] for place in places]
 
-    def requests(self, step: int, first: int, count: int) -> list[Request]:
-        return [
+    def begin(self, engine: Any, step: int, first: int, count: int) -> Callable[[], list[Any]]:
+        """Asks an engine that takes questions at any time; what is returned waits for the answers, or asks now."""
+        requests = [
             Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, derive_seed(self.seed, step, first + place)))
             for place, prompt in enumerate(self.asked(step, first, count))
         ]
+        if not hasattr(engine, "submit"):
+            return lambda: engine.generate(requests)
+        answers = engine.submit(requests)
+        return lambda: [each.result() for each in answers]
 
-    def judge(self, step: int, first: int, answers: Sequence[Completion]) -> Collected:
+    def judge(self, step: int, first: int, answers: Sequence[Any]) -> Collected:
         """The completions with their rewards."""
         assert self.rewards is not None
         asked = self.asked(step, first, len(answers))
@@ -256,7 +267,7 @@ class OwnEngine:
         if self.engine is not self.rollouts.scorer:
             self.engine.load_weights(whole_weights(self.rollouts.scorer.model))
         started = time.perf_counter()
-        answers = self.engine.generate(self.rollouts.requests(step, first, count))
+        answers = self.rollouts.begin(self.engine, step, first, count)()
         seconds = time.perf_counter() - started
         self.engine.sleep()
         collected = self.rollouts.judge(step, first, answers)

@@ -54,13 +54,21 @@ class RewardModelStage(Section):
 
 
 class GRPOStage(Section):
-    """Group-relative policy optimization with verifiable rewards or a reward model."""
+    """Group-relative policy optimization with verifiable rewards or a reward model, on prompts or in an environment."""
 
     kind: Literal["grpo"]
     from_: str = Field(alias="from")
     """`base` or the stage whose model starts."""
-    data: str
-    """Mixture of prompts."""
+    data: str | None = None
+    """Mixture of prompts; or `environment`."""
+    environment: EnvironmentOrName | None = None
+    """Environment in whose tasks episodes of several turns are played: a name, or your own (`my_env.py:Shop`)."""
+    max_turns: int = Field(6, ge=1)
+    """Assistant turns in an episode."""
+    episode_tokens: int | None = Field(None, ge=1)
+    """Tokens that the model may write in an episode; rollouts.max_tokens bounds each turn."""
+    budget_per: Literal["turn", "episode"] = "turn"
+    """What a thinking budget is for: each turn, or all turns of an episode together."""
     reward: Rewards = Field(min_length=1)
     """Name of a reward (reward/table.py), or FILE.py:FUNCTION or MODULE:FUNCTION of your own, to its weight."""
     reward_model: str | None = None

@@ -1,8 +1,8 @@
 """`kind: grpo`: group-relative policy optimization with verifiers or a reward model.
 
 An optimizer step: the engine gets the trainer's weights, answers `batch_size / group_size` prompts `group_size` times
-each, a probe proves the weights fresh, the rewards judge the answers (rl/collect.py), and the trainer takes one step on
-them (rl/grpo_trainer.py) under one of the losses of rl/loss.py.
+each (or plays a task's episodes, rl/episodes.py), a probe proves the weights fresh, the rewards judge the answers
+(rl/collect.py), and the trainer takes one step on them (rl/grpo_trainer.py) under one of the losses of rl/loss.py.
 """
 
 import os
@@ -22,6 +22,7 @@ from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
 from nanoalign.rl.collect import REASON, OwnEngine, StepRollouts, prompts_of
 from nanoalign.rl.config import GRPOStage
+from nanoalign.rl.episodes import EpisodeRollouts, prompts_of_tasks
 from nanoalign.rl.shared_engine import SharedEngine
 
 PARTS = ("sync_s", "rollout_s", "reward_s", "train_s", "trainer_idle_share", "engine_idle_share", "staleness/mean")
@@ -40,13 +41,23 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     from nanoalign.models.training import resolve_device
     from nanoalign.rl.grpo_trainer import make_trainer
     from nanoalign.rollouts import open_engine
+    from nanoalign.rollouts.environments import environment
 
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
     device, first_process = resolve_device(context.device), int(os.environ.get("RANK", "0")) == 0
     model: Any = load_model(context.inputs["from"], device=device)
-    built = build(mixtures[config.data], context.data_root, context.seed, chat=chat)
-    prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
+    more: dict[str, Any] = {}
+    report: dict[str, Any] = {}
+    if config.environment is not None:
+        played = environment(config.environment, context.data_root)
+        tasks = list(played.tasks("train"))
+        prompts = prompts_of_tasks(tasks, config.thinking, chat, tokenizer, context.seed)
+        more = {"environment": played, "tasks": tasks}
+    else:
+        built = build(mixtures[str(config.data)], context.data_root, context.seed, chat=chat)
+        prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
+        report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
     if config.train.lora is not None:
         model = attach(model, config.train.lora, context.seed)
     steps = optimizer_steps(config.train, len(prompts) * config.group_size)
@@ -57,7 +68,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     if kind == "vllm" or (kind == "vllm_server" and first_process):
         engine = open_engine(
             config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-            max_length=max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
+            max_length=None if more else max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
             exchange=context.folder / "exchange",
             budgets=any(prompt.mode.budget is not None for prompt in prompts),
         )  # fmt: skip
@@ -71,7 +82,9 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
             judge = load_reward_model(context.inputs["reward_model"], judge_device)
         rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
         rewards.know(prompt.task for prompt in prompts)
-    rollouts = StepRollouts(config, prompts, scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
+    rollouts = (EpisodeRollouts if more else StepRollouts)(
+        config, prompts, scorer, chat, tokenizer, context.seed, context.log, rewards, steps, **more
+    )
     collect = SharedEngine(rollouts, engine) if kind == "vllm_server" else OwnEngine(rollouts, engine)
     # without adapters the reference is a model of its own, with them the model below them
     reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
@@ -86,7 +99,6 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
             merge_adapter(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model"
         )
     trainer.accelerator.wait_for_everyone()
-    report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
     return learning_figures(trainer.state.log_history, config) | report
 
 
@@ -112,6 +124,7 @@ def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) 
         "reward_first": total["first"],
         "reward_last": total["last"],
         **{f"reward_{name}": ends(f"rewards/{name}/mean") for name in config.weights},
+        **({"success": ends("success")} if "success" in rows[0] else {}),
         "steps": len(rows),
         "answers": tally.as_dict(),
         "groups": groups * len(rows),

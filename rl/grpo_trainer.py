@@ -135,12 +135,16 @@ class PolicyTrainer(RecipeTrainer):
         prompts, completions, logprobs, trained = (
             [torch.tensor(x, device=device) for x in column] for column in columns
         )
-        rows = Rows(prompts, completions, logprobs, trained, advantages_B[first : first + count])
+        own_B = advantages_B[first : first + count]
+        if collected.episodes is not None:
+            own_B = own_B[collected.episodes]
+        rows = Rows(prompts, completions, logprobs, trained, own_B)
         self.tokens = self._log_step(collected, scores_BK, rewards_B, deviation_B)
         if self.stage.pack_tokens:
             return self.packs(rows, self.stage.pack_tokens)
         micro = self.stage.train.micro_batch(self.accelerator.num_processes)
-        return [self.with_signal(rows.take(places)) for places in torch.randperm(count).split(micro)]
+        places = torch.randperm(len(rows.prompt_ids)).split(micro)
+        return self.evened([self.with_signal(rows.take(each)) for each in places])
 
     def with_signal(self, rows: Rows) -> Rows:
         """The rows with an advantage: others add nothing to the gradient where there is no KL term. One row is always
@@ -151,15 +155,20 @@ class PolicyTrainer(RecipeTrainer):
         return rows.take(places if len(places) else torch.tensor([0]))
 
     def packs(self, rows: Rows, capacity: int) -> list[Rows]:
-        """The rows in micro-batches of at most ``capacity`` tokens (more only for a longer row), equally many on every
-        process: the last ones are repeated with nothing to train on where a process has fewer."""
+        """The rows in micro-batches of at most ``capacity`` tokens (more only for a longer row)."""
         rows = self.with_signal(rows)
         lengths = [len(prompt) + len(ids) for prompt, ids in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
         chosen = pack(lengths, capacity, "drop")
-        packed = [rows.take(torch.tensor(places)) for places in (*chosen, *([place] for place in chosen.dropped))]
-        most = int(self.accelerator.gather(torch.tensor([len(packed)], device=self.args.device)).max())
-        untrained = replace(packed[-1], trained=[torch.zeros_like(trained) for trained in packed[-1].trained])
-        return packed + [untrained] * (most - len(packed))
+        return self.evened(
+            [rows.take(torch.tensor(places)) for places in (*chosen, *([place] for place in chosen.dropped))]
+        )
+
+    def evened(self, batches: list[Rows]) -> list[Rows]:
+        """Equally many micro-batches on every process: the last one is repeated with nothing to train on where a process
+        has fewer."""
+        most = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).max())
+        untrained = replace(batches[-1], trained=[torch.zeros_like(trained) for trained in batches[-1].trained])
+        return batches + [untrained] * (most - len(batches))
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Tensor:
         """One micro-batch's part of the step's loss."""
@@ -236,13 +245,9 @@ class PolicyTrainer(RecipeTrainer):
 
     def _log_step(self, collected: Collected, scores_BK: Tensor, rewards_B: Tensor, deviation_B: Tensor) -> Tensor:
         """Notes the step's figures; returns its trained tokens, divided by the number of processes."""
-        lengths_B3 = self.accelerator.gather(
-            torch.tensor(
-                [[len(p), len(c), sum(t)] for p, c, t in
-                 zip(collected.prompt_ids, collected.completion_ids, collected.trained, strict=True)],
-                device=self.args.device,
-            )
-        )  # fmt: skip
+        columns = (collected.prompt_ids, collected.completion_ids, collected.trained)
+        own = [(len(prompt), len(ids), sum(trained)) for prompt, ids, trained in zip(*columns, strict=True)]
+        lengths_B3 = torch.tensor(gather_object(own), device=self.args.device)  # processes may have more rows or fewer
         self.state.num_input_tokens_seen += int(lengths_B3[:, [0, 2]].sum())
         completion_B = lengths_B3[:, 2].float()
         figures = {

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from nanoalign.models.weights import whole_weights
 from nanoalign.rl.collect import PROBE, Collected, StepRollouts, mismatch, require_fresh
-from nanoalign.rollouts.base import Completion, EngineLostError
+from nanoalign.rollouts.base import EngineLostError
 
 if TYPE_CHECKING:
     from nanoalign.rollouts.pool import ServerPool
@@ -33,7 +33,7 @@ class SharedEngine:
         """``pool`` is None on all processes but the first."""
         self.rollouts, self.pool = rollouts, pool
         self.ahead = rollouts.stage.rollouts.ahead
-        self.judge = ThreadPoolExecutor(1)
+        self.steps = ThreadPoolExecutor(self.ahead + 1)
         self.asked: dict[int, Future[Collected]] = {}
         """By step: its completions, judged."""
         self.left_at, self.busy_s = time.perf_counter(), 0.0
@@ -57,7 +57,7 @@ class SharedEngine:
     def close(self) -> None:
         if self.pool is not None:
             self.pool.close()
-        self.judge.shutdown(cancel_futures=True)
+        self.steps.shutdown(cancel_futures=True)
 
     def _give_weights(self, step: int) -> float | None:
         """Gives the engines the trainer's weights. Where they sample ahead, what they say of fixed texts proves the
@@ -87,12 +87,8 @@ class SharedEngine:
 
     def _ask(self, step: int) -> None:
         assert self.pool is not None
-        completions = self.rollouts.stage.train.batch_size
-        answers = self.pool.submit(self.rollouts.requests(step, 0, completions))
-        self.asked[step] = self.judge.submit(self._judged, step, answers)
-
-    def _judged(self, step: int, answers: list[Future[Completion]]) -> Collected:
-        return self.rollouts.judge(step, 0, [each.result() for each in answers])
+        answers = self.rollouts.begin(self.pool, step, 0, self.rollouts.stage.train.batch_size)
+        self.asked[step] = self.steps.submit(lambda: self.rollouts.judge(step, 0, answers()))
 
     def _next(self, step: int, entered: float, synced: float) -> Collected | None:
         """A step's completions; None where a replaced engine waits for weights first, and on processes that did not

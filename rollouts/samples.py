@@ -38,8 +38,10 @@ def judged(
     chat: ChatFormat,
     tokenizer: Any,
     task: Mapping[str, Any] | None = None,
+    environment: float | None = None,
 ) -> Sample:
-    """The sample of one completion to a prompt that was rendered in ``mode``."""
+    """The sample of one completion to a prompt that was rendered in ``mode``; of an episode's last one, with what the
+    environment gave it."""
     thought = BudgetRule(thinking, None).thinking_tokens(prompt_ids, completion.token_ids)
     return Sample(
         messages=tuple(messages),
@@ -50,4 +52,5 @@ def judged(
         answer_tokens=max(0, len(completion.token_ids) - thought - (completion.finish == "stop")),
         thinking_budget=mode.budget if mode.thinking else None,
         completion_ids=tuple(completion.token_ids),
+        environment=environment,
     )

@@ -86,7 +86,9 @@ def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), suite.data, "test", parts)
     yield from _scored(suite.data, suite.reward, parts, known)
     yield from environment_faults(suite.environment)
-    yield from _reward(suite.reward, suite.reward_model, [name for name in REWARDS if name != "judge"])
+    yield from _reward(
+        suite.reward, suite.reward_model, [name for name in REWARDS if name not in ("judge", "environment")]
+    )
     if suite.reward_model is not None:
         yield from _model(("reward_model",), suite.reward_model, "reward_model", parts)
 
@@ -176,6 +178,7 @@ def _grpo(stage: GRPOStage) -> Iterator[Finding]:
     batch, group = stage.train.batch_size, stage.group_size
     if batch % group:
         yield ("train", "batch_size"), f"{batch} completions are not a multiple of group_size {group}"
+    yield from _asked(stage)
     if min(stage.clip) <= 0 or stage.clip[0] >= 1:
         yield ("clip",), f"expected two numbers above 0, the first below 1, got {list(stage.clip)}"
     kind, ahead, temperature = stage.rollouts.engine.kind, stage.rollouts.ahead, stage.rollouts.temperature
@@ -188,6 +191,22 @@ def _grpo(stage: GRPOStage) -> Iterator[Finding]:
         )
     if stage.importance is not None and (kind == "hf" or temperature != 1):
         yield ("importance",), "corrects for engines with weights of their own (vllm, vllm_server), at temperature 1"
+
+
+def _asked(stage: GRPOStage) -> Iterator[Finding]:
+    """Prompts or episodes, and rewards that can judge them."""
+    if (stage.data is None) == (stage.environment is None):
+        yield (), "needs `data`, a mixture of prompts, or `environment`, whose tasks are played; one of them"
+    if stage.environment is None:
+        if "environment" in stage.reward:
+            yield ("reward", "environment"), "judges episodes; this stage answers prompts"
+        for key in ("max_turns", "episode_tokens", "budget_per"):
+            if key in stage.model_fields_set:
+                yield (key,), "is for episodes in an `environment`; this stage answers prompts"
+        return
+    for name in stage.reward:
+        if name in REWARDS and REWARDS[name].kind:
+            yield ("reward", name), "reads the tasks of a mixture; `environment` is an environment's own reward"
 
 
 def _sft(stage: SFTStage) -> Iterator[Finding]:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,8 @@ class Answers:
     def __init__(self, stage: GRPOStage, model: Any) -> None:
         self.stage, self.steps, self.prompts, self.scorer, self.model = stage, 3, [], self, model
 
-    def requests(self, step: int, first: int, count: int) -> list[int]:
-        return [step] * count
+    def begin(self, pool: Any, step: int, first: int, count: int) -> Any:
+        return list
 
     def judge(self, step: int, first: int, answers: Any) -> Collected:
         collected = random_collected(step, 0, WHOLE)
@@ -75,12 +74,6 @@ class Answers:
 
     def send(self, tensors: Any, version: int) -> None:
         assert len(list(tensors)) > 8
-
-    def submit(self, requests: list[int]) -> list[Future[int]]:
-        futures: list[Future[int]] = [Future() for _ in requests]
-        for future in futures:
-            future.set_result(0)
-        return futures
 
     def score(self, texts: Any) -> list[list[float]]:
         return []
