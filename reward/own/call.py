@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import content_hash
+from nanoalign.common.files import content_hash, sha256_file
 from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.reward.base import Progress, RewardError, Sample
@@ -201,9 +201,10 @@ def completion_of(sample: Sample, messages: bool) -> Any:
 
 
 def load(where: str, file: Path) -> ModuleType:
-    """The module of a path or of a dotted name, imported once. Raises ConfigError, with the user's file and line, where
+    """The module of a path or of a dotted name, imported once (a changed file again). Raises ConfigError, with the user's file and line, where
     that fails."""
-    name = f"_nanoalign_own_{file.stem}_{content_hash(str(file.resolve()))}" if is_file(where) else where
+    version = content_hash([str(file.resolve()), sha256_file(file)])
+    name = f"_nanoalign_own_{file.stem}_{version}" if is_file(where) else where
     with _LOADING:
         if name in sys.modules:
             return sys.modules[name]
