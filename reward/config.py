@@ -97,8 +97,13 @@ def short_names(reward: Mapping[str, Any]) -> dict[str, str]:
 
     own = [key.rpartition(":") for key in reward if is_own(key)]
     plain = unique({f"{where}:{name}": name for where, _, name in own}, REWARDS)
-    longer = unique({f"{where}:{name}": f"{Path(where).stem}.{name}" for where, _, name in own}, {})
+    longer = unique({f"{where}:{name}": f"{_module(where)}.{name}" for where, _, name in own}, {})
     return {key: plain.get(key) or longer.get(key) or key if is_own(key) else key for key in reward}
+
+
+def _module(where: str) -> str:
+    """The last part of a module's name, of a path or dotted."""
+    return Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
 
 
 def weights_of(reward: Mapping[str, Any]) -> dict[str, float]:

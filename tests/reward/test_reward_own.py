@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.conversation import Answer, Message
@@ -307,7 +309,13 @@ def test_short_names_are_unique() -> None:
     assert short_names({"math": 1, "a/mine.py:brevity": 1, "pkg.rewards:right": 1}) == {
         "math": "math", "a/mine.py:brevity": "brevity", "pkg.rewards:right": "right"}  # fmt: skip
     assert list(short_names({"a.py:f": 1, "b.py:f": 1, "c.py:math": 1}).values()) == ["a.f", "b.f", "c.math"]
-    assert list(short_names({"x/a.py:f": 1, "y/a.py:f": 1}).values()) == ["x/a.py:f", "y/a.py:f"]
+    assert list(short_names({"x/a.py:f": 1, "y/a.py:f": 1, "x.a:f": 1}).values()) == ["x/a.py:f", "y/a.py:f", "x.a:f"]
+
+
+@given(st.sets(st.tuples(st.sampled_from(["a.py", "x/a.py", "a", "x.a", "math.py"]), st.sampled_from(["f", "g", "math"]))))
+def test_no_two_rewards_share_a_name(keys: set[tuple[str, str]]) -> None:
+    names = short_names({f"{where}:{name}": 1.0 for where, name in keys} | dict.fromkeys(("math", "format"), 1.0))
+    assert len(set(names.values())) == len(names)
 
 
 def test_the_source_is_the_file_and_what_it_imports_from_beside_it(tmp_path: Path) -> None:
