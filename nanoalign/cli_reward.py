@@ -51,7 +51,7 @@ def try_(
 ) -> None:
     """Score the data's own samples with a stage's rewards.
 
-    Each sample is scored with its reference answer, where the data has one, and with an empty answer. Ends with status 2
+    Each is scored with its reference answer, where the data has one, and with an empty answer. The exit status is 2
     where a reward would end a run.
     """
     from rich.console import Console
@@ -62,7 +62,7 @@ def try_(
     console, failed = Console(), False
     for title, mixture, section in _rewards(loaded, loaded.stages[name]):
         tried = _samples(loaded, name, mixture, samples, data_root)
-        trials = {each: trial for each, trial in _trials(section, [each for _, each in tried])}
+        trials = dict(_trials(section, [each for _, each in tried]))
         _show(console, title, tried, trials)
         failed = failed or any(trial.error for trial in trials.values())
     if failed:
@@ -157,7 +157,9 @@ def _show(console: Any, title: str, tried: "list[tuple[str, Sample]]", trials: M
     for place, (what, sample) in enumerate(tried):
         prompt = printable(" ".join(sample.messages[-1].content.split()))
         row = [trial.scores[place] if trial.scores else None for trial in trials.values()]
-        total = None if None in row else sum(trial.weight * (score or 0.0) for trial, score in zip(trials.values(), row))
+        total = (
+            None if None in row else sum(trial.weight * (score or 0.0) for trial, score in zip(trials.values(), row))
+        )
         cells = [Text(prompt if len(prompt) <= EXCERPT else prompt[: EXCERPT - 3] + "..."), what]
         table.add_row(*cells, *("-" if score is None else f"{score:.3g}" for score in (*row, total)))
     console.print(table)
@@ -169,7 +171,9 @@ def _show(console: Any, title: str, tried: "list[tuple[str, Sample]]", trials: M
         means = {what: fmean(scores) for what, scores in of.items() if scores}
         reasons = ", ".join(f"{count} {reason}" for reason, count in trial.reasons.most_common()) or "0"
         shown = [f"{means[what]:.3g}" if what in means else "-" for what in of]
-        table.add_row(Text(name), f"{trial.weight:g}", *shown, f"{1000 * trial.seconds / len(tried):.1f}", Text(reasons))
+        table.add_row(
+            Text(name), f"{trial.weight:g}", *shown, f"{1000 * trial.seconds / len(tried):.1f}", Text(reasons)
+        )
         if trial.error:
             notes.append(f"ERROR {name}: {trial.error}")
         elif len(means) == 2 and trial.weight > 0 and means["reference"] <= means["empty"]:

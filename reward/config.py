@@ -47,7 +47,7 @@ class Judge(Section):
 
 
 class OwnReward(Section):
-    """A reward of your own with more than a weight. Any other key is a parameter of its function (docs/own_reward.md)."""
+    """A reward of your own with more than a weight. Any other key is a parameter of its function."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -56,8 +56,8 @@ class OwnReward(Section):
     workers: Annotated[int, RUNTIME_ONLY] = Field(default=0, ge=0)
     """Processes that run it, each on one sample at a time; 0 runs it in the stage's process, on a batch at a time."""
     deadline_s: Annotated[float | None, RUNTIME_ONLY] = Field(default=None, gt=0)
-    """Seconds that it may take: for a sample in a worker (60 if not set; a deadline alone starts one worker), for a batch
-    where an async function runs in the stage's process."""
+    """Seconds that it may take: for a sample in a worker (60 if not set; a deadline alone starts one worker), for a
+    batch where an async function runs in the stage's process."""
     on_error: Literal["stop", "count"] = "stop"
     """What happens where it raises, is late or gives no finite number: the run ends with an error, or the sample scores
     0 (or the batch's lowest score, if that is less) and is counted by reason."""
@@ -71,8 +71,8 @@ class OwnReward(Section):
 
 
 Rewards = dict[str, float | OwnReward]
-"""A recipe's `reward`: the name of one of ours (reward/table.py), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, to its
-weight, or to the section above."""
+"""A recipe's `reward`: the name of one of ours (reward/table.py), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, to
+its weight, or to the section above."""
 
 
 def is_own(name: str) -> bool:

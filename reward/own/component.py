@@ -59,9 +59,7 @@ class OwnComponent:
         function = self.function
         if function.signature.awaited:
             seconds = self.section.deadline_s
-            waiting = asyncio.run_coroutine_threadsafe(
-                function.awaited(samples, progress, columns, seconds), self.loop
-            )
+            waiting = asyncio.run_coroutine_threadsafe(function.awaited(samples, progress, columns, seconds), self.loop)
             return lambda: self.judged(samples, waiting.result())
         return lambda: self.judged(samples, function.scores(samples, progress, columns))
 

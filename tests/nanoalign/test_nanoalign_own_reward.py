@@ -1,4 +1,4 @@
-"""A recipe with rewards of a user's own: what is wrong is said before anything runs, and a changed reward runs again."""
+"""A recipe with rewards of a user's own: what is wrong is said before anything runs; a changed reward runs again."""
 
 import json
 import subprocess
@@ -74,30 +74,77 @@ WRONG = {
     "a number": (FILE, "0.5", "brevity = 3\n", "my_rewards.py:1: `brevity` is not a function"),
     "a module": (FILE, "0.5", "import json as brevity\n", "my_rewards.py:1: `brevity` is not a function"),
     "a class": (FILE, "0.5", "class brevity:\n    pass\n", "my_rewards.py:1: `brevity` is a class"),
-    "neither signature": (FILE, "0.5", "\ndef brevity(answers): ...\n", "py:2: its signature takes neither `samples` nor"),
+    "neither signature": (
+        FILE,
+        "0.5",
+        "\ndef brevity(answers): ...\n",
+        "py:2: its signature takes neither `samples` nor",
+    ),
     "no arguments": (FILE, "0.5", "def brevity(): ...\n", "its signature takes neither `samples` nor"),
     "positional only": (FILE, "0.5", "def brevity(samples, /): ...\n", "`samples` takes no keyword"),
     "a parameter not set": (FILE, "0.5", "def brevity(samples, target): ...", "`target` has no default and is not set"),
-    "an unknown parameter": (FILE, "{weight: 0.5, tagret: 3}", None, "no parameter of the function; did you mean `target`"),
-    "an unknown setting": (FILE, "{weight: 0.5, worker: 3}", None, "no parameter of the function; did you mean `workers`"),
-    "a typo that **kwargs would swallow": (FILE, "{weight: 1, deadlines: 3}", "def brevity(completions, **kw): ...",
-                                           "no parameter that the function names; did you mean `deadline_s`"),
-    "a parameter that is ours": (FILE, "{weight: 1, prompts: 3}", "def brevity(prompts, **kw): ...",
-                                 "is what we give the function, not a parameter to set"),
+    "an unknown parameter": (
+        FILE,
+        "{weight: 0.5, tagret: 3}",
+        None,
+        "no parameter of the function; did you mean `target`",
+    ),
+    "an unknown setting": (
+        FILE,
+        "{weight: 0.5, worker: 3}",
+        None,
+        "no parameter of the function; did you mean `workers`",
+    ),
+    "a typo that **kwargs would swallow": (
+        FILE,
+        "{weight: 1, deadlines: 3}",
+        "def brevity(completions, **kw): ...",
+        "no parameter that the function names; did you mean `deadline_s`",
+    ),
+    "a parameter that is ours": (
+        FILE,
+        "{weight: 1, prompts: 3}",
+        "def brevity(prompts, **kw): ...",
+        "is what we give the function, not a parameter to set",
+    ),
     "a weight that is no number": (FILE, "much", None, "expected a number, got 'much'"),
     "no weight": (FILE, "{target: 3}", None, "required but missing"),
     "too large a weight": (FILE, "1e999", None, "too large a number"),
-    "a setting of a wrong kind": (FILE, "{weight: 0.5, on_error: ignore}", None, "on_error: expected 'stop' or 'count'"),
-    "a setting out of range": (FILE, "{weight: 0.5, deadline_s: 0}", None, "deadline_s: expected greater than 0|greater"),
+    "a setting of a wrong kind": (
+        FILE,
+        "{weight: 0.5, on_error: ignore}",
+        None,
+        "on_error: expected 'stop' or 'count'",
+    ),
+    "a setting out of range": (
+        FILE,
+        "{weight: 0.5, deadline_s: 0}",
+        None,
+        "deadline_s: expected greater than 0|greater",
+    ),
     "no such package": ("no_such_package.rewards:f", "0.5", None, "package `no_such_package` is not installed"),
     "no such module": ("nanoalign.rewards:f", "0.5", None, "`nanoalign` has no module `rewards`"),
     "a module without source": ("math:sqrt", "0.5", None, "module `math` has no Python source"),
-    "a package it needs": (FILE, "0.5", "import json\nimport numppy\ndef brevity(samples): ...",
-                           "my_rewards.py:2: imports `numppy`, which is not installed"),
-    "a relative import": (FILE, "0.5", "from . import x\ndef brevity(samples): ...", "relative import needs its package"),
-    "more than a weight for ours": ("format", "{weight: 0.5}", None, "takes a number, its weight; only rewards of your own"),
+    "a package it needs": (
+        FILE,
+        "0.5",
+        "import json\nimport numppy\ndef brevity(samples): ...",
+        "my_rewards.py:2: imports `numppy`, which is not installed",
+    ),
+    "a relative import": (
+        FILE,
+        "0.5",
+        "from . import x\ndef brevity(samples): ...",
+        "relative import needs its package",
+    ),
+    "more than a weight for ours": (
+        "format",
+        "{weight: 0.5}",
+        None,
+        "takes a number, its weight; only rewards of your own",
+    ),
     "twice": (FILE, '0.5\n      "./my_rewards.py:brevity": 0.5', None, "is given twice"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRONG)
