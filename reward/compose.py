@@ -40,8 +40,8 @@ class Means:
 
 
 class ComposedReward:
-    """A weighted sum of named components. Pure and deterministic, given its models and a user's functions; safe to share
-    between threads."""
+    """A weighted sum of named components. Pure and deterministic, given its models and a user's functions; safe to
+    share between threads."""
 
     name = "reward"
 

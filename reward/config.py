@@ -47,7 +47,7 @@ class Judge(Section):
 
 
 class OwnReward(Section):
-    """A reward of your own with more than a weight. Any other key is a parameter of its function (docs/own_reward.md)."""
+    """A reward of your own with more than a weight. Any other key is a parameter of its function."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -56,8 +56,8 @@ class OwnReward(Section):
     workers: Annotated[int, RUNTIME_ONLY] = Field(default=0, ge=0)
     """Processes that run it, each on one sample at a time; 0 runs it in the stage's process, on a batch at a time."""
     deadline_s: Annotated[float | None, RUNTIME_ONLY] = Field(default=None, gt=0)
-    """Seconds that it may take: for a sample in a worker (60 if not set; a deadline alone starts one worker), for a batch
-    where an async function runs in the stage's process."""
+    """Seconds that it may take: for a sample in a worker (60 if not set; a deadline alone starts one worker), for a
+    batch where an async function runs in the stage's process."""
     on_error: Literal["stop", "count"] = "stop"
     """What happens where it raises, is late or gives no finite number: the run ends with an error, or the sample scores
     0 (or the batch's lowest score, if that is less) and is counted by reason."""
@@ -71,8 +71,8 @@ class OwnReward(Section):
 
 
 Rewards = dict[str, float | OwnReward]
-"""A recipe's `reward`: the name of one of ours (reward/table.py), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, to its
-weight, or to the section above."""
+"""A recipe's `reward`: the name of one of ours (reward/table.py), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, to
+its weight, or to the section above."""
 
 
 def is_own(name: str) -> bool:
@@ -97,8 +97,13 @@ def short_names(reward: Mapping[str, Any]) -> dict[str, str]:
 
     own = [key.rpartition(":") for key in reward if is_own(key)]
     plain = unique({f"{where}:{name}": name for where, _, name in own}, REWARDS)
-    longer = unique({f"{where}:{name}": f"{Path(where).stem}.{name}" for where, _, name in own}, {})
+    longer = unique({f"{where}:{name}": f"{_module(where)}.{name}" for where, _, name in own}, {})
     return {key: plain.get(key) or longer.get(key) or key if is_own(key) else key for key in reward}
+
+
+def _module(where: str) -> str:
+    """The last part of a module's name, of a path or dotted."""
+    return Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
 
 
 def weights_of(reward: Mapping[str, Any]) -> dict[str, float]:

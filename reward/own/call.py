@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import content_hash
+from nanoalign.common.files import content_hash, sha256_file
 from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.reward.base import Progress, RewardError, Sample
@@ -45,7 +45,8 @@ Value = float | Failure | None
 
 
 class Function:
-    """A user's function, imported, with what the recipe sets. Raises ConfigError where it cannot be imported or called."""
+    """A user's function, imported, with what the recipe sets. Raises ConfigError where it cannot be imported or
+    called."""
 
     def __init__(self, key: str, name: str, section: OwnReward) -> None:
         where, function = split(key)
@@ -148,9 +149,8 @@ class Function:
 
     def blamed(self, alone: list[Value], error: BaseException) -> list[Value]:
         if not any(isinstance(value, Failure) for value in alone):
-            raise RewardError(
-                f"reward {self.name!r} {self.raised(error).detail}, for {len(alone)} samples together and for none alone"
-            )
+            together = f"for {len(alone)} samples together and for none alone"
+            raise RewardError(f"reward {self.name!r} {self.raised(error).detail}, {together}")
         return alone
 
 
@@ -201,9 +201,10 @@ def completion_of(sample: Sample, messages: bool) -> Any:
 
 
 def load(where: str, file: Path) -> ModuleType:
-    """The module of a path or of a dotted name, imported once. Raises ConfigError, with the user's file and line, where
-    that fails."""
-    name = f"_nanoalign_own_{file.stem}_{content_hash(str(file.resolve()))}" if is_file(where) else where
+    """The module of a path or of a dotted name, imported once (a changed file again). Raises ConfigError, with the
+    user's file and line, where that fails."""
+    version = content_hash([str(file.resolve()), sha256_file(file)])
+    name = f"_nanoalign_own_{file.stem}_{version}" if is_file(where) else where
     with _LOADING:
         if name in sys.modules:
             return sys.modules[name]

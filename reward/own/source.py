@@ -58,9 +58,9 @@ def find_file(where: str) -> Path:
         name = ".".join(parts[:number])
         found = _find_module(name, folders)
         if found is None:
-            beside = "/".join(parts) + ".py"
-            missing = f"package `{name}` is not installed" if number == 1 else f"`{'.'.join(parts[: number - 1])}` has no module `{parts[number - 1]}`"  # fmt: skip
-            raise ConfigError(f"{missing} (a file beside the recipe is written {beside}:FUNCTION)")
+            inside = f"`{'.'.join(parts[: number - 1])}` has no module `{parts[number - 1]}`"
+            missing = inside if number > 1 else f"package `{name}` is not installed"
+            raise ConfigError(f"{missing} (a file beside the recipe is written {'/'.join(parts)}.py:FUNCTION)")
         folders = found.submodule_search_locations
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         raise ConfigError(f"module `{where}` has no Python source")

@@ -18,6 +18,7 @@ LEFT_OUT = {
     "VLLMSettings.sleep", "ServerSettings.server", "ServerSettings.weights", "ServerSettings.deadline_s",
     "GRPOStage.reward_gpu", "McpTools.folder",
     "Judge.deadline_s", "Judge.retries", "Judge.parallel", "Judge.key_variable",
+    "OwnReward.workers", "OwnReward.deadline_s",
 }  # fmt: skip
 """Every field whose change keeps a finished stage; look twice before adding one."""
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.conversation import Answer, Message
@@ -201,28 +203,71 @@ def score(sample):
     return 1.0
 """
 FAILURES = {
-    "raises": (RAISES, {}, r"raised ZeroDivisionError: no such thing \(.*mine\.py:6\), for the prompt 'What is 2\+2\?' and "
-               "the answer 'bad'", "raised ZeroDivisionError"),
-    "raises in a worker": (RAISES, {"workers": 2}, r"raised ZeroDivisionError: no such thing \(.*mine\.py:6\), .* 'bad'",
-                           "raised ZeroDivisionError"),
-    "raises, awaited": (RAISES.replace("def reward", "async def reward"), {}, r"\(.*mine\.py:6\), .* 'bad'",
-                        "raised ZeroDivisionError"),
-    "exits": (RAISES.replace('ZeroDivisionError("no such thing")', "SystemExit(3)"), {}, r"raised SystemExit: 3 .*'bad'",
-              "raised SystemExit"),
-    "nan": ("def reward_func(samples):\n    return [float('nan') if s.answer.content == 'bad' else 1.0 for s in samples]",
-            {}, r"gave nan \(.*mine.py\), .*'bad'", "gave nan"),
-    "infinite": ("def reward_func(completions):\n    return [-float('inf') if c == 'bad' else 1.0 for c in completions]",
-                 {}, "gave -inf .*'bad'", "gave -inf"),
-    "no number": ("def reward_func(samples):\n    return ['0.5' if s.answer.content == 'bad' else 1 for s in samples]",
-                  {}, r"gave '0.5', not a number .*'bad'", "gave no number"),
-    "hangs": ("import time\ndef reward_func(samples):\n    [time.sleep(99) for s in samples if s.answer.content == 'bad']\n"
-              "    return [1.0]", {"deadline_s": 1.0}, "took more than 1 s, .*'bad'", "over the time limit"),
-    "text for messages": ("def get(c):\n    return c[0]['content']\ndef reward_func(completions, **kwargs):\n"
-                          "    return [1.0 if c == 'good' else get(c) for c in completions]", {},
-                          "mine.py:2\\); it was given text: `completions: messages` in the recipe", "raised TypeError"),
-    "ends its process": ("import os\ndef reward_func(samples):\n    [os._exit(1) for s in samples if s.answer.content == "
-                         "'bad']\n    return [1.0]", {"workers": 1}, "ended its process .*'bad'", "its process ended"),
-}  # fmt: skip
+    "raises": (
+        RAISES,
+        {},
+        r"raised ZeroDivisionError: no such thing \(.*mine\.py:6\), for the prompt 'What is 2\+2\?' and "
+        "the answer 'bad'",
+        "raised ZeroDivisionError",
+    ),
+    "raises in a worker": (
+        RAISES,
+        {"workers": 2},
+        r"raised ZeroDivisionError: no such thing \(.*mine\.py:6\), .* 'bad'",
+        "raised ZeroDivisionError",
+    ),
+    "raises, awaited": (
+        RAISES.replace("def reward", "async def reward"),
+        {},
+        r"\(.*mine\.py:6\), .* 'bad'",
+        "raised ZeroDivisionError",
+    ),
+    "exits": (
+        RAISES.replace('ZeroDivisionError("no such thing")', "SystemExit(3)"),
+        {},
+        r"raised SystemExit: 3 .*'bad'",
+        "raised SystemExit",
+    ),
+    "nan": (
+        "def reward_func(samples):\n    return [float('nan') if s.answer.content == 'bad' else 1.0 for s in samples]",
+        {},
+        r"gave nan \(.*mine.py\), .*'bad'",
+        "gave nan",
+    ),
+    "infinite": (
+        "def reward_func(completions):\n    return [-float('inf') if c == 'bad' else 1.0 for c in completions]",
+        {},
+        "gave -inf .*'bad'",
+        "gave -inf",
+    ),
+    "no number": (
+        "def reward_func(samples):\n    return ['0.5' if s.answer.content == 'bad' else 1 for s in samples]",
+        {},
+        r"gave '0.5', not a number .*'bad'",
+        "gave no number",
+    ),
+    "hangs": (
+        "import time\ndef reward_func(samples):\n    [time.sleep(99) for s in samples if s.answer.content == 'bad']\n"
+        "    return [1.0]",
+        {"deadline_s": 1.0},
+        "took more than 1 s, .*'bad'",
+        "over the time limit",
+    ),
+    "text for messages": (
+        "def get(c):\n    return c[0]['content']\ndef reward_func(completions, **kwargs):\n"
+        "    return [1.0 if c == 'good' else get(c) for c in completions]",
+        {},
+        "mine.py:2\\); it was given text: `completions: messages` in the recipe",
+        "raised TypeError",
+    ),
+    "ends its process": (
+        "import os\ndef reward_func(samples):\n    [os._exit(1) for s in samples if s.answer.content == "
+        "'bad']\n    return [1.0]",
+        {"workers": 1},
+        "ended its process .*'bad'",
+        "its process ended",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", FAILURES)
@@ -255,22 +300,38 @@ def test_no_failure_is_better_than_an_answer(tmp_path: Path) -> None:
 
 WRONG = {
     "too few scores": ("def reward_func(samples):\n    return [1.0]", RewardError, "gave 1 scores for 2 samples"),
-    "one number": ("def reward_func(samples):\n    return 1.0", RewardError, "returned float 1.0, not a list of scores"),
+    "one number": (
+        "def reward_func(samples):\n    return 1.0",
+        RewardError,
+        "returned float 1.0, not a list of scores",
+    ),
     "nothing": ("def reward_func(samples):\n    pass", RewardError, "returned NoneType None, not a list"),
     "a text": ("def reward_func(samples):\n    return '10'", RewardError, "returned str '10', not a list"),
-    "a coroutine": ("async def f(s):\n    return [1.0]\ndef reward_func(samples):\n    return f(samples)", RewardError,
-                    "returned a coroutine: declare it with `async def`"),
-    "an unknown column": ("def reward_func(completions, refernce):\n    return [0.0, 0.0]", RewardError,
-                          "its parameter `refernce` is no key of the samples' tasks; did you mean `reference`"),
-    "only together": ("def reward_func(samples):\n    assert len(samples) < 2\n    return [1.0]", RewardError,
-                      "for 2 samples together and for none alone"),
+    "a coroutine": (
+        "async def f(s):\n    return [1.0]\ndef reward_func(samples):\n    return f(samples)",
+        RewardError,
+        "returned a coroutine: declare it with `async def`",
+    ),
+    "an unknown column": (
+        "def reward_func(completions, refernce):\n    return [0.0, 0.0]",
+        RewardError,
+        "its parameter `refernce` is no key of the samples' tasks; did you mean `reference`",
+    ),
+    "only together": (
+        "def reward_func(samples):\n    assert len(samples) < 2\n    return [1.0]",
+        RewardError,
+        "for 2 samples together and for none alone",
+    ),
     "raises on import": ("1/0\ndef reward_func(samples): ...", ConfigError, "mine.py:1: importing it raised ZeroDiv"),
-    "imports what is not there": ("def f():\n    import nothing_here\nf()\ndef reward_func(samples): ...", ConfigError,
-                                  "mine.py:2: importing it raised ModuleNotFoundError: No module named 'nothing_here'"),
+    "imports what is not there": (
+        "def f():\n    import nothing_here\nf()\ndef reward_func(samples): ...",
+        ConfigError,
+        "mine.py:2: importing it raised ModuleNotFoundError: No module named 'nothing_here'",
+    ),
     "made, and no function": ("reward_func = max(1, 2)", ConfigError, "`reward_func` in .* is not a function"),
     "made, and a class": ("reward_func = type('A', (), {})", ConfigError, "`reward_func` in .* is a class"),
     "made, with a wrong signature": ("reward_func = lambda x: x", ConfigError, "takes neither `samples` nor"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -307,7 +368,15 @@ def test_short_names_are_unique() -> None:
     assert short_names({"math": 1, "a/mine.py:brevity": 1, "pkg.rewards:right": 1}) == {
         "math": "math", "a/mine.py:brevity": "brevity", "pkg.rewards:right": "right"}  # fmt: skip
     assert list(short_names({"a.py:f": 1, "b.py:f": 1, "c.py:math": 1}).values()) == ["a.f", "b.f", "c.math"]
-    assert list(short_names({"x/a.py:f": 1, "y/a.py:f": 1}).values()) == ["x/a.py:f", "y/a.py:f"]
+    assert list(short_names({"x/a.py:f": 1, "y/a.py:f": 1, "x.a:f": 1}).values()) == ["x/a.py:f", "y/a.py:f", "x.a:f"]
+
+
+@given(
+    st.sets(st.tuples(st.sampled_from(["a.py", "x/a.py", "a", "x.a", "math.py"]), st.sampled_from(["f", "g", "math"])))
+)
+def test_no_two_rewards_share_a_name(keys: set[tuple[str, str]]) -> None:
+    names = short_names({f"{where}:{name}": 1.0 for where, name in keys} | dict.fromkeys(("math", "format"), 1.0))
+    assert len(set(names.values())) == len(names)
 
 
 def test_the_source_is_the_file_and_what_it_imports_from_beside_it(tmp_path: Path) -> None:
