@@ -86,8 +86,8 @@ class VerifiersEpisode:
         self._client.answer(answer)
         question = await self._question()
         if question is None:
-            final = (self._client.state or {}).get("final_env_response") or []
-            return [_message(message) for message in final if not isinstance(final, str)], True
+            final = self._rollout.result().get("final_env_response") or []
+            return [_message(message) for message in ([final] if isinstance(final, str) else final)], True
         before = len(self._seen) + 1
         if len(question.prompt) <= before or list(question.prompt)[: before - 1] != self._seen:
             raise RuntimeError("the environment rewrites earlier messages; only what comes after them can be bridged")
@@ -171,14 +171,17 @@ def _client() -> Any:
 
 
 def _message(message: Any) -> Message:
-    """Raises ValueError for content other than text."""
-    content = message.content
+    """Theirs may be a text, a mapping or an object. Raises ValueError for content other than text."""
+    if isinstance(message, str):
+        return Message("user", message)
+    role, content = (_part(message, name) for name in ("role", "content"))
     if not isinstance(content, str):
-        parts = [
-            getattr(part, "text", part.get("text") if isinstance(part, Mapping) else None) for part in content or ()
-        ]
+        parts = [_part(part, "text") for part in content or ()]
         if any(part is None for part in parts):
-            raise ValueError(f"a {message.role}'s message holds more than text")
-        content = "\n".join(str(part) for part in parts)
-    role = "user" if message.role == "text" else message.role
-    return Message(role, content)
+            raise ValueError(f"a {role}'s message holds more than text")
+        content = "\n".join(map(str, parts))
+    return Message("user" if role == "text" else role, content)
+
+
+def _part(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
