@@ -6,7 +6,7 @@ from pathlib import Path
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.printable import known
 from nanoalign.common.table import Entry
-from nanoalign.common.user_code import find, is_user_code, load
+from nanoalign.common.user_code import find, is_user_code, load, parameter_faults
 from nanoalign.rollouts.config import EnvironmentUse
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
 
@@ -47,6 +47,8 @@ def environment(use: str | EnvironmentUse, data_root: Path | None) -> Environmen
     entry = ENVIRONMENTS[known("environment", use.name, ENVIRONMENTS)]
     if entry.needs_data and data_root is None:
         raise ConfigError(f"environment {use.name!r} needs its data: give --data-root DIR or set NANOALIGN_DATA")
+    for _, message in parameter_faults(find(entry.code), use.params, supplied=["data_root"]):
+        raise ConfigError(f"environment {use.name!r}: {message}")
     made: Environment = entry.load()(*([data_root] if entry.needs_data else []), **use.params)
     return made
 

@@ -292,6 +292,11 @@ def test_the_stages_own_form_is_taken_as_it_is() -> None:
     assert workplace.tasks("test") == named.tasks("test")
 
 
+def test_a_named_environment_without_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match="needs the parameter `dataset`"):
+        environment("reasoning-gym", None)
+
+
 def test_a_data_set_of_reasoning_gym() -> None:
     gym = environment(EnvironmentUse(name="reasoning-gym", params={"dataset": "chain_sum", "samples": 20}), None)
     train, test = gym.tasks("train"), gym.tasks("test")
