@@ -14,6 +14,7 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import sha256_file
 from nanoalign.common.printable import nearest
 from nanoalign.common.user_code import code_hash, definition, find, is_user_code, parameter_faults
+from nanoalign.data_recipes.generators import reasoning_gym_names
 from nanoalign.recipe.source import Path_, YamlTree
 from nanoalign.rollouts.config import EnvironmentUse, McpTools
 from nanoalign.rollouts.environments import ENVIRONMENTS
@@ -113,8 +114,11 @@ def _named(use: EnvironmentUse) -> Iterator[Finding]:
     entry = ENVIRONMENTS[use.name]
     if use.params and not entry.params:
         yield ("params",), f"`{use.name}` takes no parameters"
-    if entry.params:
-        yield from ((("params", *path), message) for path, message in entry.param_faults(use.params))
+    for name, message in parameter_faults(find(entry.code), use.params) if entry.params else ():
+        yield ("params", *([name] if name in use.params else [])), message
+    dataset = use.params.get("dataset")
+    if use.name == "reasoning-gym" and dataset is not None and dataset not in reasoning_gym_names():
+        yield ("params", "dataset"), f"unknown data set `{dataset}`{nearest(str(dataset), reasoning_gym_names())}"
     if use.tools:
         yield ("tools",), f"`{use.name}` has its own tools; yours go with an environment of your own"
 

@@ -1,15 +1,12 @@
 """Environments by name."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.printable import known
 from nanoalign.common.table import Entry
-from nanoalign.common.user_code import find, is_user_code, load
+from nanoalign.common.user_code import find, is_user_code, load, parameter_faults
 from nanoalign.rollouts.config import EnvironmentUse
 from nanoalign.rollouts.environments.base import Environment, Episode, Task
 
@@ -20,11 +17,7 @@ class EnvironmentEntry(Entry):
 
     needs_data: bool = False
     params: bool = False
-    """It takes keywords (``params`` of a recipe), and its module a ``param_faults(params)`` that checks them."""
-
-    def param_faults(self, params: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-        """What is wrong with them: (path, message). Imports the environment's module, which is to be light."""
-        yield from getattr(import_module(self.code.partition(":")[0]), "param_faults")(params)  # noqa: B009
+    """It takes keywords: ``params`` of a recipe."""
 
 
 ENVIRONMENTS = {
@@ -35,6 +28,9 @@ ENVIRONMENTS = {
         needs_data=True),
     "workbench-all-tools": EnvironmentEntry(
         "nanoalign.rollouts.environments.workbench:all_tools", "WorkBench, with all 27 tools", needs_data=True),
+    "reasoning-gym": EnvironmentEntry(
+        "nanoalign.rollouts.environments.reasoning:ReasoningGym", "a data set of reasoning-gym, one answer a task",
+        params=True),
 }  # fmt: skip
 
 
@@ -51,6 +47,8 @@ def environment(use: str | EnvironmentUse, data_root: Path | None) -> Environmen
     entry = ENVIRONMENTS[known("environment", use.name, ENVIRONMENTS)]
     if entry.needs_data and data_root is None:
         raise ConfigError(f"environment {use.name!r} needs its data: give --data-root DIR or set NANOALIGN_DATA")
+    for _, message in parameter_faults(find(entry.code), use.params, supplied=["data_root"]):
+        raise ConfigError(f"environment {use.name!r}: {message}")
     made: Environment = entry.load()(*([data_root] if entry.needs_data else []), **use.params)
     return made
 

@@ -6,6 +6,9 @@ does wrong becomes a text for the model, and is counted.
 
 import asyncio
 import math
+import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from nanoalign.rollouts.environments.base import Environment, Outcome, Task
 from nanoalign.rollouts.environments.calls import Caller, DeadlineError, wait
 from nanoalign.rollouts.environments.mcp_tools import McpServer, McpTool
 from nanoalign.rollouts.environments.tools import FunctionTool, as_text, error_text, function_tool
+from nanoalign.rollouts.environments.verifiers_bridge import VerifiersEnvironment, is_verifiers_environment
 
 SETUP_S = 600.0
 """Seconds that making an environment, and listing its tasks, may take."""
@@ -43,9 +47,14 @@ def open_user_environment(
     made = load(code)
     if callable(made):
         what = f"making `{code.name}`"
-        made = wait(_guarded(caller, code, what, made, deadline_s=SETUP_S, named=params))
+        if "verifiers" in sys.modules:
+            made = _made_here(made, code, what, params)
+        else:
+            made = wait(_guarded(caller, code, what, made, deadline_s=SETUP_S, named=params))
     if hasattr(made, "start") and not hasattr(made, "reset"):
         return made  # type: ignore[no-any-return]
+    if is_verifiers_environment(made):
+        made = VerifiersEnvironment(made)
     for method in ("tasks", "reset"):
         if not callable(getattr(made, method, None)):
             raise UserCodeError(f"{code.file}: `{code.name}` has no method `{method}`; it makes a {_kind(made)}")
@@ -307,6 +316,20 @@ async def _guarded(
         raise UserCodeError(f"{error.place or code.file}: {what} {error}") from None
     except (Exception, SystemExit) as error:
         raise UserCodeError(f"{blame(error, code.file)}: {what} raised {reason(error)}") from error
+
+
+def _made_here(function: Any, code: UserCode, what: str, params: Mapping[str, Any]) -> Any:
+    """Called in this thread: environments of verifiers set signal handlers, which only the main thread may. Those that
+    were there are put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return function(**params)
+    except (Exception, SystemExit) as error:
+        raise UserCodeError(f"{blame(error, code.file)}: {what} raised {reason(error)}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _listed(episode: Any, environment: Any, place: str) -> list[Any]:
