@@ -32,6 +32,8 @@ class Known:
     """What is wrong with a source (name, split), or None."""
     unscored: Callable[[str], str | None]
     """Why no reward can judge a single answer to a source's tasks, or None."""
+    missing: Callable[[str], str | None]
+    """What has to be installed for a tracker, or None."""
 
 
 @dataclass(frozen=True)
