@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nanoalign import cli_data, cli_export, cli_models
+from nanoalign import cli_data, cli_export, cli_models, cli_runs
 from nanoalign.cli_shared import (
     DataRootOption,
     DeviceOption,
@@ -168,6 +168,7 @@ def report(
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_export.app, name="export")
 app.add_typer(recipes_app, name="recipes")
+cli_runs.add_commands(app)
 cli_models.add_commands(app)
 
 

@@ -122,5 +122,5 @@ class Recipe(Section):
     launch: Launch = LocalLaunch(kind="local")
     """Where stages run."""
     report_to: Trackers = Field(default_factory=list)
-    """Experiment trackers that every figure of every stage is sent to: `wandb`, or `[wandb, mlflow]`; the project is the
-    recipe's name and a run's name RECIPE-STAGE. TensorBoard's files are written without it, to STAGE/tensorboard."""
+    """Experiment trackers that every figure of every stage is sent to: `wandb`, or `[wandb, mlflow]`; the project is
+    the recipe's name and a run's name RECIPE-STAGE. TensorBoard's files are always written, to STAGE/tensorboard."""
