@@ -13,7 +13,7 @@ from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.recipe.checks import spreads, unspreadable
 from nanoalign.recipe.schema import Recipe
-from nanoalign.sft.config import HELD_OUT
+from nanoalign.sft.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.stages import STAGES
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
@@ -174,7 +174,7 @@ class _Sizes:
         tokens = plan.data.tokens
         limit, _ = stage.limit
         plan.too_long = sum(length > limit for length in plan.data.lengths) if limit is not None else 0
-        kept = 1 - min(HELD_OUT, plan.data.samples // 50) / plan.data.samples
+        kept = 1 - min(HELD_OUT, plan.data.samples // HELD_OUT_SHARE) / plan.data.samples
         if stage.pack is not None:
             rows, length = math.ceil(kept * tokens / stage.pack.length), stage.pack.length
         else:

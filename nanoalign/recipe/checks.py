@@ -18,7 +18,7 @@ from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
 from nanoalign.rollouts.environments import ENVIRONMENTS
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import HELD_OUT_SHARE, SFTStage
 from nanoalign.stages import STAGES, suites_of, uses
 
 Finding = tuple[Path_, str]
@@ -74,6 +74,9 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
+            if isinstance(stage, SFTStage):
+                found = _held_out(stage, parts.mixtures, parts.launch)
+                yield from ((("stages", name, *path), message) for path, message in found)
             if parts.launch is not None:
                 yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.launch))
     for name in parts.names["seeds"]:
@@ -194,6 +197,18 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         )
     if cut is not None and cut.share + stage.strip_reasoning > 1:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
+
+
+def _held_out(stage: SFTStage, mixtures: Mapping[str, Mixture], launch: Any) -> Iterator[Finding]:
+    """What measures the held-out loss needs samples that are held out."""
+    every, mixture = stage.train.evaluate_every, mixtures.get(stage.data)
+    if stage.train.early_stop is not None and every is None:
+        yield ("train", "early_stop"), "needs `train.evaluate_every`, the steps between two measurements"
+    if stage.train.early_stop is not None and getattr(launch, "zero", 0):
+        yield ("train", "early_stop"), "takes back the best weights, which DeepSpeed keeps; use launch.zero: 0"
+    samples = sum(use.samples for use in mixture.uses.values()) if mixture is not None else None
+    if every is not None and samples is not None and samples < HELD_OUT_SHARE:
+        yield ("train", "evaluate_every"), f"none of {samples} samples is held out; one of {HELD_OUT_SHARE} would be"
 
 
 def _spread(stage: Any, launch: Any) -> Iterator[Finding]:

@@ -33,6 +33,11 @@ STAGE = {
     "train.dtype": "bf16 fp16 torch_dtype precision mixed_precision compute_dtype",
     "train.gradient_checkpointing": "activation_checkpointing enable_gradient_checkpointing recompute",
     "train.checkpoint_every": "save_steps save_freq save_strategy save_interval saves_per_epoch save_period",
+    "train.evaluate_every": "eval_steps eval_strategy evaluation_strategy evals_per_epoch test_freq eval_interval "
+    "val_period eval_freq do_eval val_check_interval",
+    "train.early_stop.patience": "early_stopping_patience early_stopping early_stopping_rounds",
+    "train.early_stop.min_improvement": "early_stopping_threshold early_stopping_min_delta",
+    "train.early_stop": "load_best_model_at_end metric_for_best_model",
     "train.lora": "adapter peft use_peft peft_config finetuning_type lora_config",
     "train.lora.rank": "lora_r lora_rank r",
     "train.lora.alpha": "lora_alpha",
