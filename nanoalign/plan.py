@@ -19,7 +19,7 @@ from nanoalign.stages import STAGES
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja",
+    "chat_template.jinja", "README.md",
 )  # fmt: skip
 SHARD_BYTES = 5e9
 CURVE_POINTS = 32
