@@ -66,6 +66,7 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         for index, benchmark in enumerate(mixture.decontaminate):
             if (fault := known.source_fault(benchmark, "test")) is not None:
                 yield ("data", name, "decontaminate", index), fault
+    yield from _files_apart(parts.sources)
     for name, suite in parts.suites.items():
         yield from ((("suites", name, *path), message) for path, message in _suite(suite, parts, known))
     for name, stage in parts.stages.items():
@@ -83,6 +84,15 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         if name not in parts.names["stages"]:
             yield ("seeds", name), f"unknown stage `{name}`{nearest(name, parts.names['stages'])}"
     yield from _cycles(parts)
+
+
+def _files_apart(mixtures: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+    """A file of the user's has no splits: it is trained on, or tested on."""
+    named = [(name, source, split) for name, sources in mixtures.items() for source, split in sources.items()]
+    trained = {source.partition("#")[0]: name for name, source, split in named if split != "test"}
+    for name, source, split in named:
+        if split == "test" and source.startswith("file:") and (other := trained.get(source.partition("#")[0])):
+            yield ("data", name, "sources", source), f"mixture `{other}` trains on the same file"
 
 
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
