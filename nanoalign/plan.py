@@ -10,6 +10,7 @@ from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
+from nanoalign.plan_chat import template_notes
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.recipe.checks import spreads, unspreadable
 from nanoalign.recipe.schema import Recipe
@@ -111,7 +112,8 @@ def make_plan(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_co
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
-    """`launch` settings that no stage uses, and stages that it cannot spread."""
+    """`launch` settings that no stage uses, stages that it cannot spread, and what a template lacks."""
+    yield from template_notes(recipe)
     launch = recipe.launch
     if any(STAGES[stage.kind].parallel for stage in recipe.stages.values()):
         for name, stage in recipe.stages.items():
