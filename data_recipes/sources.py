@@ -1,9 +1,8 @@
 """Samples by source name.
 
 Names: one of the catalog (``gsm8k``), ``file:PATH`` (each row in the layout that its keys indicate;
-    ``file:PATH#sharegpt``
-names the layout of all; all rows are its train split, test rows belong in another file), ``miniature:NAME`` (generated)
-and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
+``file:PATH#sharegpt`` names the layout of all; all rows are of the split that a recipe asks for, so test rows belong in
+another file), ``miniature:NAME`` (generated) and ``reasoning-gym:DATASET`` (generated, checked by its own verifier).
 """
 
 from collections import Counter
@@ -254,7 +253,13 @@ def _hub_rows(name: str, entry: Source, part: str, data_root: Path | None) -> It
 def _local_source(name: str, adapter: str) -> Source:
     if adapter and adapter not in ADAPTERS:
         raise ConfigError(f"source {name}: unknown layout `{adapter}`{nearest(adapter, ADAPTERS)}")
-    return Source(about="a local file", licence="", domain="", adapter=adapter or "recognised", files={"train": name})
+    return Source(
+        about="a local file",
+        licence="",
+        domain="",
+        adapter=adapter or "recognised",
+        files={"train": name, "test": name},
+    )
 
 
 def _local_path(name: str, path: str, data_root: Path | None) -> Path:

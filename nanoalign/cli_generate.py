@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nanoalign.cli_shared import DataRootOption
+from nanoalign.cli_shared import DataRootOption, SetOption
 from nanoalign.common.printable import printable
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def generate(
     settings: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="What to make (YAML).")],
+    set_: SetOption = None,
     data_root: DataRootOption = None,
 ) -> None:
     """Make samples with a served model.
@@ -32,7 +33,7 @@ def generate(
 
     from nanoalign.data_recipes.synthetic.make import make
 
-    config = read_settings(settings)
+    config = read_settings(settings, set_ or ())
     console = Console()
     columns = (MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -55,15 +56,20 @@ def generate(
         console.print(printable(f"  {count:>8,} not kept: {reason}"), markup=False)
 
 
-def read_settings(path: Path) -> "Generate":
-    """The settings in a YAML file. Raises ConfigError with all mistakes, each with its line and nearest key."""
+def read_settings(path: Path, overrides: Sequence[str] = ()) -> "Generate":
+    """The settings in a YAML file, with ``a.b=value`` overrides.
+
+    Raises ConfigError with all mistakes, each with its line and nearest key.
+    """
     from pydantic import ValidationError
 
     from nanoalign.data_recipes.synthetic.config import Generate
     from nanoalign.recipe.load import RecipeError, explain
-    from nanoalign.recipe.source import read_yaml
+    from nanoalign.recipe.source import read_yaml, set_value
 
     source, problems = read_yaml(path)
+    found = [set_value(source, text) for text in overrides] if isinstance(source.data, dict) else []
+    problems += [problem for problem in found if problem is not None]
     try:
         config = Generate.model_validate(source.data if isinstance(source.data, dict) else {})
     except ValidationError as error:

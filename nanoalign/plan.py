@@ -10,17 +10,18 @@ from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
+from nanoalign.plan_chat import template_notes
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.plan_gpus import gpus, waits
 from nanoalign.recipe.checks import spreads, unspreadable
 from nanoalign.recipe.schema import Recipe
-from nanoalign.sft.config import HELD_OUT
+from nanoalign.sft.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.stages import STAGES
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja",
+    "chat_template.jinja", "README.md",
 )  # fmt: skip
 SHARD_BYTES = 5e9
 CURVE_POINTS = 32
@@ -118,7 +119,8 @@ def make_plan(recipe: Recipe, folder: Path, data_root: Path | None, *, ignore_co
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:
-    """`launch` settings that no stage uses, and stages that it cannot spread."""
+    """`launch` settings that no stage uses, stages that it cannot spread, and what a template lacks."""
+    yield from template_notes(recipe)
     launch = recipe.launch
     if any(STAGES[stage.kind].parallel for stage in recipe.stages.values()):
         for name, stage in recipe.stages.items():
@@ -181,7 +183,7 @@ class _Sizes:
         tokens = plan.data.tokens
         limit, _ = stage.limit
         plan.too_long = sum(length > limit for length in plan.data.lengths) if limit is not None else 0
-        kept = 1 - min(HELD_OUT, plan.data.samples // 50) / plan.data.samples
+        kept = 1 - min(HELD_OUT, plan.data.samples // HELD_OUT_SHARE) / plan.data.samples
         if stage.pack is not None:
             rows, length = math.ceil(kept * tokens / stage.pack.length), stage.pack.length
         else:

@@ -118,7 +118,7 @@ def first_samples(
     from nanoalign.data_recipes.sources import LoadReport, faults, read
 
     report = LoadReport(source, use.split)
-    form = None if chat.startswith("hf:") else chat_format(chat)  # a template of transformers takes seconds to load
+    form = None if is_elsewhere(chat) else chat_format(chat)
     found = []
     for row in islice(read(source, SAMPLED, use.split, data_root, 0, report, form), 4 * SAMPLED):
         if isinstance(row, BadRow):
@@ -134,7 +134,7 @@ def measure(conversations: "Iterable[Conversation]", chat: str, tokenizer: "Toke
     """Tokens of the training examples that each conversation gives."""
     from nanoalign.data_recipes.chat import chat_format
 
-    if chat.startswith("hf:"):  # its template needs transformers
+    if is_elsewhere(chat):
         texts = [["\n".join(message.content for message in each.messages)] for each in conversations]
     else:
         form = chat_format(chat)
@@ -147,6 +147,15 @@ def measure(conversations: "Iterable[Conversation]", chat: str, tokenizer: "Toke
     if tokenizer is None:
         return [[round(len(text) / CHARACTERS_PER_TOKEN) for text in each] for each in texts]
     return [[len(tokenizer.encode(text, add_special_tokens=False).ids) for text in each] for each in texts]
+
+
+def is_elsewhere(chat: str) -> bool:
+    """The chat format is the template of a tokenizer that is not on this machine yet."""
+    if not chat.startswith("hf:"):
+        return False
+    from nanoalign.data_recipes.chat.template import local_files
+
+    return local_files(chat.removeprefix("hf:")) is None
 
 
 def find_tokenizer(model: Mapping[str, Any] | None) -> "Tokenizer | None":

@@ -138,6 +138,14 @@ class LiveDisplay:
         self._progress.stop()
 
 
+def numbers(row: Mapping[str, Any]) -> dict[str, int | float]:
+    """Every figure of a metrics row, under ``phase/name`` where the row has a phase."""
+    prefix = f"{row['phase']}/" if row.get("phase") else ""
+    skipped = ("time", "step", "total_steps")
+    return {prefix + name: value for name, value in row.items()
+            if name not in skipped and isinstance(value, int | float)}  # fmt: skip
+
+
 class Events:
     """TensorBoard event files of one stage, written without torch or TensorFlow."""
 
@@ -147,16 +155,11 @@ class Events:
         self._writer = EventFileWriter(str(folder))
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Every number of a metrics row, under ``phase/name`` where the row has a phase."""
+        """A row's :func:`numbers`."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        prefix = f"{row['phase']}/" if row.get("phase") else ""
-        values = [
-            Summary.Value(tag=prefix + name, simple_value=value)
-            for name, value in row.items()
-            if name not in ("time", "step", "total_steps") and isinstance(value, int | float)
-        ]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers(row).items()]
         self._writer.add_event(Event(wall_time=row["time"], step=row["step"], summary=Summary(value=values)))
 
     def close(self) -> None:

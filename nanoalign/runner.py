@@ -27,6 +27,7 @@ from nanoalign.progress import Display, Events, clock, display
 from nanoalign.recipe.load import dump
 from nanoalign.recipe.schema import Recipe
 from nanoalign.resume import advice, log_end
+from nanoalign.trackers import Trackers
 
 POLL_S = 0.2
 """Seconds between two looks at a stage's process."""
@@ -76,25 +77,29 @@ def run(recipe: Recipe, options: Options, console: Console) -> list[str]:
         stale = [node for node in plan if node.reason is not None]
         if stale:
             shown = display(console)
+            trackers = Trackers(recipe.report_to, recipe.name, shown.note)
             try:
                 for index, node in enumerate(plan, 1):
                     if node.reason is None:
                         shown.note(f"[{index}/{len(plan)}] {node.name}: finished before")
                     else:
                         shown.start(node.name, node.stage.kind, index, len(plan), node.reason)
-                        record = _run_stage(recipe, node, folder, options, shown)
+                        record = _run_stage(recipe, node, folder, options, shown, trackers)
                         shown.note(f"[{index}/{len(plan)}] {node.name}: done in {clock(record.wall_s)}")
             except NanoalignError:
                 shown.close()
                 _report_failure(folder, console)
                 raise
             finally:
+                trackers.close()
                 shown.close()
         _report(folder, console, anew=bool(stale))
     return [node.name for node in stale]
 
 
-def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown: Display) -> StageRecord:
+def _run_stage(
+    recipe: Recipe, node: Node, folder: Path, options: Options, shown: Display, trackers: Trackers
+) -> StageRecord:
     """One stage, from where it is to its finished record."""
     place = folder / node.name
     before = read_record(place)
@@ -131,10 +136,11 @@ def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown
         "runner": os.getpid() if recipe.launch.kind == "local" else None,
     }
     write_json(job, told)
+    trackers.start(record, place)
     begun, outcome = time.monotonic(), Outcome()
     status, error = "stopped", None
     try:
-        code = _supervise(recipe, node.name, job, shown, outcome)
+        code = _supervise(recipe, node.name, job, shown, trackers, outcome)
         result = _result(place)
         if code == 0 and "figures" in result and (not makes_model(node.stage) or (place / "model").is_dir()):
             status = "finished"
@@ -144,6 +150,7 @@ def _run_stage(recipe: Recipe, node: Node, folder: Path, options: Options, shown
         else:
             status, error = "failed", result.get("error") or _crash(code)
     finally:
+        trackers.end(finished=status == "finished")
         record = replace(record, status=status, error=error, ended=time.time(),
                          wall_s=record.wall_s + time.monotonic() - begun,
                          peak_rss_gb=max(record.peak_rss_gb, outcome.peak_rss_gb))  # fmt: skip
@@ -163,7 +170,7 @@ class Outcome:
     peak_rss_gb: float = 0.0
 
 
-def _supervise(recipe: Recipe, name: str, job: Path, shown: Display, outcome: Outcome) -> int:
+def _supervise(recipe: Recipe, name: str, job: Path, shown: Display, trackers: Trackers, outcome: Outcome) -> int:
     """Starts a stage's process, shows its metrics as they come, and returns its exit status. However this ends, no
     process of the stage is left."""
     place = job.parent
@@ -182,6 +189,7 @@ def _supervise(recipe: Recipe, name: str, job: Path, shown: Display, outcome: Ou
                 for row in metrics.rows():
                     shown.row(row)
                     events.row(row)
+                    trackers.row(row)
                 if code is not None:
                     return code
                 outcome.peak_rss_gb = max(outcome.peak_rss_gb, _rss(process.pid) / 1e9)

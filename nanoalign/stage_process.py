@@ -22,7 +22,8 @@ from nanoalign.common.errors import NanoalignError
 from nanoalign.common.files import write_json
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.chat import chat_format
-from nanoalign.data_recipes.chat.saved import save_chat_template
+from nanoalign.data_recipes.chat.saved import save_chat_template, save_stop_tokens
+from nanoalign.model_card import write_card
 from nanoalign.recipe.schema import Recipe
 from nanoalign.stages import run_stage
 
@@ -36,9 +37,13 @@ def main() -> int:
     first = int(os.environ.get("RANK", "0")) == 0
     try:
         context = context_of(job, folder)
-        figures = run_stage(Recipe.model_validate_json(json.dumps(job["recipe"])), context)
+        recipe = Recipe.model_validate_json(json.dumps(job["recipe"]))
+        figures = run_stage(recipe, context)
         if first and (folder / "model").is_dir():
-            save_chat_template(chat_format(context.chat), folder / "model")
+            chat = chat_format(context.chat)
+            save_chat_template(chat, folder / "model")
+            save_stop_tokens(chat, folder / "model")
+            write_card(recipe, context.name, finite(figures), folder / "model", context.data_root)
     except NanoalignError as error:
         if first:
             write_json(folder / "result.json", {"error": str(error)})

@@ -10,6 +10,8 @@ from nanoalign.models.config import Training
 
 HELD_OUT = 64
 """At most this many samples are held out of training, to measure the loss on."""
+HELD_OUT_SHARE = 50
+"""One of this many samples is held out."""
 
 
 class Pack(Section):
@@ -24,6 +26,25 @@ class Pack(Section):
     sequence_parallel: int = Field(1, ge=1)
     """Processes that share each pack, one shard each: a divisor of the launch's processes and the model's heads
     (attention and Mamba). Each step's packs are dealt out to processes / sequence_parallel groups of neighbours."""
+
+
+class EarlyStop(Section):
+    """End training when the held-out loss falls no more; the stage's model is that of the best measurement. Each
+    improvement writes a checkpoint."""
+
+    patience: int = Field(3, ge=1)
+    """Measurements in a row without an improvement after which training ends."""
+    min_improvement: float = Field(0.0, ge=0)
+    """Nats per token by which the loss has to fall to count as improved."""
+
+
+class SFTTraining(Training):
+    """Training with a look at the samples that are held out of it (2% of them, 64 at most)."""
+
+    evaluate_every: int | None = Field(None, ge=1)
+    """Optimizer steps between two measurements of the held-out loss; None measures it before and after training."""
+    early_stop: EarlyStop | None = None
+    """End before `epochs` or `steps` are done; needs evaluate_every."""
 
 
 class SFTStage(Section):
@@ -44,7 +65,7 @@ class SFTStage(Section):
     """Without packing: the longest sample in tokens; longer ones follow over_long."""
     over_long: Literal["error", "drop"] = "error"
     """Without packing: what happens to longer samples."""
-    train: Training
+    train: SFTTraining
 
     @property
     def limit(self) -> tuple[int | None, Literal["error", "drop", "split"]]:

@@ -29,7 +29,7 @@ from nanoalign.data_recipes.selection import ProgressFn, no_progress
 from nanoalign.data_recipes.transforms import Teaching
 from nanoalign.models.packing import turn_pieces
 from nanoalign.sft.collate import Documents
-from nanoalign.sft.config import HELD_OUT, SFTStage
+from nanoalign.sft.config import HELD_OUT, HELD_OUT_SHARE, SFTStage
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""
@@ -110,7 +110,7 @@ def hold_out(
         said: (N,) a hash of the sample's content.
     """
     count = int(samples[-1]) + 1 if len(samples) else 0
-    chosen = Random(f"{seed}/held out").sample(range(count), min(most, count // 50))
+    chosen = Random(f"{seed}/held out").sample(range(count), min(most, count // HELD_OUT_SHARE))
     held_out = np.isin(samples, chosen)
     return ~np.isin(said, np.unique(said[held_out])), held_out
 

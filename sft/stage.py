@@ -9,7 +9,7 @@ from nanoalign.common.errors import DataError
 from nanoalign.common.files import write_json
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import HELD_OUT_SHARE, SFTStage
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
@@ -40,6 +40,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     from nanoalign.models.sequence_parallel import parallelize, sequence_group
     from nanoalign.sft.collate import Collator
     from nanoalign.sft.data import prepare_stage, progress_log, sft_data
+    from nanoalign.sft.held_out import restore_best
     from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)
@@ -56,6 +57,9 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     if not len(documents):
         dropped = {**report["dropped"], **data.dropped}
         raise DataError(f"data.{config.data}: no samples left to train on; dropped: {dropped}")
+    if train.evaluate_every is not None and not len(data.held_out):
+        kept = data.held_out_samples + sum(data.by_domain.values())
+        raise DataError(f"train.evaluate_every: of {kept} samples none is held out (one of {HELD_OUT_SHARE} would be)")
     rows = pack(documents.lengths, packing.length) if packing else singly(documents.lengths)
     ranks = packing.sequence_parallel if packing else 1
     rank = int(os.environ.get("RANK", "0")) % ranks
@@ -94,6 +98,8 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
 
     # Training, after checking on a real batch that no document sees another.
     trainer.train_or_resume()
+    if train.early_stop is not None:
+        restore_best(trainer)
     trainer.log_held_out_loss()
 
     model = trainer.full_model(fresh_model)

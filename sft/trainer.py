@@ -25,11 +25,12 @@ from trl import SFTConfig, SFTTrainer
 
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import require_trained
-from nanoalign.models.config import Training
 from nanoalign.models.isolation import full_precision, require_isolation
 from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.models.zero3 import gather_blocks
 from nanoalign.sft.collate import Collator
+from nanoalign.sft.config import SFTTraining
+from nanoalign.sft.held_out import HeldOutLoss
 
 HELD_OUT = "held_out_loss"
 
@@ -68,11 +69,13 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             if isinstance(self.model, PeftModel) and not self.is_deepspeed_enabled:
                 require_trained(self.model, {**batch, "use_cache": False, "fused_lm_head": True})
 
-    def log_held_out_loss(self) -> None:
-        """Logs the loss on the held-out documents, if there are any, each alone."""
-        if len(self.held_out.rows):
-            batch_size = self.args.per_device_train_batch_size
-            self.log({HELD_OUT: self.loss_on(self.held_out, batch_size)})
+    def log_held_out_loss(self) -> float | None:
+        """Logs the loss on the held-out documents, each alone; None where there are none."""
+        if not len(self.held_out.rows):
+            return None
+        loss = self.loss_on(self.held_out, self.args.per_device_train_batch_size)
+        self.log({HELD_OUT: loss})
+        return loss
 
     def loss_on(self, collator: Collator, batch_size: int) -> float:
         """Mean negative log-likelihood (nats) per trained token, over all rows of ``collator``."""
@@ -212,7 +215,7 @@ def probe_rows(collator: Collator) -> list[int]:
     return [int(lengths.argmin()), int(lengths.argmax())]
 
 
-def sft_arguments(train: Training, folder: Path, collator: Collator, device: str, seed: int) -> SFTConfig:
+def sft_arguments(train: SFTTraining, folder: Path, collator: Collator, device: str, seed: int) -> SFTConfig:
     """The trainer's arguments.
 
     Raises:
@@ -237,7 +240,7 @@ def make_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: SFTConfig,
-    train: Training,
+    train: SFTTraining,
     collator: Collator,
     held_out: Collator,
     log: StageLog,
@@ -245,7 +248,7 @@ def make_trainer(
     """A trainer over all rows of ``collator``, in an order drawn from seed and epoch."""
     if is_deepspeed_zero3_enabled():
         gather_blocks(model)
-    return DocumentTrainer(
+    trainer = DocumentTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -255,3 +258,6 @@ def make_trainer(
         log=log,
         held_out=held_out,
     )
+    if train.evaluate_every is not None:
+        trainer.add_callback(HeldOutLoss(trainer, train.evaluate_every, train.early_stop))
+    return trainer

@@ -5,7 +5,7 @@ Nothing here raises, and everything is linear in the text's length: a completion
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ NO_CHARACTER = "held bytes that are no character"
 FAULTS = (EMPTY, SPECIAL_TOKEN, THINKING_TAGS, TOOL_CALL, NO_CHARACTER)
 """What can be wrong with a completion. All are counted. A special token also makes it malformed: rewards give it their
 floor (reward/compose.py), an episode ends there, because what follows such a token is not part of an answer."""
+
+Reader = Callable[[str], tuple[ToolCall, ...] | None]
 
 LONGEST_CALL = 100_000
 """Characters of one call's JSON."""
@@ -61,9 +63,11 @@ def in_plain_text(message: Message, chat: ChatFormat) -> Message:
     return replace(message, content=plain(message.content), reasoning=plain(message.reasoning), tool_calls=calls)
 
 
-def split_calls(answer: str, tags: Sequence[tuple[str, str]]) -> tuple[str, tuple[ToolCall, ...], bool]:
+def split_calls(
+    answer: str, tags: Sequence[tuple[str, str]], read: Reader | None = None
+) -> tuple[str, tuple[ToolCall, ...], bool]:
     """The text beside the calls; the calls between ``tags``, in order; whether there are calls that cannot be read.
-    Where there are, they stay text, all other calls are read."""
+    Where there are, they stay text, all other calls are read. ``read`` reads one; :func:`read_calls` unless given."""
     places = sorted(place for opening, closing in tags for place in _between(answer, opening, closing))
     calls: list[ToolCall] = []
     kept: list[str] = []
@@ -71,12 +75,36 @@ def split_calls(answer: str, tags: Sequence[tuple[str, str]]) -> tuple[str, tupl
     for start, stop, text in places:
         if start < end:
             continue
-        found = read_calls(text) if len(calls) < MOST_CALLS else None
+        found = (read or read_calls)(text) if len(calls) < MOST_CALLS else None
         kept.append(answer[end : start if found else stop])
         calls += found or ()
         end = stop
     content = "".join([*kept, answer[end:]]).strip()
     return content, tuple(calls), any(opening in content for opening, _ in tags)
+
+
+def read_function_calls(text: str) -> tuple[ToolCall, ...] | None:
+    """As :func:`read_calls`, also of ``<function=NAME><parameter=KEY>VALUE</parameter></function>`` (Qwen3.5's and
+    Nemotron 3's). A value that is JSON other than text is that, as their templates write it; the text "2" is thus read
+    as the number."""
+    body = text.strip()
+    if not body.startswith("<function="):
+        return read_calls(text)
+    name, _, rest = body.removeprefix("<function=").partition(">")
+    inside, closed, after = rest.rpartition("</function>")
+    if not name or not closed or after or len(text) > LONGEST_CALL:
+        return None
+    arguments: dict[str, Any] = {}
+    end = 0
+    for start, stop, parameter in _between(inside, "<parameter=", "</parameter>"):
+        key, marked, value = parameter.partition(">")
+        if not marked or key in arguments or inside[end:start].strip():
+            return None
+        value = value.removeprefix("\n").removesuffix("\n")
+        read = _json(value)
+        arguments[key] = value if isinstance(read, str) or (read is None and value != "null") else read
+        end = stop
+    return None if inside[end:].strip() else (ToolCall(name, arguments),)
 
 
 def _between(text: str, opening: str, closing: str) -> Iterator[tuple[int, int, str]]:

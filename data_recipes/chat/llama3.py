@@ -58,20 +58,25 @@ class Llama3(Format):
         return "\n".join(part for part in (message.content.strip(), calls) if part)
 
     def _split_calls(self, answer: str) -> tuple[str, tuple[ToolCall, ...], bool]:
-        """Calls carry no tags here: a line that is nothing but call objects is a call."""
-        calls: list[ToolCall] = []
-        kept: list[str] = []
-        unread = False
-        for line in answer.split("\n"):
-            found = None
-            if CALL_LINE.match(line):
-                found = read_calls("[" + NEXT_CALL.sub("}, ", line) + "]") if len(calls) < MOST_CALLS else None
-                unread |= found is None
-            if found:
-                calls += found
-            else:
-                kept.append(line)
-        return "\n".join(kept).strip(), tuple(calls), unread
+        return split_bare_calls(answer)
+
+
+def split_bare_calls(answer: str) -> tuple[str, tuple[ToolCall, ...], bool]:
+    """As :func:`data_recipes.chat.answers.split_calls`, of calls without tags: a line that is nothing but call objects
+    is a call."""
+    calls: list[ToolCall] = []
+    kept: list[str] = []
+    unread = False
+    for line in answer.split("\n"):
+        found = None
+        if CALL_LINE.match(line):
+            found = read_calls("[" + NEXT_CALL.sub("}, ", line) + "]") if len(calls) < MOST_CALLS else None
+            unread |= found is None
+        if found:
+            calls += found
+        else:
+            kept.append(line)
+    return "\n".join(kept).strip(), tuple(calls), unread
 
 
 def _turn(role: str, text: str) -> str:

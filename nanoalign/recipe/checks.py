@@ -20,7 +20,7 @@ from nanoalign.reward.own.source import check as check_own
 from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import HELD_OUT_SHARE, SFTStage
 from nanoalign.stages import STAGES, suites_of, uses
 
 Finding = tuple[Path_, str]
@@ -34,6 +34,8 @@ class Known:
     """What is wrong with a source (name, split), or None."""
     unscored: Callable[[str], str | None]
     """Why no reward can judge a single answer to a source's tasks, or None."""
+    missing: Callable[[str], str | None]
+    """What has to be installed for a tracker, or None."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         for index, benchmark in enumerate(mixture.decontaminate):
             if (fault := known.source_fault(benchmark, "test")) is not None:
                 yield ("data", name, "decontaminate", index), fault
+    yield from _files_apart(parts.sources)
     for name, suite in parts.suites.items():
         yield from ((("suites", name, *path), message) for path, message in _suite(suite, parts, known))
     for name, stage in parts.stages.items():
@@ -74,12 +77,24 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
+            if isinstance(stage, SFTStage):
+                found = _held_out(stage, parts.mixtures, parts.launch)
+                yield from ((("stages", name, *path), message) for path, message in found)
             if parts.launch is not None:
                 yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.launch))
     for name in parts.names["seeds"]:
         if name not in parts.names["stages"]:
             yield ("seeds", name), f"unknown stage `{name}`{nearest(name, parts.names['stages'])}"
     yield from _cycles(parts)
+
+
+def _files_apart(mixtures: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+    """A file of the user's has no splits: it is trained on, or tested on."""
+    named = [(name, source, split) for name, sources in mixtures.items() for source, split in sources.items()]
+    trained = {source.partition("#")[0]: name for name, source, split in named if split != "test"}
+    for name, source, split in named:
+        if split == "test" and source.startswith("file:") and (other := trained.get(source.partition("#")[0])):
+            yield ("data", name, "sources", source), f"mixture `{other}` trains on the same file"
 
 
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
@@ -220,6 +235,18 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         )
     if cut is not None and cut.share + stage.strip_reasoning > 1:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
+
+
+def _held_out(stage: SFTStage, mixtures: Mapping[str, Mixture], launch: Any) -> Iterator[Finding]:
+    """What measures the held-out loss needs samples that are held out."""
+    every, mixture = stage.train.evaluate_every, mixtures.get(stage.data)
+    if stage.train.early_stop is not None and every is None:
+        yield ("train", "early_stop"), "needs `train.evaluate_every`, the steps between two measurements"
+    if stage.train.early_stop is not None and getattr(launch, "zero", 0):
+        yield ("train", "early_stop"), "takes back the best weights, which DeepSpeed keeps; use launch.zero: 0"
+    samples = sum(use.samples for use in mixture.uses.values()) if mixture is not None else None
+    if every is not None and samples is not None and samples < HELD_OUT_SHARE:
+        yield ("train", "evaluate_every"), f"none of {samples} samples is held out; one of {HELD_OUT_SHARE} would be"
 
 
 def _spread(stage: Any, launch: Any) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,7 @@ from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.engines import nest, write_out
 from nanoalign.recipe.explain import describe, locate, relevant
 from nanoalign.recipe.rewards import from_folder
-from nanoalign.recipe.schema import Launch, Recipe
+from nanoalign.recipe.schema import Launch, Recipe, Tracker
 from nanoalign.recipe.source import Path_, Problem, YamlTree, dotted, merge_trees, read_yaml, set_value
 from nanoalign.recipe.user_code import anchor
 from nanoalign.stages import STAGES
@@ -99,7 +99,8 @@ def validate(source: YamlTree, known: Known) -> tuple[Recipe | None, list[Proble
         problems = explain(error, source)
     for path, message in check(_parts(source.data), known):
         problems.append(Problem(source.place(path), source.shown(path), message))
-    problems += [Problem(source.place(path), dotted(path), message) for path, message in _models(source.data)]
+    found = [*_models(source.data), *_trackers(source.data, known)]
+    problems += [Problem(source.place(path), dotted(path), message) for path, message in found]
     return recipe, problems
 
 
@@ -113,6 +114,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
     from nanoalign.data_recipes.catalog import catalog
     from nanoalign.data_recipes.sources import describe_source
     from nanoalign.reward import PLAYED
+    from nanoalign.trackers import missing
 
     def source_fault(name: str, split: str) -> str | None:
         try:
@@ -127,7 +129,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
         adapter = catalog()[name].adapter if name in catalog() else ""
         return PLAYED.get(adapter.removesuffix("_prompt"))
 
-    return Known(source_fault, unscored)
+    return Known(source_fault, unscored, missing if check_files else lambda tracker: None)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]:
@@ -228,6 +230,14 @@ def _as_far_as_right(model: type[Section], value: dict[str, Any]) -> tuple[Any, 
         return model.model_construct(
             **{name: value[key] if key in value and key not in bad else empty.get(name) for name, key in fields.items()}
         ), False
+
+
+def _trackers(data: dict[str, Any], known: Known) -> list[tuple[Path_, str]]:
+    """The trackers that are not installed."""
+    named = data.get("report_to")
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    faults = {name: known.missing(name) for name in names if name in get_args(Tracker)}
+    return [(("report_to",), fault) for fault in faults.values() if fault is not None]
 
 
 def _is_local(name: str) -> bool:

@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from nanoalign.common.config import Section
 from nanoalign.data_recipes.config import Mixture
@@ -78,6 +78,23 @@ class RayLaunch(Section):
 Launch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch, Field(discriminator="kind")]
 
 
+Tracker = Literal["wandb", "mlflow", "trackio", "tensorboard"]
+"""By the names of transformers' `report_to`, which are those of their packages on PyPI too."""
+
+
+def _listed(value: Any) -> Any:
+    """``report_to: wandb`` is short for ``report_to: [wandb]``, and ``none`` for an empty list."""
+    return ([] if value == "none" else [value]) if isinstance(value, str) else value
+
+
+if TYPE_CHECKING:
+    Trackers = list[Tracker]
+else:
+    Trackers = Annotated[
+        list[Tracker], BeforeValidator(_listed, json_schema_input_type=Tracker | Literal["none"] | list[Tracker])
+    ]
+
+
 class Recipe(Section):
     """A complete post-training run: its base model, data, suites and stages."""
 
@@ -104,3 +121,6 @@ class Recipe(Section):
     """The stages by name, in any order; `from` and the like make the graph."""
     launch: Launch = LocalLaunch(kind="local")
     """Where stages run."""
+    report_to: Trackers = Field(default_factory=list)
+    """Experiment trackers that every figure of every stage is sent to: `wandb`, or `[wandb, mlflow]`; the project is
+    the recipe's name and a run's name RECIPE-STAGE. TensorBoard's files are always written, to STAGE/tensorboard."""

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,7 +37,21 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for name in ("run", "plan", "recipes", "schema", "report", "data", "merge", "serve", "chat", "budget-curve"):
+    for name in (
+        "new",
+        "run",
+        "plan",
+        "status",
+        "push",
+        "recipes",
+        "schema",
+        "report",
+        "data",
+        "merge",
+        "serve",
+        "chat",
+        "budget-curve",
+    ):
         assert f"\n  {name} " in result.stdout
 
 
@@ -190,3 +206,21 @@ def test_data_words_are_no_markup(tmp_path: Path) -> None:
         status, output = call(*command, str(recipe))
         assert status == 0 and not set("\x1b\x07\u202e") & set(output), command
         assert command == ["plan"] or told in output.replace("\n", " ") or "[red]x[/]" in output
+
+
+def test_every_command_that_takes_a_recipe_takes_overrides() -> None:
+    from typer.main import get_command
+
+    def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command, f"{path}{name} ")
+            else:
+                yield path + name, command
+
+    takes = {
+        name: {option for each in command.params for option in each.opts}
+        for name, command in commands(get_command(app))
+        if any(each.metavar == "RECIPE" or each.name in ("recipe", "settings") for each in command.params)
+    }
+    assert len(takes) >= 9 and {name for name, options in takes.items() if "--set" not in options} == set()
