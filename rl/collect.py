@@ -17,7 +17,7 @@ from nanoalign.models.weights import whole_weights
 from nanoalign.reward import ComposedReward, Sample
 from nanoalign.reward.base import Progress, Tally
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rollouts.base import Completion, Mode, Request, RolloutEngine, draw_mode, sampling
+from nanoalign.rollouts.base import Mode, Request, RolloutEngine, draw_mode, sampling
 from nanoalign.rollouts.config import Thinking
 from nanoalign.rollouts.samples import judged, never_empty
 from nanoalign.rollouts.seeds import derive_seed
@@ -103,8 +103,8 @@ SAMPLE_TABLES = 20
 
 @dataclass(frozen=True)
 class Collected:
-    """What one optimizer step trains on, on this process: a row for each completion (of an episode, one for each part of
-    it that no later prompt extends); those of a group are neighbours."""
+    """What one optimizer step trains on, on this process: a row for each completion (for an episode, one for each part
+    of it that no later prompt extends); those of a group are neighbours."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]

@@ -164,8 +164,8 @@ class PolicyTrainer(RecipeTrainer):
         )
 
     def evened(self, batches: list[Rows]) -> list[Rows]:
-        """Equally many micro-batches on every process: the last one is repeated with nothing to train on where a process
-        has fewer."""
+        """Equally many micro-batches on every process: the last one is repeated, with nothing to train on, where a
+        process has fewer."""
         most = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).max())
         untrained = replace(batches[-1], trained=[torch.zeros_like(trained) for trained in batches[-1].trained])
         return batches + [untrained] * (most - len(batches))

@@ -216,7 +216,7 @@ def _asked(stage: GRPOStage) -> Iterator[Finding]:
         if "environment" in stage.reward:
             yield ("reward", "environment"), "judges episodes; this stage answers prompts"
         for key in ("max_turns", "episode_tokens", "budget_per"):
-            if key in stage.model_fields_set:
+            if getattr(stage, key) != GRPOStage.model_fields[key].default:
                 yield (key,), "is for episodes in an `environment`; this stage answers prompts"
         return
     for name in stage.reward:
