@@ -253,14 +253,12 @@ def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     """A stage that trains on several processes: packs and batches must divide over them."""
     if not spreads(stage, launch):
         return
-    devices = launch.devices
+    devices, near = launch.devices, launch.on_a_node
     engine = stage.rollouts.engine if isinstance(stage, DPOStage | GRPOStage) else None
     taken = getattr(engine, "gpus", None)
-    if taken and devices > 1 and min(taken) < devices:
-        yield (
-            ("rollouts", "engine", "gpus"),
-            f"the trainer's {devices} processes have GPUs 0 to {devices - 1}, got {taken}",
-        )
+    if taken and devices > 1 and min(taken) < near:
+        whose = f"the trainer's {near} processes{' on each node' if devices > near else ''}"
+        yield ("rollouts", "engine", "gpus"), f"{whose} have GPUs 0 to {near - 1}, got {taken}"
     ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
     if devices % ranks:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
@@ -284,8 +282,6 @@ def unspreadable(stage: Any, launch: Any) -> str | None:
         return None
     if launch.zero == 3:
         return "it samples from weights that `launch.zero: 3` would shard; 2 or less spreads it"
-    if launch.devices > 1 and stage.rollouts.engine.kind == "vllm":
-        return "`rollouts.engine: vllm` shares a GPU with one process; hf or vllm_server spread it"
     return None
 
 

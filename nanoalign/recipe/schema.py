@@ -34,6 +34,11 @@ class LocalLaunch(Section):
         """Processes of a training stage."""
         return self.processes
 
+    @property
+    def on_a_node(self) -> int:
+        """Those of them on each node."""
+        return self.processes
+
 
 class SlurmLaunch(Section):
     """Each stage runs in a blocking `srun`; the runner itself runs on the login node or inside the allocation."""
@@ -57,6 +62,11 @@ class SlurmLaunch(Section):
         """Processes of a training stage, over all nodes."""
         return self.nodes * self.gpus_per_node
 
+    @property
+    def on_a_node(self) -> int:
+        """Those of them on each node."""
+        return self.gpus_per_node
+
 
 class RayLaunch(Section):
     """Each stage is a Ray job on one node of a cluster that shares this file system."""
@@ -72,6 +82,11 @@ class RayLaunch(Section):
     @property
     def devices(self) -> int:
         """Processes of a training stage."""
+        return self.gpus
+
+    @property
+    def on_a_node(self) -> int:
+        """Those of them on each node."""
         return self.gpus
 
 

@@ -73,11 +73,7 @@ stages:
     [
         ("{kind: local, processes: 2}", "hf", ""),
         ("{kind: local, processes: 1}", "vllm", ""),
-        (
-            "{kind: local, processes: 2}",
-            "vllm",
-            "runs on one process: `rollouts.engine: vllm`",
-        ),
+        ("{kind: local, processes: 2}", "vllm", ""),
         ("{kind: local, processes: 2, zero: 2}", "hf", ""),
         (
             "{kind: slurm, nodes: 2, zero: 3}",
@@ -109,6 +105,10 @@ def test_a_servers_gpus_are_others_than_the_trainers(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the trainer's 2 processes have GPUs 0 to 1, got"):
         load(str(tmp_path / "spread.yaml"), settings)
     load(str(tmp_path / "spread.yaml"), [*settings, "stages.asked.rollouts.engine.gpus=[2, 3]"])
+    nodes = [*settings, "launch={kind: slurm, nodes: 2, gpus_per_node: 2}"]
+    with pytest.raises(RecipeError, match="the trainer's 2 processes on each node have GPUs 0 to 1, got"):
+        load(str(tmp_path / "spread.yaml"), nodes)
+    load(str(tmp_path / "spread.yaml"), [*nodes, "stages.asked.rollouts.engine.gpus=[2]"])
 
 
 def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:
