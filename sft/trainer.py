@@ -123,21 +123,6 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             return LongestFirst(lengths, step, arguments.data_seed)
         return super()._get_train_sampler(train_dataset)
 
-    def full_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
-        """The trained model with its full weights; None on all processes but the first where ZeRO-3 has split them.
-
-        ``build`` recreates the model: it takes the gathered weights, in host memory.
-        """
-        if not is_deepspeed_zero3_enabled():
-            return self.model
-        state = self.accelerator.get_state_dict(self.model_wrapped)
-        unset_hf_deepspeed_config()  # what is built from here on is not split
-        if not self.is_world_process_zero():
-            return None
-        model = build()
-        model.load_state_dict(state)
-        return model
-
 
 class _Bounds(TrainerCallback):
     """Runs a trainer's checks when model and optimizer are ready and no step has been made; keeps the time."""
