@@ -81,6 +81,8 @@ class Completion:
     logprobs: tuple[float, ...]
     forced: tuple[bool, ...]
     finish: Literal["stop", "length"]
+    versions: tuple[int, ...] = ()
+    """The version of the weights that drew each token; empty where an engine does not count them."""
 
 
 @dataclass(frozen=True)

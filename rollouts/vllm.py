@@ -180,6 +180,16 @@ class VLLMEngine:
         return Completion(token_ids, logprobs, forced, output.finish_reason)
 
 
+def nccl_group(host: str, port: int, size: int, device: int) -> Any:
+    """Rank 0 of an NCCL group beside torch's, for weights on their way to a server (nccl.py)."""
+    from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    with torch.cuda.device(device):
+        group = StatelessProcessGroup.create(host=host, port=port, rank=0, world_size=size)
+        return PyNcclCommunicator(group, device=torch.device("cuda", device))
+
+
 class PackedHead:
     """For the workers of a server on the CPU (``--worker-extension-cls``): the same from outside, by collective_rpc."""
 
