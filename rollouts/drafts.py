@@ -1,4 +1,4 @@
-"""What a server is asked for, and what is written of it so far: a completion may be cut off and go on, here or elsewhere.
+"""What a server is asked for, and what is written of it so far: a completion may be cut off, and go on elsewhere.
 
 A cut completion (new weights came in, or its server was lost) is asked for again as a prompt that ends with the tokens
 written so far. Its budget counts on over them (``generated``, see budget_control/vllm.py), its seed is another one, and

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.common.table import Entry
 
-
 Url = Annotated[str, Field(pattern=r"^https?://")]
 
 
@@ -70,10 +69,10 @@ class ServerSettings(_OnVLLM):
             raise ValueError("server: give each URL once, and one at least")
         if self.gpus is not None and len(set(self.gpus)) < len(self.gpus):
             raise ValueError("gpus: name each GPU once")
-        if self.tensor_parallel is not None and len(self.gpus or ()) % self.tensor_parallel:
-            raise ValueError(f"tensor_parallel: {self.tensor_parallel} does not divide the {len(self.gpus or ())} `gpus`")
         if self.tensor_parallel is not None and self.gpus is None:
-            raise ValueError("tensor_parallel: splits servers over `gpus`; set these")
+            raise ValueError("tensor_parallel: only for servers that the stage starts on `gpus`; set these")
+        if self.gpus is not None and len(self.gpus) % (self.tensor_parallel or 1):
+            raise ValueError(f"tensor_parallel: {self.tensor_parallel} does not divide the {len(self.gpus)} `gpus`")
         if self.weights == "nccl" and self.server is None and 0 in (self.gpus or [0]):
             raise ValueError("weights: nccl needs a server on GPUs of its own: set `gpus`, without 0, the trainer's")
         return self

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from nanoalign.common.errors import ConfigError
 from nanoalign.models.loading import resolve
 from nanoalign.rollouts.base import EngineLostError, Opening
 from nanoalign.rollouts.delivery import ByFolder, ByNCCL

@@ -58,7 +58,8 @@ class LocalServer:
         """Until the server answers, or until ``given_up()``.
 
         Raises:
-            EngineLostError: given up. ConfigError: vLLM is not installed, or the server ended, or did not answer in time; with its last lines.
+            EngineLostError: given up.
+            ConfigError: vLLM is not installed, or the server ended, or did not answer in time; with its last lines.
         """
         end = time.monotonic() + START_S
         while not self.answers():
