@@ -100,6 +100,40 @@ def test_killed_in_the_middle_of_a_rollout(engines, small_base):
     check_logprobs(again[:8], asked, type(hf)(changed, hf.thinking, batch_size=8))
 
 
+def test_new_weights_in_the_middle_of_completions(engines, small_base):
+    """They are continued under the new weights, under their budgets, and each token knows which weights drew it."""
+    server, hf = engines
+    models = {1: hf.model, 2: changed_model(small_base)}
+    asked = [
+        *requests(small_base, count=8, max_tokens=230),
+        *requests(small_base, count=8, max_tokens=230, thinking_budget=150, grace=30),
+    ]
+    server.send(models[1].state_dict().items(), 1)
+    futures = server.submit(asked)
+    time.sleep(0.5)
+    server.send(iter(models[2].state_dict().items()), 2)
+    found = [future.result(120) for future in futures]
+    assert server.lost == 0
+    sequences = [[*request.prompt_ids, *each.token_ids] for request, each in zip(asked, found, strict=True)]
+    scores = {version: type(hf)(model, hf.thinking, batch_size=8).score(sequences) for version, model in models.items()}
+    for row, (request, each) in enumerate(zip(asked, found, strict=True)):
+        begun = len(request.prompt_ids) - 1
+        expected = [scores[version][row][begun + place] for place, version in enumerate(each.versions)]
+        assert list(each.logprobs) == pytest.approx(expected, abs=1e-3)
+        assert list(each.versions) == sorted(each.versions)
+        rule = BudgetRule(hf.thinking, request.sampling.thinking_budget, request.sampling.grace)
+        state = rule.start(request.prompt_ids)
+        for token, forced in zip(each.token_ids, each.forced, strict=True):
+            due = rule.forced(state)
+            assert due in (None, token)
+            assert forced if due is not None else not forced or token in hf.thinking.close_ids
+            state = rule.advance(state, token)
+    assert sum(len(set(each.versions)) == 2 for each in found[:8]) > 0
+    assert sum(len(set(each.versions)) == 2 for each in found[8:]) > 0
+    server.load_weights(hf.model.state_dict().items())
+    assert {each.versions for each in server.generate(asked[:2])} == {()}
+
+
 def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
     """vLLM's CPU build computes with a packed copy of it."""
     tokenizer = tiny_tokenizer("nemotron-nano-v2")
