@@ -1,5 +1,5 @@
-"""A live model's weights as a plain model has them, for an engine that answers with them: one by one, adapters merged on
-the way, gathered bucket by bucket where ZeRO-3 has split them."""
+"""A live model's weights as a plain model has them, for an engine that answers with them: one by one, adapters merged
+on the way, gathered bucket by bucket where ZeRO-3 has split them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

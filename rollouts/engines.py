@@ -61,10 +61,6 @@ class ServerSettings(_OnVLLM):
     deadline_s: Annotated[float, RUNTIME_ONLY] = Field(1800.0, gt=0)
     """Seconds for a completion, or for a sync; a later answer counts as a lost server."""
 
-    def servers(self) -> list[str | list[int]]:
-        """Where each server is: its URL, or its GPUs on this machine, none for the trainer's own."""
-        return [self.server if self.server is not None else self.gpus or []]
-
     @model_validator(mode="after")
     def _where_it_runs(self) -> Self:
         if self.gpus is not None and self.server is not None:

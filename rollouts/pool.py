@@ -145,6 +145,32 @@ class ServerPool:
         """Log-probability of every token but the first, by the servers' own forward pass over prompts."""
         return self._wait([job.future for job in self._enqueue([Scored(each) for each in sequences])])
 
+    def prove(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
+        """What each server that has weights says of the sequences, past the queue: log-probabilities as by
+        :meth:`score`. One that is lost on the way is left out; [] where none is left."""
+        with self.changed:
+            ready = [(slot, slot.server) for slot in self.slots if slot.state == "ready" and slot.server is not None]
+
+        def ask(slot: Slot, server: Server) -> list[list[float]] | None:
+            said = [Scored(each) for each in sequences]
+            try:
+                for each in said:
+                    each.take(server.complete(each.body()), None)
+            except Exception as error:
+                self._lose(slot, server, error)
+                return None
+            return [each.result() for each in said]
+
+        with ThreadPoolExecutor(max(1, len(ready))) as threads:
+            found = [each.result() for each in [threads.submit(ask, *each) for each in ready]]
+        return [each for each in found if each is not None]
+
+    def await_weightless(self) -> None:
+        """Waits until a server :meth:`wants_weights`. Raises EngineLostError where none is left."""
+        with self.changed:
+            self.changed.wait_for(lambda: any(slot.state in ("waiting", "dead") for slot in self.slots))
+        self._require_some()
+
     def send(self, tensors: "Iterable[tuple[str, torch.Tensor]]", version: int) -> None:
         """Gives weights to every live server, which counts them as ``version``. What is under way is cut off, and goes
         on or begins anew under them. ``tensors`` is read once and to its end whatever happens.

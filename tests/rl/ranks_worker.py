@@ -86,6 +86,9 @@ class Answers:
     def score(self, texts: Any) -> list[list[float]]:
         return []
 
+    def prove(self, texts: Any) -> list[list[list[float]]]:
+        return [[]]
+
     def wants_weights(self) -> bool:
         return False
 
@@ -97,9 +100,10 @@ def train(
     folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False, killed: bool = False,
     micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0,
 ) -> None:  # fmt: skip
+    engine = "vllm_server" if shared else "hf"
     stage = GRPOStage(**{
         "kind": "grpo", "from": "base", "data": "prompts", "reward": {"task": 1.0, "length": 0.5}, "group_size": 4,
-        "rollouts": Rollouts(engine="vllm_server" if shared else "hf", max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,
+        "rollouts": Rollouts(engine=engine, max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,
         "train": Training(learning_rate=1e-3, batch_size=WHOLE, micro_batch_size=micro_batch_size, steps=3,
                           dtype="float32", checkpoint_every=1, lora=lora),
     })  # fmt: skip
