@@ -75,6 +75,8 @@ class Function:
             result = self.code(**given)
             if self.signature.awaited:
                 result = asyncio.run(result)
+            if inspect.isgenerator(result):
+                result = list(result)
         except (Exception, SystemExit) as error:
             if len(samples) == 1:
                 return [self.raised(error)]

@@ -203,6 +203,11 @@ def test_a_path_starts_at_the_file_that_names_it(folder: Path, monkeypatch: pyte
     (folder / "written.yaml").write_text(dump(recipe))
     assert load(str(folder / "written.yaml")) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json(by_alias=True)) == recipe
+    changes = ['stages.polite.reward."my_rewards.py:brevity"={weight: 1, target: 3}',
+               'stages.polite.reward."my_rewards.py:brevity".weight=2']  # fmt: skip
+    more = load(f"{folder.name}/recipe.yaml", changes)
+    value: Any = more.stages["polite"].reward[f"{folder}/my_rewards.py:brevity"]
+    assert (value.weight, value.parameters) == (2, {"target": 3})
     one = load(f"{folder.name}/recipe.yaml", ['stages.polite.reward={"my_rewards.py:brevity": 2}'])
     assert list(one.stages["polite"].reward) == [f"{folder}/my_rewards.py:brevity"]
 

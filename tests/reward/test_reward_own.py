@@ -176,6 +176,22 @@ def test_our_samples_with_parameters_in_process_and_in_workers(own) -> None:
     assert own(source, samples, "brevity", target=2, floor=0.25, workers=2) == here
 
 
+def test_columns_of_the_whole_data_are_known_before_a_batch(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def level_of(completions, level):\n    return [each or 0.0 for each in level]\n")
+    reward = make_reward({f"{tmp_path}/mine.py:level_of": 1.0})
+    with pytest.raises(
+        RewardError, match="its parameter `level` is no key of the samples' tasks; did you mean `levels`"
+    ):
+        reward.know([{"kind": "a", "levels": 1}])
+    reward.know([{"kind": "a"}, {"kind": "b", "level": 2}])
+    assert reward.score([sample("x", kind="a")]) == [0.0]  # this batch has none
+
+
+def test_a_generator_is_read_like_a_list(own) -> None:
+    source = "def reward_func(samples):\n    for each in samples:\n        yield 1 / len(each.answer.content)\n"
+    assert own(source, [sample("ab"), sample("")], on_error="count") == [0.5, 0.0]
+
+
 def test_async_functions_are_awaited_together_and_beside_ours(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import asyncio\nbarrier = None\n"
