@@ -1,5 +1,6 @@
 """A user's own rewards: TRL's examples as they are, our samples, worker processes, and what goes wrong with a name."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from nanoalign.data_recipes.conversation import Answer, Message
 from nanoalign.reward import RewardError, Sample, make_reward
 from nanoalign.reward.base import FLOOR, Progress, Score
 from nanoalign.reward.config import OwnReward, short_names
-from nanoalign.reward.own.call import Function
+from nanoalign.reward.own.call import Failure, Function
 from nanoalign.reward.own.signature import of_node, of_object
 from nanoalign.reward.own.source import _bindings, parse, source_hash
 
@@ -185,6 +186,16 @@ def test_columns_of_the_whole_data_are_known_before_a_batch(tmp_path: Path) -> N
         reward.know([{"kind": "a", "levels": 1}])
     reward.know([{"kind": "a"}, {"kind": "b", "level": 2}])
     assert reward.score([sample("x", kind="a")]) == [0.0]  # this batch has none
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(), st.integers(), st.text(max_size=3), st.binary(max_size=3),
+                          st.lists(st.floats(), max_size=2), st.just(10**400), st.complex_numbers()), max_size=4))  # fmt: skip
+def test_whatever_a_function_returns_is_a_score_or_a_failure(values: list[Any]) -> None:
+    function = Function.__new__(Function)
+    function.name, function.file = "any", Path("any.py")
+    read = function.read(values, len(values))
+    assert all(value is None or isinstance(value, Failure) or math.isfinite(value) for value in read)
+    assert [value is None for value in read] == [value is None for value in values]
 
 
 def test_a_generator_is_read_like_a_list(own) -> None:
