@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from nanoalign.common.printable import nearest
 from nanoalign.common.user_code import UserCode, blame, load, reason
 from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
 from nanoalign.rollouts.environments.base import Environment, Outcome, Task
-from nanoalign.rollouts.environments.calls import Caller, DeadlineError, wait
+from nanoalign.rollouts.environments.calls import Caller, DeadlineError, submit, wait
 from nanoalign.rollouts.environments.mcp_tools import McpServer, McpTool
 from nanoalign.rollouts.environments.tools import FunctionTool, as_text, error_text, function_tool
 from nanoalign.rollouts.environments.verifiers_bridge import VerifiersEnvironment, is_verifiers_environment
@@ -52,7 +53,8 @@ def open_user_environment(
         else:
             made = wait(_guarded(caller, code, what, made, deadline_s=SETUP_S, named=params))
     if hasattr(made, "start") and not hasattr(made, "reset"):
-        return made  # type: ignore[no-any-return]
+        environment: Environment = made
+        return environment
     if is_verifiers_environment(made):
         made = VerifiersEnvironment(made)
     for method in ("tasks", "reset"):
@@ -71,11 +73,11 @@ class UserEnvironment:
     more_tools: tuple[Any, ...] = ()
     """On top of those that the environment and its episodes name."""
     deadline_s: float = 10.0
+    name: str = field(init=False)
     _rows: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return str(getattr(self.made, "name", self.code.name))
+    def __post_init__(self) -> None:
+        self.name = str(getattr(self.made, "name", self.code.name))
 
     def tasks(self, split: str) -> list[Task]:
         """Raises UserCodeError where there are none, one is no mapping, or two have one id."""
@@ -171,6 +173,12 @@ class UserEnvironment:
 
     def step_all(self, episodes: "Sequence[UserEpisode]", answers: Sequence[Answer]) -> list[Sequence[Message]]:
         return wait(self._step_all(episodes, answers))
+
+    def step_soon(self, episode: "UserEpisode", answer: Answer) -> "Future[Sequence[Message]]":
+        return submit(self._step_one(episode, answer))
+
+    async def _step_one(self, episode: "UserEpisode", answer: Answer) -> Sequence[Message]:
+        return (await self._step_all([episode], [answer]))[0]
 
     async def _step_all(self, episodes: "Sequence[UserEpisode]", answers: Sequence[Answer]) -> list[Sequence[Message]]:
         """The calls of all, together; then the steps of those that made none, in one call where the user has one."""
