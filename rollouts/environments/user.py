@@ -142,7 +142,10 @@ class UserEnvironment:
             raise UserCodeError(f"{place}: nothing to answer: the row has no `prompt` with a user message{near}")
         listed = [*listed_tools(made, self.made, place), *self.more_tools]
         tools = await self.tools(listed, place)
-        own = any(isinstance(tool, Mapping) for tool in tools.values())
+        bare = [isinstance(tool, Mapping) for tool in tools.values()]
+        own = any(bare)
+        if own and not all(bare):
+            raise UserCodeError(f"{place}: tools with and without a function: either we run the calls, or `step` does")
         if own and not callable(getattr(made, "step", None)):
             raise UserCodeError(f"{place}: tools without a function need a method `step` that runs their calls")
         schemas = tuple(tool if isinstance(tool, Mapping) else tool.schema for tool in tools.values())

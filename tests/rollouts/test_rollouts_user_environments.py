@@ -283,6 +283,7 @@ WRONG = [
     (TOOLS, "self.tools = ['add']", r"a tool is a function, a schema or an McpServer, got a str"),
     (TOOLS, "self.tools = [lambda x: x]", r"my_env.py:\d+: a tool needs a name of letters"),
     (TOOLS, "self.tools = [{'description': 'x'}]", r"a tool's schema without `name`"),
+    (TOOLS, "self.tools = [self.add, {'name': 'x'}]", r"task 'train1'?: tools with and without a function"),
     (TOOLS, "self.tools = [{'name': 'x'}]", r"tools without a function need a method `step`"),
     ("apples: int = 1", "apples", r"my_env.py:\d+: tool `add`: parameter `apples` has no type: write `apples: str`"),
     ("apples: int = 1", "*apples: int", r"tool `add`: parameter `apples` cannot be given by name"),
