@@ -44,9 +44,9 @@ class ByFolder:
 class ByNCCL:
     """A bucket at a time to all servers, each of which has a group of its own."""
 
-    def __init__(self, device: int, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         """``device`` is the trainer's GPU."""
-        self.device, self.dtype = torch.device("cuda", device), dtype
+        self.device, self.dtype = device, dtype
 
     def __call__(self, tensors: Tensors, halt: Callable[[], None], each: Each) -> None:
         halt()

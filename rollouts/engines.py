@@ -64,7 +64,7 @@ class ServerSettings(_OnVLLM):
     @model_validator(mode="after")
     def _where_it_runs(self) -> Self:
         if self.gpus is not None and self.server is not None:
-            raise ValueError("gpus: only for servers that the stage starts, without `server`")
+            raise ValueError("gpus: only for a server that the stage starts, one without `server`")
         if isinstance(self.server, list) and len({url.rstrip("/") for url in self.server}) < max(1, len(self.server)):
             raise ValueError("server: give each URL once, and one at least")
         if self.gpus is not None and len(set(self.gpus)) < len(self.gpus):

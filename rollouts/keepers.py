@@ -40,7 +40,7 @@ def open_server(settings: ServerSettings, opening: Opening) -> ServerPool:
         keepers = [OwnServer(settings, opening, gpus, log, device) for gpus, log in zip(shares, logs, strict=True)]
     return ServerPool(
         keepers, opening.thinking,
-        ByFolder(exchange / "weights", dtype) if device is None else ByNCCL(device, dtype),
+        ByFolder(exchange / "weights", dtype) if device is None else ByNCCL(torch.device("cuda", device), dtype),
         parallel=opening.batch_size, restarts=settings.restarts, control_s=min(CONTROL_S, settings.deadline_s),
         keep=settings.partial == "continue",
     )  # fmt: skip

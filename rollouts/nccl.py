@@ -2,16 +2,15 @@
 0.31).
 
 Each server has a group of its own, the trainer as rank 0 and the server's workers after it: a server that dies takes no
-other along, and one that comes back makes a fresh group. HTTP has a deadline; NCCL has none, so it runs on a daemon
-thread, and the group is aborted where either end fails.
+other along, and one that comes back makes a fresh group. NCCL knows no deadline, so it runs on a daemon thread, and the
+group is aborted where either end fails or is late.
 """
 
 import math
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -131,26 +130,33 @@ class NCCLTransfer:
             threading.Thread(target=group.abort, daemon=True).start()
 
     def _both(self, ask: Callable[[], Any], move: Callable[[], None]) -> None:
-        """``ask`` over HTTP here and ``move`` over NCCL on a thread: each waits for the other's end."""
-        moved: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                moved.set_result(move())
-            except Exception as error:
-                moved.set_exception(error)
-
-        end = time.monotonic() + self.deadline_s
-        threading.Thread(target=run, daemon=True).start()
+        """``ask`` over HTTP and ``move`` over NCCL, which wait for each other, on threads that may hang."""
+        moves = [_on_thread(ask), _on_thread(move)]
+        done, late = wait(moves, self.deadline_s, FIRST_EXCEPTION)
         try:
-            ask()
-            moved.result(timeout=max(0.0, end - time.monotonic()))
+            for each in done:
+                each.result()
+            if late:
+                raise EngineLostError(f"weights by NCCL: not through within {self.deadline_s:g} s")
         except NanoalignError:
             self.close()
             raise
         except Exception as error:
             self.close()
             raise EngineLostError(f"weights by NCCL: {type(error).__name__}: {error}") from error
+
+
+def _on_thread(work: Callable[[], Any]) -> "Future[Any]":
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _own_address(url: str) -> tuple[str, int]:
