@@ -111,7 +111,7 @@ def start(recipe: Mapping[str, Any], stage: str, folder: Path, data_root: Path |
     })  # fmt: skip
     begun = command(loaded, stage, job)
     argv = ["benchmarks.rl_stage" if word == "nanoalign.stage_process" else word for word in begun.argv]
-    threads = {"OMP_NUM_THREADS": "8"} if gpus else {}
+    threads = {"OMP_NUM_THREADS": "8"} if gpus else {"VLLM_CPU_KVCACHE_SPACE": "1"}
     environment = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **threads,
                    **os.environ, **begun.environment, "STAGE_FOLDER": str(folder)}  # fmt: skip
     if gpus:
