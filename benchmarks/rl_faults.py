@@ -1,9 +1,9 @@
-"""What is lost when a server or a trainer is killed or hangs: ``python -m benchmarks.rl_faults --gpus 0 1 --json OUT.json``.
+"""What is lost when a server or a trainer is killed or hangs: ``python -m benchmarks.rl_faults --gpus 0 1 --json FILE``.
 
-Each case runs the same short synchronous GRPO stage and is hit once, after step ``--hit``. A stage that ends with an error
-is started again, as `nanoalign run` would, and resumes. Told are the steps in its log, engines lost, starts, seconds, and how far its final weights are
-from those of a run that nothing hit (two of these: on a GPU, vLLM's sums depend on what is batched together, so that
-equal runs differ too).
+Each case runs the same short synchronous GRPO stage and is hit once, after step ``--hit``. A stage that ends with an
+error is started again, as `nanoalign run` would, and resumes. Told are the steps in its log, engines lost, starts,
+seconds, and how far its final weights are from those of a run that nothing hit (two of these: on a GPU, vLLM's sums
+depend on what is batched together, so that equal runs differ too).
 """
 
 import argparse
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rl_cluster import Options, Report, engine_of, grpo, recipe_of
-from benchmarks.rl_stage import Run, follow, kill, processes_of, rows_of, start
+from benchmarks.rl_cluster import Options, engine_of, grpo, recipe_of
+from benchmarks.rl_stage import Report, Run, follow, kill, processes_of, rows_of, start
 
 SERVER = "vllm.entrypoints.openai.api_server"
 
@@ -104,7 +104,8 @@ def case(options: Options, name: str) -> dict[str, Any]:
     after = [row["time"] for row in rows if row["time"] > told.get("hit_at", 0.0)]
     return {
         "starts": starts, "exit": found["exit"], "ended": found["ended"], "seconds": time.monotonic() - begun,
-        "steps": [row["step"] for row in rows], "engines_lost": max((row.get("engines_lost", 0) for row in rows), default=0),
+        "steps": [row["step"] for row in rows],
+        "engines_lost": max((row.get("engines_lost", 0) for row in rows), default=0),
         "next_step_after_s": after[0] - told["hit_at"] if after and told else None,
         "rewards": [row["reward"] for row in rows], **({"log": found["log"]} if found["exit"] else {}),
     }  # fmt: skip

