@@ -2,7 +2,7 @@
 
 ``--teach`` trains SmolLM2 for half a minute on WorkBench's own transcripts first, into FOLDER/teach/model: as it comes,
 it never succeeds there, and a round would have no pairs. The same tasks, samples and batch on every layout; a round is
-the time between the end of the measurement before it and the end of the one after it: episodes, pairs, training, held-out tasks.
+what lies between the ends of the measurements before and after it: episodes, pairs, training, held-out tasks.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What is lost when a server or a trainer is killed or hangs: ``python -m benchmarks.rl_faults --gpus 0 1 --json FILE``.
+"""What is lost when a server or a trainer is killed or hangs: ``python -m benchmarks.rl_faults --gpus 0 1``.
 
 Each case runs the same short synchronous GRPO stage and is hit once, after step ``--hit``. A stage that ends with an
 error is started again, as `nanoalign run` would, and resumes. Told are the steps in its log, engines lost, starts,
