@@ -53,11 +53,13 @@ class Run:
         return rows_of(self.folder)
 
     def end(self) -> None:
-        """Kills all that the stage started: launchers' workers and servers are sessions of their own."""
+        """Kills all that the stage started, group by group: launchers' workers and servers are sessions of their own,
+        and vLLM's engine, which outlives its server, overwrites its environment with its title."""
         for _ in range(40):
             left = processes_of(self.folder)
-            for process in left:
-                kill(process)
+            for group in {os.getpgid(process) for process in left if alive(process)} - {os.getpgrp()}:
+                with suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
             if not left:
                 break
             time.sleep(0.25)
@@ -77,6 +79,10 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, number)
+
+
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
 
 
 def processes_of(folder: Path, word: str = "") -> list[int]:

@@ -23,8 +23,8 @@ case $part in
     CUDA_VISIBLE_DEVICES=0 python3 -c "import vllm, trl, deepspeed, transformers, torch; print('vllm', vllm.__version__, 'trl', trl.__version__, 'deepspeed', deepspeed.__version__, transformers.__version__, torch.__version__)" 2>&1 | tail -n 2 ;;
   trl) needs_all; need converted; run benchmarks.rl_cluster trl --gpus $G --batch ${BATCH:-384} --pack-tokens 32768 --seconds 45 --trl-seconds 50 "$@" ;;
   today) needs_all; need converted; run benchmarks.rl_cluster today --gpus $G --batch ${BATCH:-384} --seconds 45 "$@" ;;
-  async) needs_all; need converted; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps 40 --seconds 120 "$@" ;;
-  nano9b) needs_all; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-192} --tokens 4096 --pack-tokens 16384 --ahead 1 --steps 4 --start 420 --seconds 330 "$@" ;;
+  async) needs_all; need converted; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps ${STEPS:-24} --seconds 100 "$@" ;;
+  nano9b) needs_all; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-96} --tokens 4096 --pack-tokens 16384 --ahead 1 --steps ${STEPS:-3} --start 360 --seconds 240 "$@" ;;
   dpo) needs_all; need teach; run benchmarks.rl_cluster_dpo --gpus $G --model $B/dpo/teach/model "$@" ;;
   faults) needs_all; need converted; run benchmarks.rl_faults --gpus $G "$@" ;;
   *) echo "no part $part" ;;
