@@ -22,7 +22,7 @@ from nanoalign.models.size import layer_kinds
 WORDS = {"mamba": "linear_attention", "mlp": "mlp", "attention": "full_attention"}
 TINY = {
     "hidden_size": 64, "intermediate_size": 128, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 16,
-    "n_groups": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 2048,
+    "n_groups": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
     "hybrid_override_pattern": "M-*-",
 }  # fmt: skip
 

@@ -57,9 +57,11 @@ class Run:
         and vLLM's engine, which outlives its server, overwrites its environment with its title."""
         for _ in range(40):
             left = processes_of(self.folder)
-            for group in {os.getpgid(process) for process in left if alive(process)} - {os.getpgrp()}:
+            for process in left:
                 with suppress(ProcessLookupError):
-                    os.killpg(group, signal.SIGKILL)
+                    group = os.getpgid(process)
+                    if group != os.getpgrp():
+                        os.killpg(group, signal.SIGKILL)
             if not left:
                 break
             time.sleep(0.25)
@@ -79,10 +81,6 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, number)
-
-
-def alive(process: int) -> bool:
-    return Path(f"/proc/{process}").exists()
 
 
 def processes_of(folder: Path, word: str = "") -> list[int]:
@@ -147,11 +145,13 @@ class GPUs:
         asked = subprocess.run(["nvidia-smi", fields, "--format=csv,noheader,nounits"], capture_output=True, text=True,
                                check=False)  # fmt: skip
         for line in asked.stdout.splitlines():
-            gpu, used, share = (float(word) for word in line.split(","))
-            if int(gpu) in self.gpus:
-                self.peak_gb[int(gpu)] = max(self.peak_gb.get(int(gpu), 0.0), used / 1024)
-                if self.counting:
-                    self.use.setdefault(int(gpu), []).append(share / 100)
+            gpu, used, share = (word.strip() for word in line.split(","))
+            if not gpu.isdigit() or int(gpu) not in self.gpus:
+                continue
+            if used.isdigit():
+                self.peak_gb[int(gpu)] = max(self.peak_gb.get(int(gpu), 0.0), int(used) / 1024)
+            if self.counting and share.isdigit():  # "[N/A]" on some machines
+                self.use.setdefault(int(gpu), []).append(int(share) / 100)
 
     def figures(self) -> dict[str, Any]:
         idle = {gpu: 1 - statistics.fmean(shares) for gpu, shares in self.use.items()}

@@ -3,17 +3,17 @@
 set -euo pipefail
 S=${SHARED:?}; K=${KIT:-/tmp/rl_cluster_kit}; mkdir -p $K
 for kind in small vllm smollm2; do [ -d .gpu-$kind ] || bash $S/gpu/pack.sh $kind .gpu-$kind; done
-cat .gpu-small/part*/kit.* > $K/small.tar.xz
+[ -e $K/small.tar.xz ] || cat .gpu-small/part*/kit.* | xz -d | xz -T2 -6 > $K/small.tar.xz
 tar c -C $S/data ifeval workbench nltk_data | xz -6 > $K/data.tar.xz
 cat .gpu-smollm2/part*/kit.* > $K/smollm2.tar.xz
 if [ ! -e $K/vllm.tar.xz ]; then
   W=$(mktemp -d); cat .gpu-vllm/part*/kit.* | tar xJ -C $W
-  rm -rf $W/xgrammar/lib/libxgrammar.a $W/pycountry/locales $W/mistral_common/data/tekken_240718.json # never read here
+  rm -rf $W/xgrammar/lib/libxgrammar.a $W/pycountry/locales $W/mistral_common/data # never read here
   i=0
   for each in vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so vllm/_C_stable_libtorch.abi3.so vllm/_moe_C_stable_libtorch.abi3.so xgrammar/libxgrammar_bindings.so; do
     i=$((i + 1)); tar c -C $W $each | xz -T2 -5 > $K/big$i.tar.xz; rm $W/$each
   done
-  tar c -C $W . | xz -T2 -6 > $K/partial; mv $K/partial $K/vllm.tar.xz; rm -r $W
+  tar c -C $W . | xz -T2 -7 > $K/partial; mv $K/partial $K/vllm.tar.xz; rm -r $W
 fi
 rm -rf .gpu-cluster
 python3 - $K ${LIMIT:-50000000} << 'P'
