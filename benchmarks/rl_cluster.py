@@ -13,14 +13,12 @@ on a CPU. Figures of speed are medians over steps after the first two.
 
 import argparse
 import os
-import signal
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.rl_stage import Report, follow, start
+from benchmarks.rl_stage import Report, follow, start, stop_on_signal
 from nanoalign.common.intervals import mean
 
 Options = argparse.Namespace
@@ -152,7 +150,10 @@ def asynchronous(options: Options, report: Report) -> None:
             report.tables[f"ahead{ahead}"] = {
                 "step_s": fmean(run["step_s_mean"] for run in runs),
                 "reward_last": mean([run["reward_last"]["value"] for run in runs]).as_dict(),
-                "staleness": [run["staleness"] for run in runs],
+                "staleness": {
+                    name: fmean(value for run in runs for value in run["staleness"].get(name, ()))
+                    for name in runs[0]["staleness"]
+                },
             }  # fmt: skip
         ratios = [
             done[f"ahead0/seed{seed}"]["step_s_mean"] / done[f"ahead{ahead}/seed{seed}"]["step_s_mean"]
@@ -237,7 +238,7 @@ def main() -> None:
     if options.child:
         trl_child(options)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through follow(), which ends its processes
+    stop_on_signal()
     report = Report(options.json)
     try:
         PARTS[options.part](options, report)

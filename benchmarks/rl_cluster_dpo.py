@@ -7,14 +7,12 @@ what lies between the ends of the measurements before and after it: episodes, pa
 
 import argparse
 import os
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rl_cluster import Options, engine_of, layout, recipe_of
-from benchmarks.rl_stage import Report, Run, follow, start
+from benchmarks.rl_stage import Report, Run, follow, start, stop_on_signal
 
 SEEN = ("round-0/round.json", "round-1/pairs.jsonl", "round-1/model/config.json", "round-1/round.json")
 
@@ -87,7 +85,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     options.data_root = Path(options.data_root) if options.data_root else None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    stop_on_signal()
     report = Report(options.json)
     if options.teach:
         teach(options, report)

@@ -9,7 +9,6 @@ depend on what is batched together, so that equal runs differ too).
 import argparse
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rl_cluster import Options, engine_of, grpo, recipe_of
-from benchmarks.rl_stage import Report, Run, follow, kill, processes_of, rows_of, start
+from benchmarks.rl_stage import Report, Run, follow, kill, processes_of, rows_of, start, stop_on_signal
 
 SERVER = "vllm.entrypoints.openai.api_server"
 
@@ -142,7 +141,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     options.data_root = Path(options.data_root) if options.data_root else None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    stop_on_signal()
     report = Report(options.json)
     reference = options.folder / "none" / "model"
     for name in options.cases:

@@ -28,6 +28,9 @@ from nanoalign.recipe.load import load
 from nanoalign.reward.base import Sample
 from nanoalign.reward.table import REWARDS, RewardEntry
 
+STOP = threading.Event()
+"""Set by SIGTERM: runs in progress are ended and reported, no other is started."""
+
 TOLD = ("loss", "grad_norm", "learning_rate", "epoch", "time", "step", "total_steps", "phase")
 """Metrics that say nothing of speed."""
 
@@ -68,6 +71,10 @@ class Run:
         self.process.wait()
 
 
+def stop_on_signal() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     found: dict[int, dict[str, Any]] = {}
@@ -101,6 +108,8 @@ def processes_of(folder: Path, word: str = "") -> list[int]:
 def start(recipe: Mapping[str, Any], stage: str, folder: Path, data_root: Path | None, gpus: Sequence[int] = (),
           fresh: bool = True) -> Run:  # fmt: skip
     """Starts ``stage`` of a recipe, checked as a user's file is; ``from`` must be `base`."""
+    if STOP.is_set():
+        raise SystemExit(1)
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,8 +180,8 @@ def follow(run: Run, seconds: float, start_s: float, gpus: Sequence[int], steps:
             now, rows = time.monotonic(), run.rows()
             if rows and first is None:
                 first, watched.counting = now, True
-            if each(run):
-                ended = "by the part"
+            if STOP.is_set() or each(run):
+                ended = "from outside" if STOP.is_set() else "by the part"
                 break
             if (first and now > first + seconds) or (steps and len(rows) >= steps):
                 ended = "after its time"

@@ -44,7 +44,7 @@ def server_command(model: Path, port: int, longest: int) -> list[str]:
 
 def run_trl_cluster(options: argparse.Namespace) -> dict[str, Any]:
     """TRL's server on the last GPU, its trainer on the others."""
-    from benchmarks.rl_stage import Run, follow
+    from benchmarks.rl_stage import STOP, Run, follow
     from nanoalign.models.loading import resolve
 
     folder = (options.folder / "trl").resolve()
@@ -69,7 +69,7 @@ def run_trl_cluster(options: argparse.Namespace) -> dict[str, Any]:
     command = [*launcher, "-m", "benchmarks.rl_cluster", *child[1:]]
     started = time.monotonic()
     while not answers(port):  # its trainer waits too, but asks every two seconds, and then imports
-        if server.poll() is not None or time.monotonic() > started + options.start:
+        if server.poll() is not None or time.monotonic() > started + options.start or STOP.is_set():
             tail = (folder / "server.log").read_text(errors="replace")[-2500:]
             Run(folder, server).end()
             return {"error": "the server did not start", "log": tail}
