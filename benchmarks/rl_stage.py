@@ -256,8 +256,9 @@ class Report:
         self.write()
         kept = ("steps", "step_s", "peak_allocated_gb", "peak_smi_gb", "idle_smi", "start_s", "ended", "exit", "error")
         print(name, {key: run[key] for key in kept if key in run}, flush=True)
-        if "log" in run:
-            print(run["log"], flush=True)
+        for log in ("log", "server_log"):
+            if log in run:
+                print(run[log], flush=True)
 
     def write(self) -> None:
         if self.path:

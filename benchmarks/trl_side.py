@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +42,8 @@ def server_command(model: Path, port: int, longest: int) -> list[str]:
 
 
 def run_trl_cluster(options: argparse.Namespace) -> dict[str, Any]:
-    """TRL's server on the last GPU, its trainer on the others."""
-    from benchmarks.rl_stage import STOP, Run, follow
+    """TRL's server on the last GPU, its trainer on the others, started together: it waits for the server."""
+    from benchmarks.rl_stage import Run, follow
     from nanoalign.models.loading import resolve
 
     folder = (options.folder / "trl").resolve()
@@ -67,28 +66,16 @@ def run_trl_cluster(options: argparse.Namespace) -> dict[str, Any]:
     launcher += ["--cpu"] if options.tiny else ["--multi_gpu"] if processes > 1 else []
     child = [sys.argv[0], *sys.argv[1:], "--child", f"http://127.0.0.1:{port}", str(folder)]
     command = [*launcher, "-m", "benchmarks.rl_cluster", *child[1:]]
-    started = time.monotonic()
-    while not answers(port):  # its trainer waits too, but asks every two seconds, and then imports
-        if server.poll() is not None or time.monotonic() > started + options.start or STOP.is_set():
-            tail = (folder / "server.log").read_text(errors="replace")[-2500:]
-            Run(folder, server).end()
-            return {"error": "the server did not start", "log": tail}
-        time.sleep(0.5)
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=training,
                                    start_new_session=True)  # fmt: skip
     run = Run(folder, process)
-    found = follow(run, options.trl_seconds, options.start, gpus, options.steps)
+    found = follow(
+        run, options.trl_seconds, options.start, gpus, options.steps, each=lambda run: server.poll() is not None
+    )
     server.wait()
-    return found | {"server_start_s": run.started - started}
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2.0) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+    tail = (folder / "server.log").read_text(errors="replace")[-2500:]
+    return found | ({} if "steps" in found else {"server_log": tail})
 
 
 def run_trl(stage: GRPOStage, mixture: Mixture, folder: Path, options: argparse.Namespace) -> None:
