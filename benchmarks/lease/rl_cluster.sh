@@ -2,7 +2,8 @@
 # Parts write $OUT/PART.json as they go, and a table last; LIMIT (seconds) ends one. Two parts side by side: their GPUS disjoint, `&` and `wait`.
 . benchmarks/lease/rl_cluster_setup.sh
 part=$1; shift
-G=${GPUS:-0 1 2 3}; NAME=${NAME:-$part}; B=$HOME/bench; NINE=${NINE:-/dev/shm/nano9b}; mkdir -p $B $OUT
+G=${GPUS:-0 1 2 3}; NAME=${NAME:-$part}; B=$HOME/bench; mkdir -p $B/logs $OUT
+NINE=/dev/shm/nano9b; [ -e $NINE ] || [ $(df -k --output=avail /dev/shm | tail -n 1) -gt 30000000 ] || NINE=$B/nano9b.model
 run() { # MODULE PART... : its table on the screen, its JSON in $OUT, all else in $OUT/logs.tar.gz (eight files come back, and no more)
   timeout -k 20 ${LIMIT:-560} python3 -m "$@" --folder $B/$NAME --json $OUT/$NAME.json > $B/logs/$NAME.txt 2>&1; code=$?
   echo "== $NAME: exit $code after $SECONDS s"; grep -v Warning $B/logs/$NAME.txt | tail -n ${LINES_SHOWN:-45} | cut -c1-600
@@ -12,7 +13,6 @@ run() { # MODULE PART... : its table on the screen, its JSON in $OUT, all else i
   done
   tar czf $B/$NAME.tar.gz -C $B/logs . && mv $B/$NAME.tar.gz $OUT/logs.tar.gz
 }
-mkdir -p $B/logs
 case $part in
   kit) ls $HOME/kit ;;
   behind) # what needs no vLLM, while vLLM travels: the 9B's weights, SmolLM2's conversion, a model for DPO
