@@ -123,6 +123,8 @@ def start(recipe: Mapping[str, Any], stage: str, folder: Path, data_root: Path |
         "seed": loaded.seed, "data_root": str(data_root.resolve()) if data_root else None, "runner": os.getpid(),
     })  # fmt: skip
     begun = command(loaded, stage, job)
+    if loaded.launch.devices > 1 and "torch.distributed.run" not in begun.argv:
+        raise SystemExit(f"{folder}: the stage would run on one process of {loaded.launch.devices}")
     argv = ["benchmarks.rl_stage" if word == "nanoalign.stage_process" else word for word in begun.argv]
     threads = {"OMP_NUM_THREADS": "8"} if gpus else {"VLLM_CPU_KVCACHE_SPACE": "1"}
     environment = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **threads,
