@@ -24,7 +24,7 @@ case $part in
   trl) needs_all; need converted; run benchmarks.rl_cluster trl --gpus $G --batch ${BATCH:-384} --pack-tokens 32768 --seconds 45 --trl-seconds 50 "$@" ;;
   today) needs_all; need converted; run benchmarks.rl_cluster today --gpus $G --batch ${BATCH:-384} --seconds 45 "$@" ;;
   async) needs_all; need converted; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps ${STEPS:-24} --seconds 100 "$@" ;;
-  nano9b) needs_all; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-96} --tokens 4096 --pack-tokens 16384 --ahead 1 --steps ${STEPS:-3} --start 360 --seconds 240 "$@" ;;
+  nano9b) needs_all; export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-96} --tokens 4096 --pack-tokens 16384 --ahead 1 --steps ${STEPS:-3} --start 360 --seconds 240 "$@" ;;
   dpo) needs_all; need teach; run benchmarks.rl_cluster_dpo --gpus $G --model $B/dpo/teach/model "$@" ;;
   faults) needs_all; need converted; run benchmarks.rl_faults --gpus $G "$@" ;;
   *) echo "no part $part" ;;
