@@ -285,4 +285,8 @@ if __name__ == "__main__":
     from nanoalign.stage_process import main
 
     rl_stage.watch_memory(Path(sys.argv[1]).parent)
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ and "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a CPU would compile it for minutes
     sys.exit(main())
