@@ -282,7 +282,7 @@ def unspreadable(stage: Any, launch: Any) -> str | None:
     """Why a stage that can train on several processes runs on one under this launch, or None."""
     if not isinstance(stage, DPOStage | GRPOStage):
         return None
-    if launch.zero == 3:
+    if launch.zero == 3 and isinstance(stage, DPOStage):
         return "it samples from weights that `launch.zero: 3` would shard; 2 or less spreads it"
     if launch.devices > 1 and stage.rollouts.engine.kind == "vllm":
         return "`rollouts.engine: vllm` shares a GPU with one process; hf or vllm_server spread it"
