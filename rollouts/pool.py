@@ -231,7 +231,8 @@ class ServerPool:
 
     def _ask(self, slot: Slot, server: Server, job: Job, body: dict[str, Any]) -> None:
         """A request's thread."""
-        answer, refused = None, None
+        answer: dict[str, Any] = {}
+        refused: ConfigError | None = None
         try:
             answer = server.complete(body)
         except ConfigError as error:
