@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 AGAIN_S = 0.1
 """Seconds between two pauses of a server whose answers have not all come back: a request may reach it after one."""
+LOOK_S = 1.0
+"""Seconds between two looks whether :meth:`ServerPool.generate` waits for what cannot come."""
 END_S = 60.0
 """Seconds for which :meth:`ServerPool.close` waits for servers to end."""
 
@@ -197,15 +199,22 @@ class ServerPool:
         with self.changed:
             jobs = [Job(self.numbers + place, work) for place, work in enumerate(works)]
             self.numbers += len(jobs)
+            if self.closed:
+                raise EngineLostError("the pool is closed")
             self.queue += jobs
             self._advance()
         return jobs
 
     def _wait(self, futures: Sequence["Future[Any]"]) -> list[Any]:
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            left: set[Future[Any]] = set(futures)
+            while left:
+                done, left = wait(left, LOOK_S, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                with self.changed:
+                    if left and all(slot.state in ("waiting", "dead") for slot in self.slots):
+                        raise EngineLostError("every server waits for weights: send them, then ask")
             return [future.result() for future in futures]
         finally:
             for future in futures:
