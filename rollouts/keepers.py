@@ -47,7 +47,7 @@ def open_server(settings: ServerSettings, opening: Opening) -> ServerPool:
 
 
 class OwnServer:
-    """A server on this machine, on GPUs of its own; a :class:`rollouts.pool.Keeper`."""
+    """A server on this machine, on GPUs of its own; a :class:`rollouts.slots.Keeper`."""
 
     def __init__(
         self, settings: ServerSettings, opening: Opening, gpus: list[int] | None, log: Path, device: int | None
@@ -77,7 +77,7 @@ class OwnServer:
 
 
 class FoundServer:
-    """A server that others have started; a :class:`rollouts.pool.Keeper`."""
+    """A server that others have started; a :class:`rollouts.slots.Keeper`."""
 
     def __init__(self, url: str, settings: ServerSettings, opening: Opening, device: int | None) -> None:
         self.url, self.settings, self.opening, self.device = url, settings, opening, device

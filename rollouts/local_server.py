@@ -106,10 +106,14 @@ def visible_devices(gpus: Sequence[int], visible: str | None) -> str:
     return ",".join(devices[gpu] for gpu in gpus)
 
 
+_LIBC = ctypes.CDLL(None)
+"""Opened here: a fork of a process with threads should take no locks."""
+
+
 def _end_with_parent() -> None:
     """Linux sends the server a SIGTERM when the thread that made it ends, so that no trainer's death leaves one."""
     PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 _given: set[int] = set()

@@ -21,8 +21,9 @@ from nanoalign.common.errors import NanoalignError
 from nanoalign.rollouts.base import EngineLostError
 
 BUCKET_BYTES = 2**30
-"""vLLM's own size of a packed buffer: its workers expect a broadcast after each tensor that exceeds it."""
-PACKED = {"packed": True, "packed_buffer_size_bytes": BUCKET_BYTES}
+PACKED = {"packed": True, "packed_buffer_size_bytes": 2**40}
+"""vLLM's workers expect a broadcast whenever tensors exceed this size: never within a bucket. They allocate what comes.
+"""
 
 Tensors = Sequence[tuple[str, torch.Tensor]]
 
@@ -52,7 +53,9 @@ class Packed:
 
 
 def pack(bucket: Tensors, device: torch.device | str) -> Packed:
-    """``bucket``: one of :func:`buckets`, in the dtypes in which the server is to take them."""
+    """``bucket``: in the dtypes in which the server is to take them. Wide dtypes come first: vLLM's workers view bytes
+    as tensors where they lie, which fails at an address that their dtype does not divide."""
+    bucket = sorted(bucket, key=lambda each: -each[1].element_size())
     flat = torch.cat([tensor.detach().to(device).contiguous().reshape(-1).view(torch.uint8) for _, tensor in bucket])
     if flat.is_cuda:
         torch.cuda.current_stream(flat.device).synchronize()  # it is read on streams of other threads

@@ -11,15 +11,15 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, InvalidStateError, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
 
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import Completion, EngineLostError, Request
 from nanoalign.rollouts.drafts import Draft, Scored
 from nanoalign.rollouts.server import Server
+from nanoalign.rollouts.slots import Job, Keeper, Slot
 
 if TYPE_CHECKING:
     import torch
@@ -28,56 +28,10 @@ if TYPE_CHECKING:
 
 AGAIN_S = 0.1
 """Seconds between two pauses of a server whose answers have not all come back: a request may reach it after one."""
+LOOK_S = 1.0
+"""Seconds between two looks whether :meth:`ServerPool.generate` waits for what cannot come."""
 END_S = 60.0
 """Seconds for which :meth:`ServerPool.close` waits for servers to end."""
-
-
-class Keeper(Protocol):
-    """How a server of a pool is started, the first time and after each loss. Its methods run on one thread."""
-
-    def start(self, given_up: Callable[[], bool]) -> Server:
-        """A server with the model's weights that answers; ``given_up()`` ends the wait for it. Raises ConfigError or
-        EngineLostError."""
-        ...
-
-    def stop(self, server: Server | None) -> None:
-        """Ends what :meth:`start` has made, be it half-way."""
-        ...
-
-
-@dataclass(eq=False)
-class Job:
-    """Something that a server is asked for, and who waits for it."""
-
-    number: int
-    work: Draft | Scored
-    future: "Future[Any]" = field(default_factory=Future)
-
-    def settle(self, result: Any) -> None:
-        """A result, or an exception, unless the waiting one has gone."""
-        try:
-            if isinstance(result, Exception):
-                self.future.set_exception(result)
-            else:
-                self.future.set_result(result)
-        except InvalidStateError:
-            pass
-
-
-@dataclass(eq=False)
-class Slot:
-    """One server's place in the pool."""
-
-    keeper: Keeper
-    state: Literal["starting", "waiting", "loading", "ready", "dead"] = "starting"
-    """waiting: for the weights of the next :meth:`ServerPool.send`; dead: its restarts are used up."""
-    server: Server | None = None
-    jobs: dict[int, Job] = field(default_factory=dict)
-    """Under way, by number."""
-    version: int | None = None
-    losses: int = 0
-    """In a row, without a whole answer in between."""
-    error: Exception | None = None
 
 
 class ServerPool:
@@ -223,15 +177,22 @@ class ServerPool:
         with self.changed:
             jobs = [Job(self.numbers + place, work) for place, work in enumerate(works)]
             self.numbers += len(jobs)
+            if self.closed:
+                raise EngineLostError("the pool is closed")
             self.queue += jobs
             self._advance()
         return jobs
 
     def _wait(self, futures: Sequence["Future[Any]"]) -> list[Any]:
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            left: set[Future[Any]] = set(futures)
+            while left:
+                done, left = wait(left, LOOK_S, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                with self.changed:
+                    if left and all(slot.state in ("waiting", "dead") for slot in self.slots):
+                        raise EngineLostError("every server waits for weights: send them, then ask")
             return [future.result() for future in futures]
         finally:
             for future in futures:
@@ -257,7 +218,8 @@ class ServerPool:
 
     def _ask(self, slot: Slot, server: Server, job: Job, body: dict[str, Any]) -> None:
         """A request's thread."""
-        answer, refused = None, None
+        answer: dict[str, Any] = {}
+        refused: ConfigError | None = None
         try:
             answer = server.complete(body)
         except ConfigError as error:

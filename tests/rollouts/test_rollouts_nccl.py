@@ -69,10 +69,11 @@ class Worker(FakeServer):
                 for dtype, shape in zip(self.update["dtype_names"], self.update["shapes"], strict=True)
             ]
             parts = flat.split(sizes)
+            assert sum(sizes) <= (self.init | self.update)["packed_buffer_size_bytes"]
             for name, dtype, shape, part in zip(
                 self.update["names"], self.update["dtype_names"], self.update["shapes"], parts, strict=True
             ):
-                self.tensors[name] = part.clone().view(getattr(torch, dtype)).view(shape)
+                self.tensors[name] = part.contiguous().view(getattr(torch, dtype)).view(shape)
             self.group.taken.put(None)
         elif route == "/finish_weight_update":
             self.weights = int(self.tensors["w"])
@@ -93,7 +94,12 @@ def fake_group(monkeypatch):
 
 
 def weights(value):
-    return [("v", torch.ones(2, 3)), ("w", torch.tensor([float(value)])), ("ids", torch.arange(3))]
+    return [
+        ("odd", torch.ones(1, 3)),
+        ("v", torch.ones(2, 3)),
+        ("w", torch.tensor([float(value)])),
+        ("ids", torch.arange(3)),
+    ]
 
 
 @pytest.fixture
@@ -165,7 +171,7 @@ def test_an_update_that_is_refused_ends_at_once():
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 40))
-def test_buckets_end_where_vllms_workers_expect_it(sizes, limit):
+def test_buckets_hold_all_in_order_and_little_more_than_their_limit(sizes, limit):
     tensors = [(str(place), torch.zeros(size, dtype=torch.uint8)) for place, size in enumerate(sizes)]
     found = [list(bucket) for bucket in buckets(iter(tensors), limit)]
     assert [each for bucket in found for each in bucket] == tensors

@@ -173,6 +173,18 @@ def test_a_replaced_server_waits_for_the_next_send(open_pool):
     assert keepers[0].fake.bodies
 
 
+def test_asking_servers_that_wait_for_weights_ends(open_pool, monkeypatch):
+    monkeypatch.setattr("nanoalign.rollouts.pool.LOOK_S", 0.05)
+    keeper = FakeKeeper()
+    pool = open_pool(keeper)
+    pool.send(weights(1), 1)
+    keeper.fake.die()
+    with pytest.raises(EngineLostError, match="waits for weights"):
+        pool.generate(requests(3))
+    pool.send(weights(2), 2)
+    assert pool.generate(requests(3))
+
+
 def test_a_hung_server_is_given_up_at_the_deadline(open_pool):
     keepers = [FakeKeeper({"hangs": {"/v1/completions"}}, deadline_s=0.3), FakeKeeper(deadline_s=20.0)]
     pool, asked = open_pool(*keepers, parallel=2), requests(8)
@@ -369,6 +381,8 @@ def test_close_while_busy(open_pool):
     assert all(future.cancelled() for future in futures)
     assert keeper.fake.dead
     assert pool.lost == 0
+    with pytest.raises(EngineLostError, match="closed"):
+        pool.submit(requests(1))
 
 
 def test_busy_seconds_leave_out_idle_and_paused_ones(open_pool):
