@@ -6,6 +6,7 @@ what lies between the ends of the measurements before and after it: episodes, pa
 """
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -64,7 +65,8 @@ def one_round(options: Options, place: str) -> dict[str, Any]:
         before, pairs, model, after = (times[name] for name in SEEN)
         found |= {"round_s": after - before, "episodes_s": pairs - before, "train_s": model - pairs,
                   "held_out_s": after - model}  # fmt: skip
-        found["outcome"] = (run.folder / SEEN[-1]).read_text()
+        found["outcome"] = json.loads((run.folder / SEEN[-1]).read_text())
+        found.pop("log", None)
     return found
 
 

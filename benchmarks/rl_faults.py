@@ -9,9 +9,11 @@ depend on what is batched together, so that equal runs differ too).
 import argparse
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +62,10 @@ def nothing(run: Run) -> None: ...
 CASES: dict[str, tuple[Callable[[Run], None], float]] = {
     "none": (nothing, 0.0),
     "none again": (nothing, 0.0),
-    "server killed in generation": (kill_server, 0.5),
+    "server killed in generation": (kill_server, 0.4),
     "server killed at the sync": (kill_server, 0.0),
-    "server's engine killed in generation": (kill_worker, 0.5),
-    "server stopped in generation": (stop_server, 0.5),
+    "server's engine killed in generation": (kill_worker, 0.4),
+    "server stopped in generation": (stop_server, 0.4),
     "server stopped at the sync": (stop_server, 0.0),
     "trainer's last rank killed": (kill_last_rank, 0.3),
 }
@@ -100,12 +102,13 @@ def case(options: Options, name: str) -> dict[str, Any]:
         if found["exit"] == 0:
             break
     rows = rows_of(folder.resolve())
-    after = [row["time"] for row in rows if row["time"] > told.get("hit_at", 0.0)]
+    times = [row["time"] for row in rows]
+    gaps = [after - before for before, after in pairwise(times) if after > told.get("hit_at", 0.0)]
     return {
         "starts": starts, "exit": found["exit"], "ended": found["ended"], "seconds": time.monotonic() - begun,
         "steps": [row["step"] for row in rows],
         "engines_lost": max((row.get("engines_lost", 0) for row in rows), default=0),
-        "next_step_after_s": after[0] - told["hit_at"] if after and told else None,
+        "longest_step_s": max(gaps, default=None), "median_step_s": statistics.median(gaps) if gaps else None,
         "rewards": [row["reward"] for row in rows], **({"log": found["log"]} if found["exit"] else {}),
     }  # fmt: skip
 
@@ -149,7 +152,16 @@ def main() -> None:
         found["weights_apart"] = distance(options.folder / name.replace(" ", "-").replace("'", "") / "model", reference)
         report.note(name, found)
     for name, found in report.runs.items():
-        kept = ("starts", "exit", "steps", "engines_lost", "next_step_after_s", "seconds", "weights_apart")
+        kept = (
+            "starts",
+            "exit",
+            "steps",
+            "engines_lost",
+            "longest_step_s",
+            "median_step_s",
+            "seconds",
+            "weights_apart",
+        )
         print(f"{name:40}", {key: found[key] for key in kept})
 
 
