@@ -129,10 +129,14 @@ class _Player:
         test = list(environment.tasks("test"))
         chosen = row_schedule(len(test), min(config.held_out_tasks, len(test)), derive_seed(context.seed, HELD_OUT))
         self.test_tasks = [test[row] for row in chosen]
+        self.each = config.rollouts.engine.kind != "vllm_server"
+        """Each process has an engine of its own, on its own GPU."""
         self.vllm: RolloutEngine | None = None
 
-    def engine(self, model: Any) -> RolloutEngine:
-        """An engine on the model's weights; vLLM is started once and then given new weights."""
+    def engine(self, model: Any) -> RolloutEngine | None:
+        """An engine on the model's weights, on every process; None on those that leave asking a server to the first.
+        vLLM is started once, on all processes together, and then given new weights."""
+        from nanoalign.models.weights import whole_weights
         from nanoalign.rollouts import open_engine
 
         settings: Rollouts = self.config.rollouts
@@ -140,6 +144,10 @@ class _Player:
             return open_engine(
                 "hf", model, self.tokenizer, self.chat, batch_size=settings.batch_size, dtype=self.config.train.dtype
             )
+        if not (self.each or self.processes.is_main_process):
+            for _ in whole_weights(model, want=False):
+                pass
+            return None
         if self.vllm is None:
             self.vllm = open_engine(
                 settings.engine, self.context.inputs["from"], self.tokenizer, self.chat,
@@ -147,7 +155,7 @@ class _Player:
                 exchange=self.context.folder / "exchange",
                 budgets=any(budget is not None for budget in self.config.thinking.budgets),
             )  # fmt: skip
-        self.vllm.load_weights(model.state_dict().items())
+        self.vllm.load_weights(whole_weights(model))
         return self.vllm
 
     def train_episodes(self, model: Any, number: int) -> list[EpisodeRecord]:
@@ -164,10 +172,10 @@ class _Player:
         self, model: Any, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts
     ) -> list[EpisodeRecord]:
         """On every process the episodes of all: each plays its share of the tasks where each has an engine of its own,
-        the first plays all where there is but one."""
+        the first plays all where servers are asked."""
         seed, rank = self.context.seed, self.processes.process_index
         modes = [draw_mode(self.config.thinking, derive_seed(seed, number, task)) for task in range(len(tasks))]
-        if rollouts.engine.kind == "hf":
+        if self.each:
             bounds = [len(tasks) * part // self.processes.num_processes for part in (rank, rank + 1)]
         else:
             bounds = [0, 0 if rank else len(tasks)]
@@ -178,12 +186,13 @@ class _Player:
             return modes[task], sampling(rollouts, modes[task], derive_seed(seed, number, task, sample, turn))
 
         episodes: list[EpisodeRecord] = []
-        if mine:
-            engine = self.engine(model)
-            own = [tasks[task] for task in mine]
-            episodes = play(
-                engine, self.environment, own, samples, settings, self.chat, self.tokenizer, self.config.max_turns
-            )
+        engine = self.engine(model)  # of all processes, also those with no task: they start and gather together
+        if engine is not None:
+            if mine:
+                own = [tasks[task] for task in mine]
+                episodes = play(
+                    engine, self.environment, own, samples, settings, self.chat, self.tokenizer, self.config.max_turns
+                )
             engine.sleep()
         return gather_object(episodes)
 

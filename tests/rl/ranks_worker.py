@@ -16,6 +16,7 @@ from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.launch import deepspeed_environment
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
+from nanoalign.models.loading import load_model
 from nanoalign.rl import dpo
 from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import DPOStage, GRPOStage
@@ -52,6 +53,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
     "dpo": (1, {}),
     "dpo_two": (2, {}),
+    "dpo_own": (2, {"engine": "vllm"}),
+    "dpo_server": (2, {"engine": "vllm_server"}),
 }
 """Processes and settings."""
 
@@ -140,14 +143,33 @@ def train(
         torch.save({"weights": whole.state_dict(), "log": log}, folder / "end.pt")
 
 
-def play_and_train(folder: Path, base: Path) -> None:
+def open_copy(settings: Any, model: Any, tokenizer: Any, chat: Any, **more: Any) -> Any:
+    """In place of a vLLM: an engine on a model of its own, which knows only the weights that it is given."""
+    if settings == "hf":
+        return open_hf("hf", model, tokenizer, chat, **more)
+    assert settings.kind == "vllm" or int(os.environ["RANK"]) == 0, "the first process asks the server"
+    own = load_model(model)
+    engine: Any = open_hf("hf", own, tokenizer, chat, batch_size=more["batch_size"], dtype=more["dtype"])
+
+    def load_weights(tensors: Any) -> None:
+        assert not own.load_state_dict(dict(tensors), strict=False).unexpected_keys
+
+    engine.load_weights = load_weights
+    return engine
+
+
+open_hf = rollouts.open_engine
+
+
+def play_and_train(folder: Path, base: Path, engine: str = "hf") -> None:
     """A whole stage, on an environment of the tests."""
     rollouts.environments.environment = lambda name, data_root: EvenEnvironment()
+    rollouts.open_engine = open_copy
     train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype="float32", checkpoint_every=1)
     stage = DPOStage(**{
         "kind": "dpo", "from": "base", "environment": "even", "rounds": 2, "tasks_per_round": 4, "samples_per_task": 4,
-        "held_out_tasks": 5, "max_turns": 2, "train": train, "rollouts": Rollouts(max_tokens=6, batch_size=16),
-        "thinking": Thinking(on=0.5),
+        "held_out_tasks": 5, "max_turns": 2, "train": train, "thinking": Thinking(on=0.5),
+        "rollouts": Rollouts(engine=engine, max_tokens=6, batch_size=16),
     })  # fmt: skip
     context = StageContext("even", folder, {"from": base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder))
     figures = dpo.run(stage, {}, context)
@@ -166,7 +188,7 @@ def main() -> None:
             if zero := settings.pop("zero", 0):
                 os.environ |= split_everything(deepspeed_environment(zero, folder / f"{way}.{rank}.json"), rank)
             if way.startswith("dpo"):
-                play_and_train(folder / way, base)
+                play_and_train(folder / way, base, **settings)
             else:
                 train(folder / way, **settings)
 

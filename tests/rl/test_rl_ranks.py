@@ -32,6 +32,7 @@ WAYS = {
     "lora": ["lora_two", "lora_zero3"],
     "kl": ["kl_two", "kl_zero3"],
 }
+PLAYED = ["dpo_two", "dpo_own", "dpo_server"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     ways = [way for alone, others in WAYS.items() for way in (alone, *others)]
     command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(small_base), str(folder), *ways,
-               "dpo", "dpo_two"]  # fmt: skip
+               "dpo", *PLAYED]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -75,9 +76,10 @@ def test_a_reason_is_counted_once(runs: dict[str, Any]) -> None:
     assert all(each == [0.0, 1.0, 2.0] for each in counts)
 
 
-def test_dpo_plays_and_trains_as_one(folder: Path) -> None:
+@pytest.mark.parametrize("way", PLAYED)
+def test_dpo_plays_and_trains_as_one(folder: Path, way: str) -> None:
     """The same episodes and pairs, played by two; the same weights within rounding."""
-    one, two = folder / "dpo", folder / "dpo_two"
+    one, two = folder / "dpo", folder / way
     episodes = [
         [json.loads(line) for line in (f / "round-1/episodes.jsonl").read_text().splitlines()] for f in (one, two)
     ]
