@@ -120,10 +120,10 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [section.data for section in (stage, *suites) if getattr(section, "data", None) is not None]
     return {
-        "stage": own_identity(portable(stage.identity())),
+        "stage": portable(own_identity(stage.identity())),
         "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},
         "suites": {
-            name: own_identity(portable(recipe.suites[name].identity()))
+            name: portable(own_identity(recipe.suites[name].identity()))
             for name in dict.fromkeys(suite for _, suite in suites_of(stage))
         },
         "chat": recipe.chat,
