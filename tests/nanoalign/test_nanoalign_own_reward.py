@@ -300,3 +300,16 @@ def test_a_stage_trains_on_a_users_reward_and_a_failing_one_ends_it(folder: Path
     code, said = call("run", recipe, "--until", "polite", "--root", root)
     assert code == 2 and f"reward 'brevity' raised KeyError: 'mine' ({folder}/my_rewards.py:2), for the prompt" in said
     assert "raised KeyError" in (folder / "runs/mine/report.html").read_text()
+
+
+def test_of_two_processes_the_one_whose_reward_fails_is_told(folder: Path) -> None:
+    source = """import os
+def brevity(samples):
+    if os.environ["RANK"] == "1":
+        raise KeyError("mine")
+    return [0.0] * len(samples)
+"""
+    recipe, root = changed(folder, FILE, source=source), str(folder / "runs")
+    Path(recipe).write_text(Path(recipe).read_text() + "device: cpu\nlaunch: {kind: local, processes: 2}\n")
+    code, said = call("run", recipe, "--until", "polite", "--root", root)
+    assert code == 2 and f"stage polite: rank 1 of 2: reward 'brevity' raised KeyError: 'mine' ({folder}" in said
