@@ -54,7 +54,7 @@ class EachPairOnce(RecipeTrainer):
     ) -> tuple[list[Any], Any]:
         """The micro-batches of a step on this process; where pairs run out, with the part that each is."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        size, total = self.recipe.batch_size, len(self.train_dataset)  # type: ignore[arg-type]
+        size, total = self.recipe.batch_size, len(self.train_dataset)
         pairs = min(size, total - self.state.global_step % -(-total // size) * size)
         if self.accelerator.num_processes == 1 or pairs == size:
             return batches, items
