@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nanoalign.common.errors import NanoalignError
 
 TOLD, LOST = "failed.json", "lost.json"
 """An error, and one of a process that lost another; the first of each is kept, in the stage's folder."""
+SILENT = "no process told another error; one may have been killed, see the log"
 LOST_ANOTHER = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 
@@ -52,7 +53,8 @@ def told(folder: Path) -> Failure | None:
     """The first error of a stage whose processes have ended, if one was told."""
     for name in (TOLD, LOST):
         with suppress(OSError, ValueError):
-            return Failure(**json.loads((folder / name).read_text(encoding="utf-8")))
+            found = Failure(**json.loads((folder / name).read_text(encoding="utf-8")))
+            return found if name == TOLD else replace(found, error=f"{found.error} ({SILENT})")
     return None
 
 

@@ -37,7 +37,7 @@ def test_a_lost_connection_counts_only_alone(
     failure.clear(tmp_path)
     tell(tmp_path, 0, LOST, monkeypatch)
     told = failure.told(tmp_path)
-    assert told is not None and "Connection closed" in told.error
+    assert told is not None and "Connection closed" in told.error and "may have been killed" in told.error
 
 
 def test_one_process_has_no_rank_and_its_crash_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
