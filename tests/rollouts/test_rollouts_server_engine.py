@@ -11,6 +11,7 @@ os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import psutil
+import torch
 
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.common.errors import ConfigError
@@ -103,7 +104,10 @@ def test_killed_in_the_middle_of_a_rollout(engines, small_base):
 def test_new_weights_in_the_middle_of_completions(engines, small_base):
     """They are continued under the new weights, under their budgets, and each token knows which weights drew it."""
     server, hf = engines
-    models = [hf.model, changed_model(small_base)]
+    models = [load_model(small_base), changed_model(small_base)]
+    with torch.no_grad():  # no completion is to end before it is cut off
+        for model in models:
+            model.get_output_embeddings().weight[sorted(hf.thinking.stop_ids)] *= -1
     settings = [{}, {"thinking_budget": 150, "grace": 30}] * 8
     asked = [requests(small_base, 16, max_tokens=230, **each)[seed] for seed, each in enumerate(settings)]
     server.send(models[0].state_dict().items(), 0)
