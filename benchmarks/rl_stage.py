@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.artifacts import finite
+from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import write_json
 from nanoalign.common.intervals import mean
 from nanoalign.launch import command
@@ -124,7 +125,7 @@ def start(recipe: Mapping[str, Any], stage: str, folder: Path, data_root: Path |
     })  # fmt: skip
     begun = command(loaded, stage, job)
     if loaded.launch.devices > 1 and "torch.distributed.run" not in begun.argv:
-        raise SystemExit(f"{folder}: the stage would run on one process of {loaded.launch.devices}")
+        raise ConfigError(f"{folder}: the stage would run on one process of {loaded.launch.devices}")
     argv = ["benchmarks.rl_stage" if word == "nanoalign.stage_process" else word for word in begun.argv]
     threads = {"OMP_NUM_THREADS": "8"} if gpus else {"VLLM_CPU_KVCACHE_SPACE": "1"}
     environment = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **threads,
