@@ -35,14 +35,14 @@ MOST_ROUNDS = 30
 def grpo_stage(options: argparse.Namespace) -> GRPOStage:
     train = Training(
         learning_rate=options.learning_rate, schedule="constant", warmup_ratio=0.0, batch_size=options.batch,
-        steps=options.steps, dtype="float32", checkpoint_every=10_000,
+        steps=options.steps, micro_batch_size=options.micro, dtype="float32", checkpoint_every=10_000,
     )  # fmt: skip
     return GRPOStage.model_validate(
         {
             "kind": "grpo", "from": "base", "environment": ENVIRONMENT, "max_turns": MAX_TURNS, "train": train,
             "reward": {"environment": 1.0, "format": 0.1}, "group_size": options.group,
-            "rollouts": Rollouts(max_tokens=64, grace=8, temperature=1.0, batch_size=96),
-            "thinking": Thinking(), "pack_tokens": options.pack_tokens,
+            "rollouts": Rollouts(max_tokens=64, grace=8, temperature=0.8, batch_size=96),
+            "thinking": Thinking(),
         }
     )  # fmt: skip
 
@@ -93,9 +93,7 @@ def train(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], d
 
     def context(name: str) -> StageContext:
         place = folder / name
-        return StageContext(
-            name, place, {"from": options.model}, CHAT, options.seed, None, "cpu", log=StageLog(place)
-        )
+        return StageContext(name, place, {"from": options.model}, CHAT, options.seed, None, "cpu", log=StageLog(place))
 
     stage, told = grpo_stage(options), {}
     processor_s, wall_s = timed(lambda: told.update(grpo.run(stage, {}, context("grpo"))))
@@ -123,7 +121,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--pack-tokens", type=int)
+    parser.add_argument("--micro", type=int, default=16)
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--folder", type=Path, help="keep the models here")

@@ -3,6 +3,7 @@ own pace."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from nanoalign.budget_control.rule import BudgetRule
@@ -186,13 +187,16 @@ class _Scene:
             return None
         return Request(prompt_ids, settings)
 
+    @cached_property
+    def thinking(self) -> ThinkingTokens:
+        """Made once: it reads the whole vocabulary."""
+        return ThinkingTokens.from_tokenizer(
+            self.tokenizer, self.chat.think_open, self.chat.think_close, self.chat.stop
+        )
+
     def thought(self, each: "_Play") -> int:
         """Thinking tokens of an episode so far."""
-        rule = BudgetRule(
-            ThinkingTokens.from_tokenizer(
-                self.tokenizer, self.chat.think_open, self.chat.think_close, self.chat.stop
-            ), None,
-        )  # fmt: skip
+        rule = BudgetRule(self.thinking, None)
         return sum(rule.thinking_tokens(turn.prompt_ids, turn.completion.token_ids) for turn in each.turns)
 
     def prompt_ids(self, each: "_Play") -> tuple[int, ...]:
