@@ -2,19 +2,21 @@
 
     python benchmarks/agentic.py MODEL --steps 24 --json docs/results/agentic.json
 
-MODEL is a finished `refine` stage of recipes/miniature.yaml (runs/miniature/refine/model), which that recipe's DPO starts
-from. GRPO takes so many steps; DPO, with the recipe's settings, as many rounds as it takes to have used as much processor
-time (the benchmark is one thread, and a shared machine's wall time is that of its other users too; both are recorded).
-Neither branch measures held-out success in that time. After it, every model plays the same held-out tasks once, greedily.
+MODEL is a finished `refine` stage of recipes/miniature.yaml (runs/miniature/refine/model), which that recipe's DPO
+starts from. GRPO takes so many steps; DPO, with the recipe's settings, as many rounds as it takes to have used as much
+processor time (one thread; the wall time of a shared machine, recorded too, depends on its other users). Neither branch
+measures held-out success in that time; every model then plays the same held-out tasks once, greedily.
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,6 @@ from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
 
 ENVIRONMENT, CHAT, MAX_TURNS = "miniature-workplace", "nemotron-nano-v2", 6
-MOST_ROUNDS = 30
 
 
 def grpo_stage(options: argparse.Namespace) -> GRPOStage:
@@ -87,31 +88,44 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
     return time.process_time() - processor, time.perf_counter() - wall
 
 
-def train(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """The models of both branches, and what they took."""
-    from nanoalign.rl import dpo, grpo
+def context(name: str, options: argparse.Namespace) -> StageContext:
+    folder = options.folder / name
+    return StageContext(name, folder, {"from": options.model}, CHAT, options.seed, None, "cpu", log=StageLog(folder))
 
-    def context(name: str) -> StageContext:
-        place = folder / name
-        return StageContext(name, place, {"from": options.model}, CHAT, options.seed, None, "cpu", log=StageLog(place))
 
-    stage, told = grpo_stage(options), {}
-    processor_s, wall_s = timed(lambda: told.update(grpo.run(stage, {}, context("grpo"))))
-    models = {"grpo": folder / "grpo/model"}
-    figures = {"grpo.processor_s": processor_s, "grpo.wall_s": wall_s, "grpo.steps": options.steps,
-               "grpo.episodes": options.steps * options.batch,
-               "grpo.sampled_first": told["success"]["first"]["value"],
-               "grpo.sampled_last": told["success"]["last"]["value"]}  # fmt: skip
+def train_grpo(options: argparse.Namespace) -> tuple[Path, dict[str, float]]:
+    """The model, and what it took."""
+    from nanoalign.rl import grpo
+
+    told: dict[str, Any] = {}
+    processor_s, wall_s = timed(lambda: told.update(grpo.run(grpo_stage(options), {}, context("grpo", options))))
+    figures = {
+        "grpo.processor_s": processor_s, "grpo.wall_s": wall_s, "grpo.steps": options.steps,
+        "grpo.episodes": options.steps * options.batch, "grpo.sampled_first": told["success"]["first"]["value"],
+        "grpo.sampled_last": told["success"]["last"]["value"],
+    }  # fmt: skip
+    return options.folder / "grpo/model", figures
+
+
+def train_dpo(options: argparse.Namespace, processor_s: float) -> tuple[dict[str, Path], dict[str, float]]:
+    """The models of the recipe's rounds and of the first round that ends after ``processor_s``, and what they took."""
+    from nanoalign.rl import dpo
+
     spent = wall = 0.0
-    for rounds in range(1, MOST_ROUNDS + 1):
-        more, more_wall = timed(lambda rounds=rounds: dpo.run(dpo_stage(rounds), {}, context("dpo")))
+    rounds, models = 0, {}
+    while rounds < options.least_rounds or spent < processor_s:
+        rounds += 1
+        more, more_wall = timed(partial(dpo.run, dpo_stage(rounds), {}, context("dpo", options)))
         spent, wall = spent + more, wall + more_wall
-        models[f"dpo_round_{rounds}"] = folder / f"dpo/round-{rounds}/model"
-        figures |= {f"dpo.round_{rounds}.processor_s": spent, "dpo.processor_s": spent, "dpo.wall_s": wall,
-                    "dpo.rounds": rounds, "dpo.episodes": 192 * rounds}  # fmt: skip
-        if spent >= processor_s and rounds >= 3:
-            break
-    return models, figures
+        if rounds == 3:
+            models["dpo_recipe"] = options.folder / "dpo/round-3/model"
+    models["dpo"] = options.folder / f"dpo/round-{rounds}/model"
+    return models, {"dpo.processor_s": spent, "dpo.wall_s": wall, "dpo.rounds": rounds, "dpo.episodes": 192 * rounds}
+
+
+def gain(before: list[bool], after: list[bool]) -> dict[str, float]:
+    """Points of success, task by task."""
+    return mean([100.0 * (late - early) for early, late in zip(before, after, strict=True)]).as_dict()
 
 
 def main() -> None:
@@ -119,40 +133,46 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--micro", type=int, default=16)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--least-rounds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--seed", type=int, default=17)
-    parser.add_argument("--folder", type=Path, help="keep the models here")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.mkdtemp(prefix="agentic-")))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as temporary:
-        models, figures = train(options, options.folder or Path(temporary))
-        before = held_out(options.model, options.held_out, options.seed)
-        estimates = {"before": proportion(sum(before), len(before)).as_dict()}
-        for name, model in models.items():
-            after = held_out(model, options.held_out, options.seed)
-            gain = mean([100.0 * (late - early) for early, late in zip(before, after, strict=True)])
-            estimates |= {name: proportion(sum(after), len(after)).as_dict(), f"{name}.gain_points": gain.as_dict()}
-            print(name, estimates[name], estimates[f"{name}.gain_points"], flush=True)
-    last = f"dpo_round_{figures['dpo.rounds']}"
-    for ours, name in (("grpo", "success_gain_points"), (last, "dpo_success_gain_points")):
-        gained = estimates[f"{ours}.gain_points"]
-        figures |= {f"agentic.{name}": gained["value"], f"agentic.{name}_low": gained["low"]}
-    for name, value in figures.items():
-        print(f"{name:36} {value:12,.3f}")
-    if options.json:
-        machine = {
-            "cpus": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()[0], "niced": os.nice(0) > 0,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "trl", "accelerate")},
-        }  # fmt: skip
-        said = ["python", *sys.argv]
-        record = {"command": " ".join(said), "machine": machine, "seed": options.seed, "figures": figures}
-        write_json(options.json, record | {"estimates": estimates})
+    figures: dict[str, float] = {}
+    estimates: dict[str, Any] = {}
+    machine = {
+        "cpus": os.cpu_count(), "load_before": os.getloadavg()[0], "niced": os.nice(0) > 0,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "trl", "accelerate")},
+    }  # fmt: skip
+    before = held_out(options.model, options.held_out, options.seed)
+    estimates["before"] = proportion(sum(before), len(before)).as_dict()
+
+    def note(name: str, model: Path) -> None:
+        after = held_out(model, options.held_out, options.seed)
+        estimates[name] = proportion(sum(after), len(after)).as_dict()
+        estimates[f"{name}.gain_points"] = gained = gain(before, after)
+        prefix = "agentic." if name == "grpo" else f"agentic.{name}_"
+        figures.update({f"{prefix}success_gain_points{end}": gained[key] for end, key in
+                        (("", "value"), ("_low", "low"), ("_high", "high"))})  # fmt: skip
+        machine["load_after"] = os.getloadavg()[0]
+        print(json.dumps(figures, indent=1), flush=True)
+        if options.json:
+            record = {"command": " ".join(["python", *sys.argv]), "machine": machine, "seed": options.seed}
+            write_json(options.json, record | {"figures": figures, "estimates": estimates})
+
+    model, took = train_grpo(options)
+    figures.update(took)
+    note("grpo", model)
+    models, took = train_dpo(options, figures["grpo.processor_s"])
+    figures.update(took)
+    for name, model in models.items():
+        note(name, model)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def play_and_train(base: Path, folder: Path, way: str) -> None:
 
     grpo.OwnEngine.__call__ = counted
     context = StageContext("even", folder, {"from": base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder))
-    grpo.run(config(2, **{name: value for name, value in WAYS[way].items()}), {}, context)
+    grpo.run(config(2, **WAYS[way]), {}, context)
     (folder / f"rows.{os.environ.get('RANK', '0')}.json").write_text(json.dumps(rows))
 
 

@@ -14,9 +14,8 @@ from nanoalign.rollouts.hf import HFEngine
 
 
 class FakePool:
-    """Answers at once, with the weights that it has then, whichever thread asks. ``deaf`` sends are read and forgotten; of
-    ``lost`` sends the
-    engine is lost after them, until the next; ``lost_scores`` questions for scores find none."""
+    """Answers at once, with the weights that it has then, whichever thread asks. ``deaf`` sends are read and forgotten;
+    of ``lost`` sends the engine is lost after them, until the next; ``lost_scores`` questions for scores find none."""
 
     max_length: int | None = None
 

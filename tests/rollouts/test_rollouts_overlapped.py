@@ -1,4 +1,4 @@
-"""Episodes of several turns: prompts as sampled, limits, and, on an engine that takes questions at any time, overlap."""
+"""Episodes of several turns: prompts as sampled, limits, and overlap on engines that take questions at any time."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from nanoalign.rollouts.environments.base import Task
 from nanoalign.rollouts.episodes import EpisodeRecord, Limits, begin
 
 NANO, QWEN, PLAIN = "nemotron-nano-v2", "qwen3", "chatml"
+ON, OFF = Mode(True), Mode(False)
 
 
 def tokenizer_of(name: str) -> Any:
@@ -98,7 +99,7 @@ class AtAnyTime(Lockstep):
 
 
 def played(
-    name: str, engine: Any, talks: Talks, limits: Limits, mode: Mode = Mode(False), **sampling: Any
+    name: str, engine: Any, talks: Talks, limits: Limits, mode: Mode = OFF, **sampling: Any
 ) -> list[EpisodeRecord]:
     asked = Sampling(**{"max_tokens": 50, "thinking_budget": mode.budget, **sampling})
     attempts = [(task, 0) for task in talks.tasks("train")]
@@ -113,7 +114,7 @@ ENGINES = pytest.mark.parametrize("engine", [Lockstep, AtAnyTime])
 @ENGINES
 @pytest.mark.parametrize(
     ("name", "mode", "text"),
-    [(PLAIN, Mode(False), "say words"), (QWEN, Mode(True), "<think>\ngo on\n</think>\n\nsay words")],
+    [(PLAIN, OFF, "say words"), (QWEN, ON, "<think>\ngo on\n</think>\n\nsay words")],
 )
 def test_prompts_hold_the_tokens_as_sampled(engine: Any, name: str, mode: Mode, text: str) -> None:
     written = spelled(name, text)
@@ -132,8 +133,8 @@ def test_prompts_hold_the_tokens_as_sampled(engine: Any, name: str, mode: Mode, 
 @ENGINES
 @pytest.mark.parametrize(
     ("name", "mode", "text"),
-    [(NANO, Mode(True), "go on\n</think>\nsay words\n"), (NANO, Mode(False), "\nsay words"), (PLAIN, Mode(False), "  say  "),
-     (PLAIN, Mode(True), "go on</think>say"), (QWEN, Mode(True), "<think>go on</think>say"), (QWEN, Mode(False), "say")],
+    [(NANO, ON, "go on\n</think>\nsay words\n"), (NANO, OFF, "\nsay words"), (PLAIN, OFF, "  say  "),
+     (PLAIN, ON, "go on</think>say"), (QWEN, ON, "<think>go on</think>say"), (QWEN, OFF, "say")],
 )  # fmt: skip
 def test_where_history_is_rewritten_a_new_row_begins(engine: Any, name: str, mode: Mode, text: str) -> None:
     written = spelled(name, text)
@@ -197,7 +198,7 @@ def test_a_budget_of_the_episode_is_shared_by_its_turns(engine: Any) -> None:
     played(QWEN, asked, Talks(2), Limits(9), Mode(True, 8))
     assert {request.sampling.thinking_budget for request in asked.asked} == {8}
     asked = engine(lambda request: written)
-    played(QWEN, asked, Talks(2), Limits(9, budget_per_episode=True), Mode(True))
+    played(QWEN, asked, Talks(2), Limits(9, budget_per_episode=True), ON)
     assert {request.sampling.thinking_budget for request in asked.asked} == {None}
 
 
@@ -226,7 +227,7 @@ def test_both_ways_of_asking_give_the_same_records() -> None:
         return spelled(NANO, "go</think>say" + "y" * (sum(request.prompt_ids) % 5), forced=sum(request.prompt_ids) % 2)
 
     first, second = (
-        played(NANO, engine(write), Talks(3), Limits(3, tokens=40), Mode(True)) for engine in (Lockstep, AtAnyTime)
+        played(NANO, engine(write), Talks(3), Limits(3, tokens=40), ON) for engine in (Lockstep, AtAnyTime)
     )
     assert first == second
 
