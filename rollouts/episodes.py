@@ -235,8 +235,9 @@ def _in_step(scene: _Scene, plays: "Sequence[_Play]", engine: RolloutEngine) -> 
     """Turn by turn, a turn of all episodes at once."""
     while live := [each for each in plays if not each.ended]:
         asked = [(each, request) for each in live if (request := scene.request(each)) is not None]
-        completions = engine.generate([request for _, request in asked])
-        scene.advance([(each, request, given) for (each, request), given in zip(asked, completions, strict=True)])
+        if asked:
+            completions = engine.generate([request for _, request in asked])
+            scene.advance([(each, request, given) for (each, request), given in zip(asked, completions, strict=True)])
 
 
 def _end_for_room(each: _Play, prompt: int, completion: int, longest: int) -> None:
@@ -266,7 +267,8 @@ def _answer(each: _Play, request: Request, completion: Completion, chat: ChatFor
 
 
 def _record(each: _Play, outcome: Outcome) -> EpisodeRecord:
+    success = outcome.success and each.ended == "done"
     return EpisodeRecord(
-        each.task, each.sample, each.mode, tuple(each.turns), tuple(each.messages), outcome.success,
-        each.ended or "turns", outcome.reward, dict(getattr(each.episode, "faults", {})),
+        each.task, each.sample, each.mode, tuple(each.turns), tuple(each.messages), success, each.ended, outcome.reward,
+        dict(getattr(each.episode, "faults", {})),
     )  # fmt: skip
