@@ -36,12 +36,13 @@ ENVIRONMENT, CHAT, MAX_TURNS = "miniature-workplace", "nemotron-nano-v2", 6
 def grpo_stage(options: argparse.Namespace) -> GRPOStage:
     train = Training(
         learning_rate=options.learning_rate, schedule="constant", warmup_ratio=0.0, batch_size=options.batch,
-        steps=options.steps, micro_batch_size=options.micro, dtype="float32", checkpoint_every=10_000,
+        steps=options.steps, micro_batch_size=options.micro, dtype="float32", checkpoint_every=4,
     )  # fmt: skip
     return GRPOStage.model_validate(
         {
             "kind": "grpo", "from": "base", "environment": ENVIRONMENT, "max_turns": MAX_TURNS, "train": train,
-            "reward": {"environment": 1.0, "format": 0.1}, "group_size": options.group,
+            "reward": {"environment": 1.0} | ({"format": options.format} if options.format else {}),
+            "group_size": options.group,
             "rollouts": Rollouts(max_tokens=64, grace=8, temperature=0.8, batch_size=96),
             "thinking": Thinking(),
         }
@@ -135,7 +136,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--micro", type=int, default=16)
     parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--format", type=float, default=0.0, help="weight of the reward for an answer's form")
     parser.add_argument("--least-rounds", type=int, default=3)
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--seed", type=int, default=17)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -60,7 +61,7 @@ class Overlapped(Generic[E]):
         if not live:
             return
         for (episode, request), answer in zip(live, self.submit([request for _, request in live]), strict=True):
-            answer.add_done_callback(lambda done, episode=episode, request=request: self._go_on(episode, request, done))
+            answer.add_done_callback(partial(self._go_on, episode, request))
 
     def _go_on(self, episode: E, request: Request, done: "Future[Completion]") -> None:
         try:
