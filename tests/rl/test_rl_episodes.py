@@ -18,6 +18,7 @@ from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.conversation import Answer
 from nanoalign.models.config import Training
 from nanoalign.rl import grpo
+from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rl.episodes import rows_of
 from nanoalign.rollouts.base import Completion
@@ -81,6 +82,17 @@ def test_no_token_is_lost_or_trained_twice(turns: list[Turn]) -> None:
             assert found == (wanted or (found[0], 0.0, 0, 0))  # what the environment wrote is never trained on
     trained = sum(sum(row.trained) for row in rows)
     assert trained == sum(not forced for turn in turns for forced in turn.completion.forced)
+
+
+@given(st.lists(st.integers(1, 3), min_size=4, max_size=4))
+def test_parts_have_the_rows_of_their_episodes(rows: list[int]) -> None:
+    of = [episode for episode, count in enumerate(rows) for _ in range(count)]
+    ids = [[row] for row in range(len(of))]
+    whole = Collected(ids, ids, [[0.0]] * len(of), [[1]] * len(of), {"environment": [0.0, 1.0, 2.0, 3.0]}, episodes=of)
+    first, second = whole.part(0, 2), whole.part(2, 2)
+    assert first.prompt_ids + second.prompt_ids == ids
+    assert [*(first.episodes or ()), *(2 + each for each in second.episodes or ())] == of
+    assert (first.rewards["environment"], second.rewards["environment"]) == ([0.0, 1.0], [2.0, 3.0])
 
 
 def config(steps: int = 3, **changes: Any) -> GRPOStage:
