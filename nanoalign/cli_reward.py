@@ -160,7 +160,7 @@ def _show(console: Any, title: str, tried: "list[tuple[str, Sample]]", trials: M
         total = (
             None if None in row else sum(trial.weight * (score or 0.0) for trial, score in zip(trials.values(), row))
         )
-        cells = [Text(prompt if len(prompt) <= EXCERPT else prompt[: EXCERPT - 3] + "..."), what]
+        cells: list[Any] = [Text(prompt if len(prompt) <= EXCERPT else prompt[: EXCERPT - 3] + "..."), what]
         table.add_row(*cells, *("-" if score is None else f"{score:.3g}" for score in (*row, total)))
     console.print(table)
     table = Table("reward", "weight", "mean, reference", "mean, empty", "ms a sample", "not judged on their merits")

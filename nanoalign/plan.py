@@ -258,7 +258,7 @@ class _Sizes:
 def _engines(stage: Any, devices: int) -> int:
     """Engines that generate at once for a stage on so many processes."""
     engine = stage.rollouts.engine
-    return len(engine.servers()) if engine.kind == "vllm_server" else devices
+    return len(engine.urls or engine.shares) if engine.kind == "vllm_server" else devices
 
 
 def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:

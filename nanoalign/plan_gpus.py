@@ -28,7 +28,7 @@ def gpus(stage: Any, devices: int, training_gb: float | None, model: Mapping[str
         yield f"{trainer}: {training}; a vLLM{each}, {asleep}: {_gb(weights_gb)}{cache}"
     else:
         yield f"{trainer}: {training}"
-        servers = engine.servers()
+        servers: list[Any] = [*engine.urls] or engine.shares
         for number, place in enumerate(servers, 1):
             name = f"vLLM {number} of {len(servers)}" if len(servers) > 1 else "vLLM"
             if isinstance(place, str):

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from nanoalign import failure
 from nanoalign.artifacts import StageRecord, clear, read_record, write_record
 from nanoalign.common.errors import ConfigError, NanoalignError, StageError
 from nanoalign.common.files import atomic_file, exclusive_lock, write_json
@@ -124,10 +125,11 @@ def _run_stage(
     )
     write_record(place, record)
     (place / "result.json").unlink(missing_ok=True)
+    failure.clear(place)
     models = {role: recipe.model if name == BASE else str((folder / name / "model").resolve())
               for role, name in node.inputs.items()}  # fmt: skip
     job = place / "job.json"
-    told = {
+    orders = {
         "stage": node.name,
         "recipe": recipe.model_dump(mode="json", by_alias=True),
         "inputs": models,
@@ -135,10 +137,10 @@ def _run_stage(
         "data_root": str(options.data_root.resolve()) if options.data_root else None,
         "runner": os.getpid() if recipe.launch.kind == "local" else None,
     }
-    write_json(job, told)
+    write_json(job, orders)
     trackers.start(record, place)
     begun, outcome = time.monotonic(), Outcome()
-    status, error = "stopped", None
+    status, error, told = "stopped", None, failure.told(place)
     try:
         code = _supervise(recipe, node.name, job, shown, trackers, outcome)
         result = _result(place)
@@ -148,7 +150,8 @@ def _run_stage(
             outcome.peak_rss_gb = max(outcome.peak_rss_gb, result["peak_rss_gb"])
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
         else:
-            status, error = "failed", result.get("error") or _crash(code)
+            told = failure.told(place)
+            status, error = "failed", told.error if told is not None else _crash(code)
     finally:
         trackers.end(finished=status == "finished")
         record = replace(record, status=status, error=error, ended=time.time(),
@@ -157,7 +160,7 @@ def _run_stage(
         write_record(place, record)
     if status == "failed":
         how_on = advice(recipe, node.name, folder)
-        if _result(place).get("error"):
+        if told is not None and told.by_user:
             raise ConfigError(f"stage {node.name}: {error}\n{how_on}")
         raise StageError(f"stage {node.name}: {error}; {log_end(place)}\n{how_on}")
     return record

@@ -1,7 +1,7 @@
 """The process of one stage: ``python -m nanoalign.stage_process JOB.json``.
 
-Exit status 0 with ``result.json`` written: done. 2: an error that the user can fix, its message in ``result.json``.
-Anything else: a crash, its traceback in the log.
+Exit status 0 with ``result.json`` written: done. 2: an error that the user can fix. Anything else: a crash, its
+traceback in the log. The message of an error is told as failure.py says, by whichever process of the stage is first.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from nanoalign import failure
 from nanoalign.artifacts import finite
 from nanoalign.common.errors import NanoalignError
 from nanoalign.common.files import write_json
@@ -44,9 +45,10 @@ def main() -> int:
             save_chat_template(chat, folder / "model")
             save_stop_tokens(chat, folder / "model")
             write_card(recipe, context.name, finite(figures), folder / "model", context.data_root)
-    except NanoalignError as error:
-        if first:
-            write_json(folder / "result.json", {"error": str(error)})
+    except Exception as error:
+        failure.tell(folder, error)
+        if not isinstance(error, NanoalignError):
+            raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     if first:

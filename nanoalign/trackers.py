@@ -10,7 +10,7 @@ import importlib.util
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ Note = Callable[[str], object]
 class Trackers:
     """The trackers of one run. Every method returns at once and none raises."""
 
-    def __init__(self, names: list[str], run: str, note: Note) -> None:
+    def __init__(self, names: Sequence[str], run: str, note: Note) -> None:
         """``names`` as in a recipe's `report_to`, ``run`` the recipe's name, ``note`` is told what went wrong."""
         # what the runner writes in any case is TensorBoard's (progress.Events)
         self._names = [name for name in names if name != "tensorboard"]

@@ -53,10 +53,12 @@ class ComposedReward:
         self._own = {each.name: each for each in own}
 
     def know(self, tasks: Iterable[Mapping[str, Any]]) -> None:
-        """Tells a user's functions which columns the data has, before the first batch."""
+        """Tells a user's functions which columns the data has, before the first batch. Raises RewardError where one
+        wants a column that is not there."""
         tasks = list(tasks) if self._own else []
         for own in self._own.values():
             own.know(tasks)
+            own.require_columns()
 
     def components(self, samples: Sequence[Sample], progress: Progress | None = None) -> dict[str, list[float]]:
         """Each component's scores, unweighted: :data:`FLOOR` for malformed samples, which no component sees; a user's

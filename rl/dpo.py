@@ -73,7 +73,10 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 successes = [row["success"] for row in rows]
                 outcome["ended"] = dict(Counter(row["ended"] for row in rows).most_common())
                 outcome["answers"] = _tally(rows).as_dict()
-                if faults := sum((Counter(row.get("faults")) for row in rows), Counter()):
+                faults: Counter[str] = Counter()
+                for row in rows:
+                    faults.update(row.get("faults", {}))
+                if faults:
                     outcome["tool_faults"] = dict(faults.most_common())
                 pairs = [_pair(row) for row in _read_lines(folder / "pairs.jsonl")]
                 outcome["sampled"] = proportion(sum(successes), len(successes)).as_dict()

@@ -18,11 +18,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from nanoalign.common.stage import StageLog
 from nanoalign.models.config import Training
-from nanoalign.models.training import RecipeTrainer, training_arguments
+from nanoalign.models.training import training_arguments
+from nanoalign.rl.each_pair_once import EachPairOnce
 from nanoalign.rl.pairs import PreferencePair
 
 
-class PairTrainer(RecipeTrainer, DPOTrainer):
+class PairTrainer(EachPairOnce, DPOTrainer):
     """DPO on rows of token ids; reference log-probabilities are computed before the first step."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:

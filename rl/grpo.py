@@ -40,14 +40,13 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     from nanoalign.models.adapters import attach, merge_adapter
     from nanoalign.models.loading import load_model, load_tokenizer, save_model
     from nanoalign.models.training import resolve_device
-    from nanoalign.rl.grpo_trainer import make_trainer
+    from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
     from nanoalign.rollouts import open_engine
     from nanoalign.rollouts.environments import environment
 
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
     device, first_process = resolve_device(context.device), int(os.environ.get("RANK", "0")) == 0
-    model: Any = load_model(context.inputs["from"], device=device)
     more: dict[str, Any] = {}
     report: dict[str, Any] = {}
     if config.environment is not None:
@@ -59,9 +58,14 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         built = build(mixtures[str(config.data)], context.data_root, context.seed, chat=chat)
         prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
         report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
-    if config.train.lora is not None:
-        model = attach(model, config.train.lora, context.seed)
     steps = optimizer_steps(config.train, len(prompts) * config.group_size)
+    arguments = grpo_arguments(config, context.folder / "checkpoints", context.device, context.seed, steps)
+
+    def fresh_model(device: str) -> Any:
+        model = load_model(context.inputs["from"], device=device)
+        return model if config.train.lora is None else attach(model, config.train.lora, context.seed)
+
+    model = fresh_model(device)
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype
     scorer = open_engine("hf", model, tokenizer, chat, batch_size=batch_size, dtype=dtype)
     kind = config.rollouts.engine.kind
@@ -90,15 +94,16 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     # without adapters the reference is a model of its own, with them the model below them
     reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
     trainer = make_trainer(
-        model, tokenizer, config, steps, collect, context.folder / "checkpoints", context.log, device, context.seed,
+        model, tokenizer, config, arguments, collect, context.log,
         correct_engine=kind != "hf" and config.rollouts.temperature == 1.0, reference=reference,
     )  # fmt: skip
     with closing(collect):
         trainer.train_or_resume()
+    trained = trainer.full_model(lambda: fresh_model("cpu"))
     if first_process:
-        save_model(
-            merge_adapter(trainer.model) if config.train.lora else trainer.model, tokenizer, context.folder / "model"
-        )
+        trained = merge_adapter(trained) if config.train.lora else trained
+        in_half = trainer.split and config.train.dtype == "bfloat16"  # the weights that were split
+        save_model(trained.bfloat16() if in_half else trained, tokenizer, context.folder / "model")
     trainer.accelerator.wait_for_everyone()
     return learning_figures(trainer.state.log_history, config) | report
 

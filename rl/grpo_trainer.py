@@ -13,12 +13,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer import add_fused_lm_head
 
 from nanoalign.common.errors import ConfigError
@@ -27,6 +29,7 @@ from nanoalign.models.isolation import require_isolation
 from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.packing import pack
 from nanoalign.models.training import RecipeTrainer, training_arguments
+from nanoalign.models.zero3 import gather_blocks
 from nanoalign.rl.collect import Collect, Collected
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rl.loss import LOSSES, advantages, behaviour, kl_to, reduce, token_losses
@@ -41,6 +44,10 @@ class Rows:
     logprobs: list[Tensor]
     trained: list[Tensor]
     advantages_B: Tensor
+
+    def to(self, device: torch.device | str) -> "Rows":
+        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
+        return Rows(*([each.to(device) for each in column] for column in columns), self.advantages_B.to(device))
 
     def take(self, places: Tensor) -> "Rows":
         """The rows at these places."""
@@ -62,11 +69,11 @@ class PolicyTrainer(RecipeTrainer):
         ``reference``: the model that `kl` ties to; None is the model without its adapters.
         """
         super().__init__(*args, **kwargs)
+        self.split = is_deepspeed_zero3_enabled()
         self.model_accepts_loss_kwargs = True  # a micro-batch's loss is its part of the step's already
         self.stage, self.collect, self.correct_engine = stage, collect, correct_engine
         self.objective = LOSSES[stage.loss]
-        self.reference = None if reference is None else reference.to(self.args.device).eval()
-        for model in (self.model, self.reference):
+        for model in (self.model, reference):
             if model is not None:
                 # The head in float32, as rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
                 # most of what engine and trainer would differ by.
@@ -74,6 +81,11 @@ class PolicyTrainer(RecipeTrainer):
                     model.get_base_model() if isinstance(model, PeftModel) else model, stage.rollouts.temperature,
                     cast_lm_head_to_fp32=self.args.bf16, outputs=("log_probs", "entropy"),
                 )  # fmt: skip
+        if reference is not None:
+            reference = reference.to(self.args.device).eval()
+            if self.split:
+                reference = prepare_deepspeed(reference, self.accelerator)
+        self.reference = reference
         self.tokens = torch.zeros(())
         """Trained tokens of the step, divided by the number of processes."""
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
@@ -93,6 +105,8 @@ class PolicyTrainer(RecipeTrainer):
         collected_at = time.perf_counter()
         if self.stage.pack_tokens and not self.isolated:
             fullest = max(micro_batches, key=lambda rows: len(rows.prompt_ids))
+            if self.split:  # all processes gather weights as often as one does: they check the same pack
+                fullest = broadcast_object_list([fullest.to("cpu")])[0].to(self.args.device)
             if len(fullest.prompt_ids) > 1:  # one alone has no other that it could see
                 with self.accelerator.autocast():
                     require_isolation(self.model, self.packed(fullest))
@@ -119,7 +133,10 @@ class PolicyTrainer(RecipeTrainer):
         """Fetches the step's completions, and cuts them into micro-batches."""
         count = self.args.per_device_train_batch_size
         first = self.accelerator.process_index * count
-        collected = self.collect(self.state.global_step, first, count)
+        # an engine on the trainer's own weights reads them whole: each process generates at its own pace
+        whole = self.split and self.stage.rollouts.engine.kind == "hf"
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) if whole else nullcontext():
+            collected = self.collect(self.state.global_step, first, count)
         device = self.args.device
         scores_BK = self.accelerator.gather(
             torch.tensor([collected.rewards[name] for name in self.stage.weights], device=device).T.contiguous()
@@ -272,21 +289,9 @@ class PolicyTrainer(RecipeTrainer):
         self.logged.clear()
 
 
-def make_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    stage: GRPOStage,
-    steps: int,
-    collect: Collect,
-    folder: Path,
-    log: StageLog,
-    device: str,
-    seed: int,
-    *,
-    correct_engine: bool = False,
-    reference: PreTrainedModel | None = None,
-) -> PolicyTrainer:
-    """A trainer of ``steps`` optimizer steps; checkpoints in ``folder``.
+def grpo_arguments(stage: GRPOStage, folder: Path, device: str, seed: int, steps: int) -> TrainingArguments:
+    """Arguments for ``steps`` optimizer steps; checkpoints in ``folder``. Made before the model is loaded: ZeRO-3 then
+    splits it while it loads.
 
     Raises:
         ConfigError: the batch is not a multiple of the group, the sampling is greedy, or as
@@ -297,13 +302,32 @@ def make_trainer(
         raise ConfigError(f"train.batch_size: {batch} is not a multiple of group_size {stage.group_size}")
     if stage.rollouts.temperature == 0:
         raise ConfigError("rollouts.temperature: 0 samples the same completion every time; GRPO needs different ones")
-    arguments = training_arguments(
+    return training_arguments(
         stage.train, folder, batch, device, seed, max_steps=steps, include_num_input_tokens_seen="no",
         ddp_timeout=stage.rollouts.longest_wait_s(),
         gradient_accumulation_steps=1,
         per_device_train_batch_size=batch // int(os.environ.get("WORLD_SIZE", "1")),
     )  # fmt: skip
+
+
+def make_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: GRPOStage,
+    arguments: TrainingArguments,
+    collect: Collect,
+    log: StageLog,
+    *,
+    correct_engine: bool = False,
+    reference: PreTrainedModel | None = None,
+) -> PolicyTrainer:
+    """A trainer of as many optimizer steps as :func:`grpo_arguments` were made for."""
+    if is_deepspeed_zero3_enabled():
+        for each in (model, reference):
+            if each is not None:
+                gather_blocks(each)
     return PolicyTrainer(
-        model=model, args=arguments, train_dataset=range(steps * batch), processing_class=tokenizer, train=stage.train,
-        log=log, stage=stage, collect=collect, correct_engine=correct_engine, reference=reference,
+        model=model, args=arguments, train_dataset=range(arguments.max_steps * stage.train.batch_size),
+        processing_class=tokenizer, train=stage.train, log=log, stage=stage, collect=collect,
+        correct_engine=correct_engine, reference=reference,
     )  # fmt: skip

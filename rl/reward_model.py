@@ -45,7 +45,8 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
         model, tokenizer, train, config.train, context.folder / "checkpoints", context.log, device, context.seed
     )
     trainer.train_or_resume()
-    save_model(trainer.model, tokenizer, context.folder / "model")
+    if trainer.is_world_process_zero():
+        save_model(trainer.model, tokenizer, context.folder / "model")
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return {
         "accuracy": accuracy(trainer.model, held_out),

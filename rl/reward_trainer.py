@@ -9,14 +9,15 @@ from trl import RewardConfig, RewardTrainer
 
 from nanoalign.common.stage import StageLog
 from nanoalign.models.config import Training
-from nanoalign.models.training import RecipeTrainer, training_arguments
+from nanoalign.models.training import training_arguments
+from nanoalign.rl.each_pair_once import EachPairOnce
 
 CENTERING = 0.01
 """Weight of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023, arXiv 2312.09244): pairs fix differences alone, and
 GRPO's `preference` reward takes a score of 0 for as good as not."""
 
 
-class PreferenceTrainer(RecipeTrainer, RewardTrainer):
+class PreferenceTrainer(EachPairOnce, RewardTrainer):
     """Reward training with this suite's schedules, checkpoints and log."""
 
 

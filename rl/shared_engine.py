@@ -17,7 +17,6 @@ from accelerate.utils import broadcast_object_list
 
 from nanoalign.models.weights import whole_weights
 from nanoalign.rl.collect import PROBE, Collected, StepRollouts, mismatch, require_fresh
-from nanoalign.rollouts.base import EngineLostError
 
 if TYPE_CHECKING:
     from nanoalign.rollouts.pool import ServerPool
@@ -60,8 +59,8 @@ class SharedEngine:
         self.steps.shutdown(cancel_futures=True)
 
     def _give_weights(self, step: int) -> float | None:
-        """Gives the engines the trainer's weights. Where they sample ahead, what they say of fixed texts proves the
-        weights, and the mismatch is returned: completions that older weights drew prove nothing."""
+        """Gives the engines the trainer's weights. Where they sample ahead, what each says of fixed texts proves them,
+        and the largest mismatch is returned: completions that older weights drew prove nothing."""
         while True:
             weights = whole_weights(self.rollouts.scorer.model, want=self.pool is not None)
             if self.pool is not None:
@@ -72,18 +71,15 @@ class SharedEngine:
             if not self.ahead:
                 return None
             texts = [prompt.ids for prompt in self.rollouts.prompts[:PROBE]]
-            try:
-                said = None if self.pool is None else self.pool.score(texts)
-                lost = False
-            except EngineLostError:
-                said, lost = None, True  # the pool replaces it; how often is the pool's to count
             own = self.rollouts.scorer.score(texts)
-            if shared(lost):
-                continue
-            apart = 0.0 if said is None else mismatch(said, own, [[False] * len(each) for each in own])
-            apart = shared(apart)
-            require_fresh(apart, self.rollouts.stage.max_mismatch, step)
-            return apart
+            said = shared(None if self.pool is None else self.pool.prove(texts))
+            if said:
+                forced = [[False] * len(each) for each in own]
+                apart = max(mismatch(each, own, forced) for each in said)
+                require_fresh(apart, self.rollouts.stage.max_mismatch, step)
+                return apart
+            if self.pool is not None:  # all were lost meanwhile: those that replace them want weights
+                self.pool.await_weightless()
 
     def _ask(self, step: int) -> None:
         assert self.pool is not None

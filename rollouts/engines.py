@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.common.table import Entry
 
+Url = Annotated[str, Field(pattern=r"^https?://")]
+
 
 class HFSettings(Section):
     """Batched generation in process, on the trainer's own weights: CPU, small models."""
@@ -39,30 +41,54 @@ class VLLMSettings(_OnVLLM):
 
 
 class ServerSettings(_OnVLLM):
-    """A vLLM server, in a process of its own, here or elsewhere."""
+    """vLLM servers, in processes of their own, here or elsewhere."""
 
     kind: Literal["vllm_server"] = "vllm_server"
-    server: Annotated[str | None, RUNTIME_ONLY] = Field(None, pattern=r"^https?://")
-    """Its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`); null starts one on this machine."""
+    server: Annotated[Url | list[Url] | None, RUNTIME_ONLY] = None
+    """Its base URL (`VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL`), or those of several, which share the prompts; null
+    starts servers on this machine."""
     gpus: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
-    """Of one started on this machine: which of the stage's GPUs it runs on, its tensors split over them (the stage
-    itself trains on the first, 0); null is the trainer's own. NCCL needs others than the trainer's."""
+    """Of those started on this machine: which of the stage's GPUs they run on (the stage itself trains on the first,
+    0); null is one server on the trainer's own. NCCL needs others than the trainer's."""
+    tensor_parallel: int | None = Field(None, ge=1)
+    """GPUs over which each server's tensors are split, a divisor of the number of `gpus`: with 1, three GPUs are three
+    servers; null makes one server of all."""
     weights: Annotated[Literal["folder", "nccl"], RUNTIME_ONLY] = "folder"
     """How weights get there. folder: through a file system that both see; nccl: from GPU to GPU."""
+    partial: Literal["continue", "discard"] = "continue"
+    """What becomes of a completion under way when new weights come in. continue: it goes on from its tokens, under the
+    new weights; discard: it is sampled anew from the prompt."""
     deadline_s: Annotated[float, RUNTIME_ONLY] = Field(1800.0, gt=0)
-    """Seconds for one batch of completions, or one sync; a later answer counts as a lost server."""
-
-    def servers(self) -> list[str | list[int]]:
-        """Where each server is: its URL, or its GPUs on this machine, none for the trainer's own."""
-        return [self.server if self.server is not None else self.gpus or []]
+    """Seconds for a completion, or for a sync; a later answer counts as a lost server."""
 
     @model_validator(mode="after")
     def _where_it_runs(self) -> Self:
         if self.gpus is not None and self.server is not None:
             raise ValueError("gpus: only for a server that the stage starts, one without `server`")
+        if isinstance(self.server, list) and len({url.rstrip("/") for url in self.server}) < max(1, len(self.server)):
+            raise ValueError("server: give each URL once, and one at least")
+        if self.gpus is not None and len(set(self.gpus)) < len(self.gpus):
+            raise ValueError("gpus: name each GPU once")
+        if self.tensor_parallel is not None and self.gpus is None:
+            raise ValueError("tensor_parallel: only for servers that the stage starts on `gpus`; set these")
+        if self.gpus is not None and len(self.gpus) % (self.tensor_parallel or 1):
+            raise ValueError(f"tensor_parallel: {self.tensor_parallel} does not divide the {len(self.gpus)} `gpus`")
         if self.weights == "nccl" and self.server is None and 0 in (self.gpus or [0]):
             raise ValueError("weights: nccl needs a server on GPUs of its own: set `gpus`, without 0, the trainer's")
         return self
+
+    @property
+    def urls(self) -> list[str]:
+        """Of servers that others have started."""
+        return [self.server] if isinstance(self.server, str) else list(self.server or ())
+
+    @property
+    def shares(self) -> list[list[int] | None]:
+        """The GPUs of each server that the stage starts; None: the trainer's own."""
+        if self.gpus is None:
+            return [None]
+        size = self.tensor_parallel or len(self.gpus)
+        return [self.gpus[first : first + size] for first in range(0, len(self.gpus), size)]
 
 
 @dataclass(frozen=True)
@@ -77,5 +103,5 @@ ENGINES = {
     "hf": EngineEntry("nanoalign.rollouts.hf:open_hf", "generates in process: CPU, small models, LoRA", HFSettings),
     "vllm": EngineEntry("nanoalign.rollouts.vllm:open_vllm", "vLLM in process, on the trainer's GPU", VLLMSettings),
     "vllm_server": EngineEntry(
-        "nanoalign.rollouts.server:open_server", "a vLLM server, here or elsewhere", ServerSettings),
+        "nanoalign.rollouts.keepers:open_server", "vLLM servers, here or elsewhere", ServerSettings),
 }  # fmt: skip

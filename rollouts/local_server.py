@@ -8,11 +8,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanoalign.budget_control.serve import serve_command, serve_environment
 from nanoalign.common.errors import ConfigError
+from nanoalign.rollouts.base import EngineLostError
 
 START_S = 900.0
 """Seconds in which a server must answer: loading weights and capturing graphs takes minutes for large models."""
@@ -20,7 +21,10 @@ STOP_S = 10.0
 
 
 class LocalServer:
-    """``nanoalign serve`` on a free port of this machine, once it answers."""
+    """``nanoalign serve`` on a free port of this machine; it answers after :meth:`wait`.
+
+    It ends when the *thread* that made it ends (Linux knows parents by thread), however that happens.
+    """
 
     def __init__(
         self,
@@ -33,8 +37,9 @@ class LocalServer:
         """``log`` gets the server's output; ``gpus`` are its GPUs among those that this process sees, None: all.
 
         Raises:
-            ConfigError: vLLM is not installed, or the server ended, or did not answer in time; with its last lines.
+            ConfigError: there are not that many GPUs.
         """
+        self.model, self.log = model, log
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=vllm_arguments)
@@ -48,12 +53,24 @@ class LocalServer:
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
+
+    def wait(self, given_up: Callable[[], bool]) -> None:
+        """Until the server answers, or until ``given_up()``.
+
+        Raises:
+            EngineLostError: given up.
+            ConfigError: vLLM is not installed, or the server ended, or did not answer in time; with its last lines.
+        """
         end = time.monotonic() + START_S
         while not self.answers():
+            if given_up():
+                raise EngineLostError("the start of vLLM's server was given up")
             if self.process.poll() is not None or time.monotonic() > end:
                 self.stop()
-                last = log.read_text(errors="replace")[-1500:]
-                raise ConfigError(f"rollouts.engine: vLLM's server did not start for {model}; {log} ends with\n{last}")
+                last = self.log.read_text(errors="replace")[-1500:]
+                raise ConfigError(
+                    f"rollouts.engine: vLLM's server did not start for {self.model}; {self.log} ends with\n{last}"
+                )
             time.sleep(0.2)
 
     def answers(self) -> bool:
@@ -89,14 +106,25 @@ def visible_devices(gpus: Sequence[int], visible: str | None) -> str:
     return ",".join(devices[gpu] for gpu in gpus)
 
 
+_LIBC = ctypes.CDLL(None)
+"""Opened here: a fork of a process with threads should take no locks."""
+
+
 def _end_with_parent() -> None:
-    """Linux sends the server a SIGTERM when the thread that started it ends, so that no trainer's death leaves one."""
+    """Linux sends the server a SIGTERM when the thread that made it ends, so that no trainer's death leaves one."""
     PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+_given: set[int] = set()
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """Another one each time: servers that start together have not bound theirs yet."""
+    while True:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port

@@ -75,6 +75,8 @@ class VLLMEngine:
         options = vllm_options(settings, opening)
         if self.on_gpu:
             options["enable_sleep_mode"] = settings.sleep > 0
+        if torch.distributed.is_initialized():
+            options["distributed_executor_backend"] = _beside_a_trainer()
         try:
             self.llm: Any = LLM(
                 str(opening.model), additional_config={"thinking_tags": list(opening.tags)}, **options,
@@ -178,6 +180,35 @@ class VLLMEngine:
         if output.finish_reason not in ("stop", "length"):
             raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")
         return Completion(token_ids, logprobs, forced, output.finish_reason)
+
+
+def _beside_a_trainer() -> Any:
+    """vLLM's executor for a process that is one of a launcher's several: on this process's GPU, where vLLM's own takes
+    the first. All processes open their engines together, the first time: vLLM makes groups of its own there. Afterwards
+    each restarts alone. (vLLM's "external_launcher" agrees on memory at each start, and so restarts all or hangs.)
+    """
+    from vllm.distributed import parallel_state
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    # An engine that shuts down destroys torch's default process group, and here that is the trainer's.
+    parallel_state.destroy_model_parallel = parallel_state.destroy_distributed_environment = lambda: None
+
+    class BesideATrainer(UniProcExecutor):
+        def _distributed_args(self) -> tuple[str, int, int]:
+            method, rank, _ = super()._distributed_args()
+            return method, rank, torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+    return BesideATrainer
+
+
+def nccl_group(host: str, port: int, size: int, device: int) -> Any:
+    """Rank 0 of an NCCL group beside torch's, for weights on their way to a server (nccl.py)."""
+    from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    with torch.cuda.device(device):
+        group = StatelessProcessGroup.create(host=host, port=port, rank=0, world_size=size)
+        return PyNcclCommunicator(group, device=torch.device("cuda", device))
 
 
 class PackedHead:

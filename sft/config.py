@@ -1,8 +1,8 @@
 """Recipe section of a supervised fine-tuning stage."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from nanoalign.common.config import Section
 from nanoalign.data_recipes.config import TruncateReasoning
@@ -47,6 +47,11 @@ class SFTTraining(Training):
     """End before `epochs` or `steps` are done; needs evaluate_every."""
 
 
+def _with_held_out(train: Any) -> Any:
+    """A :class:`Training` made in Python, without those two keys, is one of a stage's too."""
+    return SFTTraining.model_validate(train.model_dump()) if type(train) is Training else train
+
+
 class SFTStage(Section):
     """Supervised fine-tuning on a mixture."""
 
@@ -65,7 +70,7 @@ class SFTStage(Section):
     """Without packing: the longest sample in tokens; longer ones follow over_long."""
     over_long: Literal["error", "drop"] = "error"
     """Without packing: what happens to longer samples."""
-    train: SFTTraining
+    train: Annotated[SFTTraining, BeforeValidator(_with_held_out)]
 
     @property
     def limit(self) -> tuple[int | None, Literal["error", "drop", "split"]]:

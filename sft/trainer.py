@@ -2,7 +2,7 @@
 trl."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTConfig, SFTTrainer
 
 from nanoalign.common.stage import StageLog
@@ -122,21 +122,6 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             lengths = collator.documents.lengths[collator.rows.samples]
             return LongestFirst(lengths, step, arguments.data_seed)
         return super()._get_train_sampler(train_dataset)
-
-    def full_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
-        """The trained model with its full weights; None on all processes but the first where ZeRO-3 has split them.
-
-        ``build`` recreates the model: it takes the gathered weights, in host memory.
-        """
-        if not is_deepspeed_zero3_enabled():
-            return self.model
-        state = self.accelerator.get_state_dict(self.model_wrapped)
-        unset_hf_deepspeed_config()  # what is built from here on is not split
-        if not self.is_world_process_zero():
-            return None
-        model = build()
-        model.load_state_dict(state)
-        return model
 
 
 class _Bounds(TrainerCallback):

@@ -5,7 +5,7 @@ mkdir -p $OUT
 GPUS=${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader | tr '\n' ' ')}; set -- $GPUS
 bench() { # GPU JSON FOLDER OURS_S TRL_S TASKS...
   g=$1; j=$2; f=$3; o=$4; t=$5; shift 5
-  CUDA_VISIBLE_DEVICES=$g timeout -k 15 ${LIMIT:-470} python3 benchmarks/grpo_vllm.py --data-root $HOME/data --folder $f --json $j --seconds $o --trl-seconds $t --start 140 --tasks $* > $j.log 2>&1
+  CUDA_VISIBLE_DEVICES=$g timeout -k 15 ${LIMIT:-470} python3 -m benchmarks.grpo_vllm --data-root $HOME/data --folder $f --json $j --seconds $o --trl-seconds $t --start 140 --tasks $* > $j.log 2>&1
 }
 if [ $# -ge 2 ] && [ -z "$TASKS" ]; then
   bench $1 $OUT/grpo_vllm.json $HOME/bench-i ${OURS_S:-160} ${TRL_S:-160} instructions &

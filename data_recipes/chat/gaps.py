@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.template import HFTemplate
 
 ASK = Message("user", "nanoalign asks")
-TOOL = {"name": "nanoalign_tool", "description": "a tool", "parameters": {"type": "object", "properties": {"a": {}}}}
-CALL = ToolCall("nanoalign_tool", {"a": "one", "b": 2})
+NAME = "nanoalign_tool"
+TOOL = {"name": NAME, "description": "a tool", "parameters": {"type": "object", "properties": {"a": {}}}}
+CALL = ToolCall(NAME, {"a": "one", "b": 2})
 
 
 def gaps(chat: "HFTemplate") -> list[str]:
@@ -56,7 +57,7 @@ def _gaps(chat: "HFTemplate") -> Iterator[str]:
 
 def _tools(chat: "HFTemplate") -> Iterator[str]:
     try:
-        if TOOL["name"] not in chat.prompt([ASK], [TOOL], thinking=False):
+        if NAME not in chat.prompt([ASK], [TOOL], thinking=False):
             yield "tools are not shown"
             return
         turn = "".join(span.text for span in chat._turn([ASK], [TOOL], Message("assistant", "", "", (CALL,))))

@@ -7,6 +7,7 @@ from typing import Any
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.nemo_rl.settings import PLUGIN, Export, Target, common_notes, merged, training
+from nanoalign.reward.config import is_own
 from nanoalign.reward.table import REWARDS
 from nanoalign.rl.collect import Prompt
 from nanoalign.rl.config import GRPOStage
@@ -113,6 +114,8 @@ def _notes(target: Target, stage: GRPOStage) -> list[tuple[str, str]]:
         ("data, chat, thinking.on", "rendered here: `data.jsonl` holds each prompt's token ids in its thinking mode"),
         ("reward, judge", f"`env.nanoalign`, run by `{PLUGIN}.py`; it sees text, so that a turn counts as finished "
          "where it has fewer tokens than `max_tokens`"),
+        *([("reward", "your own functions are named by their absolute paths: on the cluster they must lie there too")]
+          if any(map(is_own, stage.reward)) else []),
         ("group_size, train.batch_size", "`grpo.num_generations_per_prompt` and `num_prompts_per_step`"),
         ("loss, clip, kl", "`loss_fn` (k3 estimate of the KL; advantages over the group's mean and deviation)"),
         ("rollouts.engine", "always vLLM, colocated; its log-probabilities correct the importance ratio"),

@@ -242,7 +242,7 @@ def _held_out(stage: SFTStage, mixtures: Mapping[str, Mixture], launch: Any) -> 
     every, mixture = stage.train.evaluate_every, mixtures.get(stage.data)
     if stage.train.early_stop is not None and every is None:
         yield ("train", "early_stop"), "needs `train.evaluate_every`, the steps between two measurements"
-    if stage.train.early_stop is not None and getattr(launch, "zero", 0):
+    if stage.train.early_stop is not None and launch is not None and launch.zero:
         yield ("train", "early_stop"), "takes back the best weights, which DeepSpeed keeps; use launch.zero: 0"
     samples = sum(use.samples for use in mixture.uses.values()) if mixture is not None else None
     if every is not None and samples is not None and samples < HELD_OUT_SHARE:
@@ -282,7 +282,7 @@ def unspreadable(stage: Any, launch: Any) -> str | None:
     """Why a stage that can train on several processes runs on one under this launch, or None."""
     if not isinstance(stage, DPOStage | GRPOStage):
         return None
-    if launch.zero == 3:
+    if launch.zero == 3 and isinstance(stage, DPOStage):
         return "it samples from weights that `launch.zero: 3` would shard; 2 or less spreads it"
     if launch.devices > 1 and stage.rollouts.engine.kind == "vllm":
         return "`rollouts.engine: vllm` shares a GPU with one process; hf or vllm_server spread it"

@@ -27,7 +27,8 @@ def keys(model: type[BaseModel]) -> list[str]:
 
 def locate(model: Any, location: tuple[int | str, ...]) -> tuple[Path_, type[BaseModel] | None, list[Any]]:
     """The path in the data of a pydantic error's location (unions add a tag, bad keys a ``[key]``), the section that
-    its last step belongs to, None where that is no section, and all members of the union that the section is of."""
+    its last step belongs to, None where that is no section, and all members of the union that is wanted there, or that
+    the section is of where it has no such key."""
     path: tuple[int | str, ...] = ()
     owner: type[BaseModel] | None = None
     rest, union = list(location), []
@@ -43,7 +44,8 @@ def locate(model: Any, location: tuple[int | str, ...]) -> tuple[Path_, type[Bas
         path = (*path, step)
         owner = model if _is_section(model) else None
         model = _inner(model, step)
-    return path, owner, union
+    end = _members(model)
+    return path, owner, end if len(end) > 1 else union if end == [Any] else []
 
 
 def relevant(error: Any, data: Any) -> bool:
@@ -72,10 +74,6 @@ def describe(error: Any, owner: type[BaseModel] | None, union: Iterable[Any] = (
         return f"unknown key{hint or nearest(last, keys(owner))}"
     if kind == "missing":
         return "required but missing"
-    if kind == "union_tag_not_found":
-        return (
-            "`kind` is required but missing" if isinstance(given, dict) else f"expected a mapping, got {_show(given)}"
-        )
     if kind == "union_tag_invalid":
         known = [word.strip("' ") for word in error["ctx"]["expected_tags"].split(",")]
         return f"kind: unknown `{error['ctx']['tag']}`{nearest(error['ctx']['tag'], known)}"
@@ -83,8 +81,11 @@ def describe(error: Any, owner: type[BaseModel] | None, union: Iterable[Any] = (
         known = [word.strip("' ") for word in error["ctx"]["expected"].replace(" or ", ",").split(",")]
         hint = nearest(given, known) if isinstance(given, str) else ""
         return f"expected {error['ctx']['expected']}, got {_show(given)}{hint if 'did you' in hint else ''}"
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"expected a mapping, got {_show(given)}"
+    if kind in ("union_tag_not_found", "model_type", "model_attributes_type", "dict_type"):
+        kinds = ", ".join(_tag(each) for each in union if _is_section(each) and "kind" in each.model_fields)
+        if isinstance(given, dict):
+            return f"`kind` is required but missing, one of: {kinds}"
+        return f"expected a mapping{f' with `kind`, one of: {kinds};' if kinds else ','} got {_show(given)}"
     if kind == "string_pattern_mismatch":
         pattern = error["ctx"]["pattern"]
         return f"expected {PATTERNS.get(pattern, f'a text that matches {pattern}')}, got {_show(given)}"

@@ -60,6 +60,10 @@ class YamlTree:
         return self.places[path]
 
 
+_PART = re.compile(r'\.(?=(?:[^"]*"[^"]*")*[^"]*$)')
+"""Dots that are not between double quotes."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader without YAML 1.1's scalars."""
 
@@ -132,10 +136,13 @@ def _merged(below: Any, above: Any, path: Path_) -> Any:
 
 
 def set_value(source: YamlTree, override: str) -> Problem | None:
-    """Applies ``a.b.c=value`` (the value is YAML) in place; returns what is wrong with it, if anything."""
+    """Applies ``a.b.c=value`` (the value is YAML) in place; returns what is wrong with it, if anything. A key that has
+    dots stands in double quotes: ``stages.polite.reward."mine.py:brevity"=0.5``."""
     place = Place(f"--set {override}", 0)
     path, separator, text = override.partition("=")
-    keys = [key.strip() for key in path.split(".")]
+    whole = {written: key for key, written in source.written.items()}
+    keys = [key.strip() for key in _PART.split(path)]
+    keys = [whole.get(key[1:-1], key[1:-1]) if key[:1] == key[-1:] == '"' and key[1:] else key for key in keys]
     if not separator or not all(keys):
         return Problem(place, "", "expected KEY.KEY=VALUE, as in stages.refine.train.learning_rate=1e-5")
     value, problems = parse_yaml(text, place.file)

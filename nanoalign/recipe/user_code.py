@@ -5,6 +5,7 @@ import difflib
 import shlex
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ def _annotations(tool: str) -> Iterator[str]:
 
 
 def _server(tool: McpTools) -> Iterator[str]:
+    if find_spec("mcp") is None:
+        yield "mcp: its client is not installed: pip install 'mcp>=2'"
     try:
         words = shlex.split(tool.mcp)
     except ValueError as error:

@@ -22,6 +22,7 @@ from nanoalign.reward.base import Progress, RewardError, Sample
 from nanoalign.reward.config import OwnReward
 from nanoalign.reward.own.signature import GIVEN, SAMPLES, Signature, of_object
 from nanoalign.reward.own.source import find_file, is_file, split
+from nanoalign.reward.sandbox import TOO_LONG
 
 ALIASES = {"ground_truth": "answer", "solution": "answer", "task": "kind"}
 """Columns that a task need not hold: what TRL's examples call them, and what our tasks do."""
@@ -63,9 +64,8 @@ class Function:
         self.parameters = section.parameters
         if (fault := self.signature.fault(self.parameters)) is not None:
             raise ConfigError(f"reward {name!r}: {self.file}: {' '.join(part for part in fault if part)}")
-        self.messages = (
-            self.signature.messages if section.completions is None else section.completions == "messages"
-        )  # fmt: skip
+        said = section.completions
+        self.messages = self.signature.messages if said is None else said == "messages"
 
     def scores(self, samples: Sequence[Sample], progress: Progress, columns: Iterable[str]) -> list[Value]:
         """One value a sample. Where the function raises on several, each is asked alone. Raises RewardError for what is
@@ -75,6 +75,8 @@ class Function:
             result = self.code(**given)
             if self.signature.awaited:
                 result = asyncio.run(result)
+            if inspect.isgenerator(result):
+                result = list(result)
         except (Exception, SystemExit) as error:
             if len(samples) == 1:
                 return [self.raised(error)]
@@ -91,9 +93,8 @@ class Function:
         except TimeoutError as error:
             if seconds is None:
                 return [self.raised(error)] * len(samples)
-            return [Failure("over the time limit", f"took more than {seconds:g} s for {len(samples)} samples")] * len(
-                samples
-            )
+            late = Failure(TOO_LONG, f"took more than {seconds:g} s for {len(samples)} samples")
+            return [late] * len(samples)
         except (Exception, SystemExit) as error:
             if len(samples) == 1:
                 return [self.raised(error)]
@@ -134,17 +135,17 @@ class Function:
             return None
         try:
             number = float("x") if isinstance(value, str | bytes) else float(value)
-        except (TypeError, ValueError):
+        except Exception:  # whatever a value's own conversion raises; OverflowError for a large int
             return Failure("gave no number", f"gave {value!r}"[:EXCERPT] + f", not a number ({self.file})")
         return number if math.isfinite(number) else Failure(f"gave {number}", f"gave {number} ({self.file})")
 
     def raised(self, error: BaseException) -> Failure:
         what = type(error).__name__
-        text = f"raised {what}: {error}" if str(error) else f"raised {what}"
-        hint = "" if self.messages or not isinstance(error, TypeError) or self.signature.takes_samples else (
-            "; it was given text: `completions: messages` in the recipe gives it messages"
-            if "indices" in str(error) else ""
-        )  # fmt: skip
+        said = str(error)
+        text = f"raised {what}: {said[: 4 * EXCERPT]}" if said else f"raised {what}"
+        hint = ""
+        if not (self.messages or self.signature.takes_samples) and isinstance(error, TypeError) and "indices" in said:
+            hint = "; it was given text: `completions: messages` in the recipe gives it messages"
         return Failure(f"raised {what}", f"{text} ({place_of(error, self.file)}){hint}")
 
     def blamed(self, alone: list[Value], error: BaseException) -> list[Value]:

@@ -43,6 +43,11 @@ class OwnComponent:
         """Takes note of the keys that these tasks have."""
         self.columns |= dict.fromkeys(key for task in tasks for key in task)
 
+    def require_columns(self) -> None:
+        """Raises RewardError where the function wants a column that no task had; a worker says so when it is asked."""
+        if self.function is not None:
+            self.function.arguments([], Progress(), self.columns)
+
     def start(self, samples: Sequence[Sample], progress: Progress) -> Callable[[], list[Score]]:
         """Begins to score; what it returns waits for the scores. Async functions and worker processes work meanwhile; a
         plain function in this process is called only then.

@@ -19,6 +19,7 @@ environment with ``step_all(episodes, answers)`` takes a whole turn in one call.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ class Episode(Protocol):
 
 class Environment(Protocol):
     """It may also have ``start_all(tasks)``, ``step_all(episodes, answers)`` and ``end_all(episodes)``, which take many
-    episodes at once (see the functions of these names)."""
+    episodes at once, and ``step_soon(episode, answer)`` (see the functions of these names)."""
 
     name: str
 
@@ -78,6 +79,18 @@ def step_all(
     if together:
         return list(together(episodes, answers))
     return [episode.step(answer) for episode, answer in zip(episodes, answers, strict=True)]
+
+
+def step_soon(environment: Environment, episode: Episode, answer: Answer) -> "Future[Sequence[Message]]":
+    """One episode's next messages, without waiting for them, for episodes that do not go turn by turn. A blocking
+    environment's are there at once; an asynchronous one's come while others generate."""
+    soon = getattr(environment, "step_soon", None)
+    if soon:
+        future: Future[Sequence[Message]] = soon(episode, answer)
+        return future
+    future = Future()
+    future.set_result(episode.step(answer))
+    return future
 
 
 def opening(episode: Episode, task: Task) -> tuple[tuple[Message, ...], tuple[Mapping[str, Any], ...]]:

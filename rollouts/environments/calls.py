@@ -114,6 +114,7 @@ class _Worker:
             while task := self._tasks.get():
                 function, future = task
                 future.set_running_or_notify_cancel()
+                outcome: tuple[Any, BaseException | None]
                 try:
                     outcome = (function(), None)
                 except BaseException as error:  # also sys.exit(): this is a user's function

@@ -63,11 +63,11 @@ class McpServer:
         ended = session.ended
         await asyncio.wait([asked, ended], timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
-            error = asked.exception()
-            if error is None:
+            raised = asked.exception()
+            if raised is None:
                 return _text(asked.result())
-            if not ended.done() and not _is_lost(error):
-                return error_text(" ".join(str(error).split())), "tool raised"
+            if not ended.done() and not _is_lost(raised):
+                return error_text(" ".join(str(raised).split())), "tool raised"
         lost = asked.done() or ended.done()
         asked.cancel()
         await self._stop(session)

@@ -5,22 +5,22 @@ does wrong becomes a text for the model, and is counted.
 """
 
 import asyncio
-import math
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from nanoalign.common.errors import UserCodeError
 from nanoalign.common.printable import nearest
-from nanoalign.common.user_code import UserCode, blame, load, reason
+from nanoalign.common.user_code import UserCode, load, reason
 from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
 from nanoalign.rollouts.environments.base import Environment, Outcome, Task
-from nanoalign.rollouts.environments.calls import Caller, DeadlineError, wait
+from nanoalign.rollouts.environments.calls import Caller, DeadlineError, submit, wait
+from nanoalign.rollouts.environments.guarded import called_here, guarded
 from nanoalign.rollouts.environments.mcp_tools import McpServer, McpTool
+from nanoalign.rollouts.environments.reading import kind_of, listed_tools, messages_of, number_of
 from nanoalign.rollouts.environments.tools import FunctionTool, as_text, error_text, function_tool
 from nanoalign.rollouts.environments.verifiers_bridge import VerifiersEnvironment, is_verifiers_environment
 
@@ -48,16 +48,17 @@ def open_user_environment(
     if callable(made):
         what = f"making `{code.name}`"
         if "verifiers" in sys.modules:
-            made = _made_here(made, code, what, params)
+            made = called_here(made, code, what, params)
         else:
-            made = wait(_guarded(caller, code, what, made, deadline_s=SETUP_S, named=params))
+            made = wait(guarded(caller, code, what, made, deadline_s=SETUP_S, named=params))
     if hasattr(made, "start") and not hasattr(made, "reset"):
-        return made  # type: ignore[no-any-return]
+        environment: Environment = made
+        return environment
     if is_verifiers_environment(made):
         made = VerifiersEnvironment(made)
     for method in ("tasks", "reset"):
         if not callable(getattr(made, method, None)):
-            raise UserCodeError(f"{code.file}: `{code.name}` has no method `{method}`; it makes a {_kind(made)}")
+            raise UserCodeError(f"{code.file}: `{code.name}` has no method `{method}`; it makes a {kind_of(made)}")
     return UserEnvironment(made, code, caller, tuple(tools), deadline_s)
 
 
@@ -71,11 +72,11 @@ class UserEnvironment:
     more_tools: tuple[Any, ...] = ()
     """On top of those that the environment and its episodes name."""
     deadline_s: float = 10.0
+    name: str = field(init=False)
     _rows: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return str(getattr(self.made, "name", self.code.name))
+    def __post_init__(self) -> None:
+        self.name = str(getattr(self.made, "name", self.code.name))
 
     def tasks(self, split: str) -> list[Task]:
         """Raises UserCodeError where there are none, one is no mapping, or two have one id."""
@@ -96,7 +97,7 @@ class UserEnvironment:
             return list(found) if isinstance(found, Iterable) and not isinstance(found, str | Mapping) else found
 
         try:
-            rows = wait(_guarded(self.caller, self.code, what, every, deadline_s=SETUP_S))
+            rows = wait(guarded(self.caller, self.code, what, every, deadline_s=SETUP_S))
         except UserCodeError:
             if asked:
                 raise
@@ -104,11 +105,11 @@ class UserEnvironment:
         if rows is None:
             rows = []
         if not isinstance(rows, list):
-            raise UserCodeError(f"{self.code.file}: {what} gave a {_kind(rows)}, expected a list of rows")
+            raise UserCodeError(f"{self.code.file}: {what} gave a {kind_of(rows)}, expected a list of rows")
         found: dict[str, Mapping[str, Any]] = {}
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
-                raise UserCodeError(f"{self.code.file}: {what}: row {number} is a {_kind(row)}, expected a mapping")
+                raise UserCodeError(f"{self.code.file}: {what}: row {number} is a {kind_of(row)}, expected a mapping")
             id = str(row.get("id", f"{split}-{number}"))
             if id in found:
                 raise UserCodeError(f"{self.code.file}: {what}: two tasks have the id {id!r}")
@@ -117,7 +118,7 @@ class UserEnvironment:
 
     def _task(self, split: str, id: str, row: Mapping[str, Any]) -> Task:
         prompt = row.get("prompt", ())
-        messages = _messages(prompt, f"{self.code.file}: task {id!r}: `prompt`")
+        messages = messages_of(prompt, f"{self.code.file}: task {id!r}: `prompt`")
         return Task(id, messages, (), split, row)
 
     def start(self, task: Task) -> "UserEpisode":
@@ -134,14 +135,17 @@ class UserEnvironment:
         made = await self.call(what, self.made.reset, dict(task.data))
         place = f"{self.code.file}: task {task.id!r}"
         if not callable(getattr(made, "reward", None)):
-            raise UserCodeError(f"{place}: reset gave a {_kind(made)}, expected an episode with a method `reward`")
-        messages = _messages(getattr(made, "messages", task.prompt), f"{place}: `messages`")
+            raise UserCodeError(f"{place}: reset gave a {kind_of(made)}, expected an episode with a method `reward`")
+        messages = messages_of(getattr(made, "messages", task.prompt), f"{place}: `messages`")
         if not any(message.role == "user" for message in messages):
             near = nearest("prompt", task.data) if task.data else ""
             raise UserCodeError(f"{place}: nothing to answer: the row has no `prompt` with a user message{near}")
-        listed = [*_listed(made, self.made, place), *self.more_tools]
+        listed = [*listed_tools(made, self.made, place), *self.more_tools]
         tools = await self.tools(listed, place)
-        own = any(isinstance(tool, Mapping) for tool in tools.values())
+        bare = [isinstance(tool, Mapping) for tool in tools.values()]
+        own = any(bare)
+        if own and not all(bare):
+            raise UserCodeError(f"{place}: tools with and without a function: either we run the calls, or `step` does")
         if own and not callable(getattr(made, "step", None)):
             raise UserCodeError(f"{place}: tools without a function need a method `step` that runs their calls")
         schemas = tuple(tool if isinstance(tool, Mapping) else tool.schema for tool in tools.values())
@@ -161,7 +165,7 @@ class UserEnvironment:
             elif callable(each):
                 new = [function_tool(each)]
             else:
-                raise UserCodeError(f"{place}: a tool is a function, a schema or an McpServer, got a {_kind(each)}")
+                raise UserCodeError(f"{place}: a tool is a function, a schema or an McpServer, got a {kind_of(each)}")
             for tool in new:
                 name = tool["name"] if isinstance(tool, Mapping) else tool.schema["name"]
                 if name in found:
@@ -171,6 +175,12 @@ class UserEnvironment:
 
     def step_all(self, episodes: "Sequence[UserEpisode]", answers: Sequence[Answer]) -> list[Sequence[Message]]:
         return wait(self._step_all(episodes, answers))
+
+    def step_soon(self, episode: "UserEpisode", answer: Answer) -> "Future[Sequence[Message]]":
+        return submit(self._step_one(episode, answer))
+
+    async def _step_one(self, episode: "UserEpisode", answer: Answer) -> Sequence[Message]:
+        return (await self._step_all([episode], [answer]))[0]
 
     async def _step_all(self, episodes: "Sequence[UserEpisode]", answers: Sequence[Answer]) -> list[Sequence[Message]]:
         """The calls of all, together; then the steps of those that made none, in one call where the user has one."""
@@ -190,7 +200,7 @@ class UserEnvironment:
         what = f"step_all of {len(episodes)} episodes (task {episodes[0].task.id!r} first)"
         results = await self.call(what, together, [each.made for each in episodes], list(answers))
         if not isinstance(results, Sequence) or len(results) != len(episodes):
-            raise UserCodeError(f"{self.code.file}: {what} gave a {_kind(results)}, expected one result for each")
+            raise UserCodeError(f"{self.code.file}: {what} gave a {kind_of(results)}, expected one result for each")
         return list(results)
 
     def end_all(self, episodes: "Sequence[UserEpisode]") -> list[Outcome]:
@@ -198,7 +208,7 @@ class UserEnvironment:
 
     async def call(self, what: str, function: Any, *arguments: Any) -> Any:
         """A method of the user's. Raises UserCodeError, with the user's line, where it raises or hangs."""
-        return await _guarded(self.caller, self.code, what, function, *arguments, deadline_s=self.deadline_s)
+        return await guarded(self.caller, self.code, what, function, *arguments, deadline_s=self.deadline_s)
 
 
 @dataclass
@@ -236,7 +246,7 @@ class UserEpisode:
         is none between 0 and 1."""
         what = f"task {self.task.id!r}: reward"
         value = await self.environment.call(what, self.made.reward)
-        reward = _number(value, f"{self.environment.code.file}: {what} gave")
+        reward = number_of(value, f"{self.environment.code.file}: {what} gave")
         own = getattr(self.made, "success", None)
         success = reward >= 1 if own is None else bool(
             await self.environment.call(f"task {self.task.id!r}: success", own)
@@ -263,7 +273,7 @@ class UserEpisode:
         done = None
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], bool):
             result, done = result
-        messages = () if result is None else _messages(result, what)
+        messages = () if result is None else messages_of(result, what)
         if done is False and not messages:
             raise UserCodeError(f"{what} no messages, and is not done: there is nothing to answer")
         self.over = not messages if done is None else done
@@ -302,78 +312,3 @@ async def _together(coroutines: Iterable[Any]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
-
-
-async def _guarded(
-    caller: Caller, code: UserCode, what: str, function: Any, *arguments: Any, deadline_s: float,
-    named: Mapping[str, Any] | None = None,
-) -> Any:  # fmt: skip
-    try:
-        return await caller(function, *arguments, deadline_s=deadline_s, **(named or {}))
-    except UserCodeError:
-        raise
-    except DeadlineError as error:
-        raise UserCodeError(f"{error.place or code.file}: {what} {error}") from None
-    except (Exception, SystemExit) as error:
-        raise UserCodeError(f"{blame(error, code.file)}: {what} raised {reason(error)}") from error
-
-
-def _made_here(function: Any, code: UserCode, what: str, params: Mapping[str, Any]) -> Any:
-    """Called in this thread: environments of verifiers set signal handlers, which only the main thread may. Those that
-    were there are put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return function(**params)
-    except (Exception, SystemExit) as error:
-        raise UserCodeError(f"{blame(error, code.file)}: {what} raised {reason(error)}") from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _listed(episode: Any, environment: Any, place: str) -> list[Any]:
-    tools = getattr(episode, "tools", None)
-    tools = getattr(environment, "tools", None) if tools is None else tools
-    if tools is None:
-        return []
-    if callable(tools) or isinstance(tools, Mapping | str) or not isinstance(tools, Iterable):
-        raise UserCodeError(f"{place}: `tools` is a {_kind(tools)}, expected a list")
-    return list(tools)
-
-
-def _messages(value: Any, what: str) -> tuple[Message, ...]:
-    """A text is a user's message; else messages, as ours or as mappings with role and content."""
-    if isinstance(value, str):
-        return (Message("user", value),)
-    if isinstance(value, Message | Mapping):
-        value = [value]
-    if not isinstance(value, Sequence):
-        raise UserCodeError(f"{what}: a {_kind(value)}, expected a text or messages")
-    found = []
-    for each in value:
-        if isinstance(each, Message):
-            found.append(each)
-        elif isinstance(each, Mapping) and each.get("role") in ("system", "user", "assistant", "tool"):
-            if not isinstance(each.get("content"), str):
-                raise UserCodeError(f"{what}: a message's `content` is a {_kind(each.get('content'))}, expected a text")
-            found.append(Message(each["role"], each["content"]))
-        else:
-            raise UserCodeError(f"{what}: {each!r:.80} is no message; expected role (system, user, tool) and content")
-    return tuple(found)
-
-
-def _number(value: Any, what: str) -> float:
-    try:
-        number = float(value) if not isinstance(value, str | bytes) else None
-    except (TypeError, ValueError):
-        number = None
-    if number is None:
-        raise UserCodeError(f"{what} a {_kind(value)}, expected a number between 0 and 1")
-    if math.isnan(number) or not 0 <= number <= 1:
-        raise UserCodeError(f"{what} {number}, expected a number between 0 and 1")
-    return number
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else type(value).__name__

@@ -129,7 +129,7 @@ def _client() -> Any:
             self.prompt, self.tools = list(prompt), tools
             self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    class EngineClient(Client):  # type: ignore[misc]
+    class EngineClient(Client):
         def __init__(self) -> None:
             super().__init__(None)
             self.questions: asyncio.Queue[Question] = asyncio.Queue()

@@ -110,10 +110,22 @@ def update_message(removed: list[int], added: list[tuple[int, Any]], moved: list
     return BatchUpdate(batch_size=SLOTS, removed=removed, added=entries, moved=moved)
 
 
+def written(request: dict[str, Any]) -> int:
+    return len(request["before"]) + len(request["out"])
+
+
+def continued(request: dict[str, Any]) -> None:
+    """The request becomes one whose prompt ends with what it has written."""
+    request["before"] = request["before"] + request["out"]
+    request["prompt"], request["out"] = request["prompt"] + request["out"], []
+    request["params"] = request["params"].clone()
+    request["params"].extra_args["generated"] = len(request["before"])
+
+
 def test_vllm_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processor on vLLM's own update messages, with made-up logits: requests come and leave, are preempted and come
-    back, rows are condensed and swapped, and while the batch is updated the newest token reads -1, as it does under
-    asynchronous scheduling."""
+    back, are cut off and continued as new ones, rows are condensed and swapped, and while the batch is updated the
+    newest token reads -1, as it does under asynchronous scheduling."""
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor import MoveDirectionality
 
@@ -128,17 +140,19 @@ def test_vllm_processor(monkeypatch: pytest.MonkeyPatch) -> None:
         for prompt, budget, drawn in zip(case.prompts, case.budgets, case.drawn):
             extra = {"grace": case.grace} if budget is None else {"thinking_budget": budget, "grace": case.grace}
             params = SamplingParams(extra_args=extra, stop_token_ids=[0])
-            requests.append({"prompt": prompt, "params": params, "drawn": drawn, "out": []})
+            requests.append({"prompt": prompt, "params": params, "drawn": drawn, "out": [], "before": []})
         waiting, rows = list(requests), [None] * SLOTS  # type: tuple[list[Any], list[Any]]
         while waiting or any(rows):
             removed, added, moved = [], [], []
             for row, request in enumerate(rows):
-                done = request is not None and (request["out"][-1:] == [0] or len(request["out"]) == LENGTH)
+                done = request is not None and (request["out"][-1:] == [0] or written(request) == LENGTH)
                 if done or (request is not None and rng.random() < 0.01):
                     rows[row] = None
                     removed.append(row)
                     if not done:
                         request["out"] = list(request["out"])
+                        if rng.random() < 0.5:
+                            continued(request)
                         waiting.append(request)
             for row in range(SLOTS):
                 if rows[row] is None and waiting and rng.random() < 0.7:
@@ -163,7 +177,7 @@ def test_vllm_processor(monkeypatch: pytest.MonkeyPatch) -> None:
             for request, tokens in zip(live, newest):
                 request["out"][len(request["out"]) - len(tokens) :] = tokens
             if live:
-                logits_BV = logits_that_draw([request["drawn"][len(request["out"])] for request in live])
+                logits_BV = logits_that_draw([request["drawn"][written(request)] for request in live])
                 for request, token in zip(live, processor.apply(logits_BV).argmax(dim=1).tolist()):
                     request["out"].append(token)
-        assert [request["out"] for request in requests] == case.expected
+        assert [request["before"] + request["out"] for request in requests] == case.expected

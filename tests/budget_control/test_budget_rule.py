@@ -1,5 +1,6 @@
 """The rule against a naive reference, and case by case."""
 
+import functools
 import random
 
 import naive_budget
@@ -74,6 +75,22 @@ def test_a_batch_equals_its_rows(
         order = rng.sample(range(len(rows)), len(rows))
         batch.take(order)
         rules, states = [rules[i] for i in order], [states[i] for i in order]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(TABLES), prompts, streams, budgets, st.integers(0, 8), st.integers(0, 60))
+def test_a_completion_that_is_cut_and_continued_is_one_never_cut(
+    tokens: ThinkingTokens, prompt: list[int], drawn: list[int], budget: int | None, grace: int, cut: int
+) -> None:
+    rule = BudgetRule(tokens, budget, grace)
+    whole, _ = drive(rule, prompt, drawn)
+    state, rest = rule.resume(prompt, whole[:cut]), whole[:cut]
+    assert state == functools.reduce(rule.advance, whole[:cut], rule.start(prompt))
+    for token in drawn[cut : len(whole)]:
+        rest.append(rule.written(state, token))
+        state = rule.advance(state, rest[-1])
+    assert rest == whole
+    assert state == rule.resume(prompt, whole)
 
 
 @settings(max_examples=300, deadline=None)

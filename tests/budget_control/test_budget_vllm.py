@@ -91,7 +91,7 @@ def test_no_budget_changes_nothing_and_a_budget_only_what_it_must(engine: Any) -
 
 
 @pytest.mark.parametrize(
-    "bad", [{"thinking_budget": -1}, {"thinking_budget": "8"}, {"thinking_budget": 3, "grace": 0.5}]
+    "bad", [{"thinking_budget": -1}, {"thinking_budget": "8"}, {"thinking_budget": 3, "grace": 0.5}, {"generated": -1}]
 )
 def test_a_wrong_budget_fails_its_request_and_no_other(engine: Any, bad: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="expected a number of tokens >= 0"):

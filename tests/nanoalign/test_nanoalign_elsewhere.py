@@ -126,7 +126,7 @@ def test_transformers_pipeline_asks_as_we_do_and_ends_where_turns_end(model: Pat
 
 @pytest.fixture(scope="module")
 def vllm_url(model: Path) -> Iterator[str]:
-    """vLLM's own server (``vllm serve``), without anything of ours."""
+    """vLLM's own server, without anything of ours (its CPU build has no `vllm serve`)."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -136,7 +136,7 @@ def vllm_url(model: Path) -> Iterator[str]:
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     log = model.parent / "vllm.log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), *arguments]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:

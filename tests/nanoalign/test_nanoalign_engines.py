@@ -121,14 +121,23 @@ def test_an_extending_recipe_may_be_of_either_spelling(read: Any, below: str, ab
         ("{max_tokens: 8, engine: {kind: vllm, gpu_memroy: 0.3}}", "engine.gpu_memroy", "did you mean `gpu_memory`?"),
         ("{max_tokens: 8, engine: vlm}", "engine", "unknown `vlm`; did you mean `vllm`?"),
         ("{max_tokens: 8, engine: vlm, gpu_memory: 0.3}", "engine", "unknown `vlm`; did you mean `vllm`?"),
-        ("{max_tokens: 8, engine: {gpu_memory: 0.3}}", "engine", "`kind` is required"),
-        ("{max_tokens: 8, engine: 3, sleep: 1}", "engine", "expected a mapping, got 3"),
-        ("{max_tokens: 8, engine: [vllm]}", "engine", "expected a mapping, got ['vllm']"),
+        ("{max_tokens: 8, engine: {gpu_memory: 0.3}}", "engine",
+         "`kind` is required but missing, one of: hf, vllm, vllm_server"),
+        ("{max_tokens: 8, engine: 3, sleep: 1}", "engine",
+         "expected a mapping with `kind`, one of: hf, vllm, vllm_server; got 3"),
+        ("{max_tokens: 8, engine: null}", "engine", "one of: hf, vllm, vllm_server; got null"),
+        ("{max_tokens: 8, engine: [vllm]}", "engine", "one of: hf, vllm, vllm_server; got ['vllm']"),
         ("{max_tokens: 8, engine: {kind: [vllm]}, sleep: 1}", "engine", "unknown `['vllm']`"),
         ("{max_tokens: 8, engine: {kind: vllm, gpu_memory: 0.3}, gpu_memory: 0.3}", "gpu_memory", "keep that one"),
         ("{max_tokens: 8, engine: {kind: vllm_server, weights: nccl, gpus: [0, 1]}}", "engine", "GPUs of its own"),
         ("{max_tokens: 8, engine: {kind: vllm_server, server: 'http://a', gpus: [1]}}", "engine",
          "only for a server that the stage starts"),
+        ("{max_tokens: 8, engine: {kind: vllm_server, gpus: [1, 2, 3], tensor_parallel: 2}}", "engine",
+         "2 does not divide the 3"),
+        ("{max_tokens: 8, engine: {kind: vllm_server, tensor_parallel: 1}}", "engine", "starts on `gpus`"),
+        ("{max_tokens: 8, engine: {kind: vllm_server, gpus: [1, 1]}}", "engine", "each GPU once"),
+        ("{max_tokens: 8, engine: {kind: vllm_server, server: ['http://a', 'http://a/']}}", "engine", "each URL once"),
+        ("{max_tokens: 8, engine: {kind: vllm_server, server: []}}", "engine", "each URL once"),
     ],
 )  # fmt: skip
 def test_what_is_refused(read: Any, written: str, path: str, message: str) -> None:
@@ -164,3 +173,10 @@ def test_what_runs_of_before_left_behind_is_read(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     assert _recipe(tmp_path) == load("miniature")
     assert load(str(tmp_path / "recipe.yaml"), note=lambda note: None) == load("miniature")
+
+
+def test_gpus_become_servers() -> None:
+    shares = {size: ServerSettings(gpus=[1, 2, 3, 4], tensor_parallel=size).shares for size in (None, 1, 2)}
+    assert shares == {None: [[1, 2, 3, 4]], 1: [[1], [2], [3], [4]], 2: [[1, 2], [3, 4]]}
+    assert ServerSettings().shares == [None]
+    assert ServerSettings(server=["http://a", "http://b"]).urls == ["http://a", "http://b"]

@@ -79,11 +79,7 @@ stages:
             "runs on one process: `rollouts.engine: vllm`",
         ),
         ("{kind: local, processes: 2, zero: 2}", "hf", ""),
-        (
-            "{kind: slurm, nodes: 2, zero: 3}",
-            "hf",
-            "runs on one process: it samples",
-        ),
+        ("{kind: slurm, nodes: 2, zero: 3}", "hf", ""),
     ],
 )
 def test_a_stage_that_cannot_be_spread_runs_on_one_process_and_the_plan_says_why(

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from nanoalign.cli import app
 from nanoalign.graph import nodes, resolved
 from nanoalign.recipe.load import RecipeError, dump, load
 from nanoalign.recipe.schema import Recipe
+from nanoalign.reward import make_reward
 
 RECIPE = """\
 name: mine
@@ -203,6 +205,11 @@ def test_a_path_starts_at_the_file_that_names_it(folder: Path, monkeypatch: pyte
     (folder / "written.yaml").write_text(dump(recipe))
     assert load(str(folder / "written.yaml")) == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json(by_alias=True)) == recipe
+    changes = ['stages.polite.reward."my_rewards.py:brevity"={weight: 1, target: 3}',
+               'stages.polite.reward."my_rewards.py:brevity".weight=2']  # fmt: skip
+    more = load(f"{folder.name}/recipe.yaml", changes)
+    value: Any = more.stages["polite"].reward[f"{folder}/my_rewards.py:brevity"]
+    assert (value.weight, value.parameters) == (2, {"target": 3})
     one = load(f"{folder.name}/recipe.yaml", ['stages.polite.reward={"my_rewards.py:brevity": 2}'])
     assert list(one.stages["polite"].reward) == [f"{folder}/my_rewards.py:brevity"]
 
@@ -266,6 +273,15 @@ def test_reward_try_shows_scores_time_and_failures(folder: Path) -> None:
     changed(folder, FILE, source="def brevity(samples):\n    return 1.0\n")
     code, said = call("reward", "try", recipe, "--samples", "2")
     assert code == 2 and "returned float 1.0, not a list of scores" in said
+
+
+def test_an_export_names_the_function_by_its_whole_path(folder: Path) -> None:
+    recipe = changed(folder, FILE, "{weight: 0.5, target: 3}")
+    code, said = call("export", "nemo-rl", recipe, "--stage", "polite", "--out", str(folder / "out"))
+    assert code == 0, said
+    reward = yaml.safe_load((folder / "out/config.yaml").read_text())["env"]["nanoalign"]["reward"]
+    assert make_reward(reward).weights == {"instruction": 1.0, "brevity": 0.5}
+    assert "your own functions are named by their absolute paths" in (folder / "out/README.md").read_text()
 
 
 def test_a_stage_trains_on_a_users_reward_and_a_failing_one_ends_it(folder: Path) -> None:

@@ -45,6 +45,12 @@ if any("nanoalign.stage_process" in argument for argument in sys.orig_argv):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if told == "bad row":
             raise DataError("rows.jsonl:7: missing role")
+        if told == "crash on rank 1":
+            import torch.distributed as dist
+            dist.init_process_group("gloo")
+            if dist.get_rank() == 1:
+                raise ValueError("boom")
+            dist.barrier()
         if told == "crash":
             raise RuntimeError("boom")
         for step in range(first + 1, 5):
@@ -202,6 +208,14 @@ def test_a_crash_shows_the_end_of_the_log(run: Run, tmp_path: Path) -> None:
         run(told={"left": "crash"})
     assert "RuntimeError: boom" in (tmp_path / "runs/tiny/left/log.txt").read_text()
     assert record(tmp_path, "start").status == "finished" and record(tmp_path, "left").status == "failed"
+
+
+def test_of_several_processes_the_first_that_fails_is_told(run: Run, tmp_path: Path) -> None:
+    """Not the other one, whose collective fails for want of it."""
+    with pytest.raises(StageError, match=r"(?s)stage start: rank 1 of 2: ValueError: boom; .*log"):
+        run("launch={kind: local, processes: 2}", told={"start": "crash on rank 1"})
+    assert record(tmp_path, "start").error == "rank 1 of 2: ValueError: boom"
+    assert run(until=["start"]) == ["start"]
 
 
 def test_a_failed_stage_says_how_to_go_on_and_the_report_is_written(

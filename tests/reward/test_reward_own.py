@@ -1,5 +1,6 @@
 """A user's own rewards: TRL's examples as they are, our samples, worker processes, and what goes wrong with a name."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from nanoalign.data_recipes.conversation import Answer, Message
 from nanoalign.reward import RewardError, Sample, make_reward
 from nanoalign.reward.base import FLOOR, Progress, Score
 from nanoalign.reward.config import OwnReward, short_names
-from nanoalign.reward.own.call import Function
+from nanoalign.reward.own.call import Failure, Function
 from nanoalign.reward.own.signature import of_node, of_object
 from nanoalign.reward.own.source import _bindings, parse, source_hash
 
@@ -174,6 +175,37 @@ def test_our_samples_with_parameters_in_process_and_in_workers(own) -> None:
     here = own(source, samples, "brevity", target=2, floor=0.25)
     assert here[:3] == [1.0, 1.0, pytest.approx(2 / 3)] and min(here) == 0.25
     assert own(source, samples, "brevity", target=2, floor=0.25, workers=2) == here
+
+
+def test_columns_of_the_whole_data_are_known_before_a_batch(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def level_of(completions, level):\n    return [each or 0.0 for each in level]\n")
+    reward = make_reward({f"{tmp_path}/mine.py:level_of": 1.0})
+    with pytest.raises(
+        RewardError, match="its parameter `level` is no key of the samples' tasks; did you mean `levels`"
+    ):
+        reward.know([{"kind": "a", "levels": 1}])
+    reward.know([{"kind": "a"}, {"kind": "b", "level": 2}])
+    assert reward.score([sample("x", kind="a")]) == [0.0]  # this batch has none
+
+
+ANY = st.one_of(
+    st.none(), st.floats(), st.integers(), st.text(max_size=3), st.binary(max_size=3), st.just(10**400),
+    st.complex_numbers(), st.lists(st.floats(), max_size=2),
+)  # fmt: skip
+
+
+@given(st.lists(ANY, max_size=4))
+def test_whatever_a_function_returns_is_a_score_or_a_failure(values: list[Any]) -> None:
+    function = Function.__new__(Function)
+    function.name, function.file = "any", Path("any.py")
+    read = function.read(values, len(values))
+    assert all(value is None or isinstance(value, Failure) or math.isfinite(value) for value in read)
+    assert [value is None for value in read] == [value is None for value in values]
+
+
+def test_a_generator_is_read_like_a_list(own) -> None:
+    source = "def reward_func(samples):\n    for each in samples:\n        yield 1 / len(each.answer.content)\n"
+    assert own(source, [sample("ab"), sample("")], on_error="count") == [0.5, 0.0]
 
 
 def test_async_functions_are_awaited_together_and_beside_ours(tmp_path: Path) -> None:

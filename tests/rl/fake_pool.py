@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nanoalign.rollouts.base import Completion, EngineLostError, Request
+from nanoalign.rollouts.base import Completion, Request
 from nanoalign.rollouts.hf import HFEngine
 
 
@@ -60,11 +60,13 @@ class FakePool:
             answer()
         return futures
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def prove(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         if self.lost_scores:
             self.lost_scores -= 1
-            raise EngineLostError("no engine")
-        return self.engine.score(sequences)
+            return []
+        return [self.engine.score(sequences)]
+
+    def await_weightless(self) -> None: ...
 
     def busy_s(self) -> float:
         return 0.5 * self.sends

@@ -19,12 +19,13 @@ from nanoalign.models.config import LoRA, Training
 from nanoalign.rl import dpo
 from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import DPOStage, GRPOStage
-from nanoalign.rl.grpo_trainer import make_trainer
+from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
 from nanoalign.rl.shared_engine import SharedEngine
 from nanoalign.rollouts.config import Rollouts, Thinking
 from tests.ranks import on_ranks
 from tests.rl.test_rl_dpo import EvenEnvironment
 from tests.rl.test_rl_grpo_trainer import random_collected
+from tests.sft.ranks_worker import split_everything
 from tests.toy import toy_model, toy_tokenizer
 
 WHOLE = 24
@@ -39,10 +40,15 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "ahead": (3, {"shared": True, "ahead": 1, "pack_tokens": 40}),
     "resumed": (2, {"killed": True}),
     "zero2": (2, {"zero": 2, "pack_tokens": 40}),
+    "zero3": (2, {"zero": 3, "pack_tokens": 40}),
+    "zero3_resumed": (2, {"zero": 3, "killed": True}),
+    "zero3_shared": (3, {"zero": 3, "shared": True, "ahead": 1}),
     "zero1": (2, {"zero": 1, "micro_batch_size": 2}),
     "lora": (1, {"lora": LoRA(rank=4)}),
+    "lora_zero3": (2, {"lora": LoRA(rank=4), "zero": 3, "shared": True}),
     "lora_two": (2, {"lora": LoRA(rank=4), "pack_tokens": 40}),
     "kl": (1, {"kl": 0.1}),
+    "kl_zero3": (2, {"kl": 0.1, "zero": 3}),
     "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
     "dpo": (1, {}),
     "dpo_two": (2, {}),
@@ -73,10 +79,15 @@ class Answers:
         return 1.0
 
     def send(self, tensors: Any, version: int) -> None:
-        assert len(list(tensors)) > 8
+        weights = dict(tensors)
+        expected = toy_model("hybrid").state_dict()
+        assert {name: each.shape for name, each in weights.items()} == {n: e.shape for n, e in expected.items()}
 
     def score(self, texts: Any) -> list[list[float]]:
         return []
+
+    def prove(self, texts: Any) -> list[list[list[float]]]:
+        return [[]]
 
     def wants_weights(self) -> bool:
         return False
@@ -89,9 +100,10 @@ def train(
     folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False, killed: bool = False,
     micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0,
 ) -> None:  # fmt: skip
+    engine = "vllm_server" if shared else "hf"
     stage = GRPOStage(**{
         "kind": "grpo", "from": "base", "data": "prompts", "reward": {"task": 1.0, "length": 0.5}, "group_size": 4,
-        "rollouts": Rollouts(max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,
+        "rollouts": Rollouts(engine=engine, max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,
         "train": Training(learning_rate=1e-3, batch_size=WHOLE, micro_batch_size=micro_batch_size, steps=3,
                           dtype="float32", checkpoint_every=1, lora=lora),
     })  # fmt: skip
@@ -104,9 +116,9 @@ def train(
         if shared:
             answers: Any = Answers(stage, policy)
             collect = SharedEngine(answers, answers if rank == 0 else None)
+        arguments = grpo_arguments(stage, folder / "checkpoints", "cpu", 3, 3)
         trainer = make_trainer(
-            policy, toy_tokenizer(), stage, 3, collect, folder / "checkpoints",
-            StageLog(folder), "cpu", 3, reference=reference,
+            policy, toy_tokenizer(), stage, arguments, collect, StageLog(folder), reference=reference,
         )  # fmt: skip
         assert trainer.is_deepspeed_enabled == ("ACCELERATE_USE_DEEPSPEED" in os.environ)
         trainer.train_or_resume()
@@ -122,9 +134,10 @@ def train(
         with contextlib.suppress(KeyboardInterrupt):
             run(dies)
     trainer = run(share)
+    whole = trainer.full_model(lambda: attach(toy_model("hybrid"), lora, 0) if lora else toy_model("hybrid"))
     if rank == 0:
         log = [row for row in trainer.state.log_history if "reward" in row]
-        torch.save({"weights": trainer.model.state_dict(), "log": log}, folder / "end.pt")
+        torch.save({"weights": whole.state_dict(), "log": log}, folder / "end.pt")
 
 
 def play_and_train(folder: Path, base: Path) -> None:
@@ -151,7 +164,7 @@ def main() -> None:
 
         def work(rank: int, way: str = way, settings: dict[str, Any] = settings) -> None:
             if zero := settings.pop("zero", 0):
-                os.environ |= deepspeed_environment(zero, folder / f"{way}.{rank}.json")
+                os.environ |= split_everything(deepspeed_environment(zero, folder / f"{way}.{rank}.json"), rank)
             if way.startswith("dpo"):
                 play_and_train(folder / way, base)
             else:

@@ -14,7 +14,7 @@ from nanoalign.models.loading import load_model
 from nanoalign.models.packed_attention import isolate, unisolate
 from nanoalign.rl.collect import Collected, row_schedule
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.grpo_trainer import make_trainer
+from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
 from nanoalign.rl.loss import LOSSES
 from nanoalign.rollouts.config import Rollouts
 from tests.rl.trl_oracle import oracle
@@ -56,8 +56,8 @@ def random_collected(step: int, first: int = 0, count: int = 2 * GROUP) -> Colle
 
 def trainer_for(settings, model, tokenizer, folder, collect=random_collected, **more):
     trainer = make_trainer(
-        model, tokenizer, settings, settings.train.steps, collect, folder / "checkpoints", StageLog(folder), "cpu", 3,
-        **more,
+        model, tokenizer, settings, grpo_arguments(settings, folder / "checkpoints", "cpu", 3, settings.train.steps),
+        collect, StageLog(folder), **more,
     )  # fmt: skip
     trainer.model.train()
     return trainer

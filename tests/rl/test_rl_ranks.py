@@ -15,9 +15,22 @@ from tests.toy import toy_model
 
 ROOT = Path(__file__).parents[2]
 WAYS = {
-    "one": ["two", "three", "micro", "packed", "shared_engine", "ahead", "resumed", "zero1", "zero2"],
-    "lora": ["lora_two"],
-    "kl": ["kl_two"],
+    "one": [
+        "two",
+        "three",
+        "micro",
+        "packed",
+        "shared_engine",
+        "ahead",
+        "resumed",
+        "zero1",
+        "zero2",
+        "zero3",
+        "zero3_resumed",
+        "zero3_shared",
+    ],
+    "lora": ["lora_two", "lora_zero3"],
+    "kl": ["kl_two", "kl_zero3"],
 }
 
 

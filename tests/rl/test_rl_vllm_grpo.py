@@ -18,7 +18,7 @@ from nanoalign.models.config import Training
 from nanoalign.rl import grpo
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
-from nanoalign.rollouts.server import ServerEngine
+from nanoalign.rollouts.pool import ServerPool
 
 
 @pytest.fixture
@@ -58,16 +58,17 @@ def test_weights_stay_fresh_while_they_move(stage):
 
 def test_a_server_killed_in_a_rollout_costs_no_step(stage, monkeypatch):
     """A real server in a process of its own, killed while it answers the second step."""
-    generate, steps = ServerEngine.generate, []
+    generate, steps = ServerPool.generate, []
 
     def killed(self, requests):
-        steps.append(self.own.process.pid)
+        process = self.slots[0].keeper.process.process
+        steps.append(process.pid)
         if len(steps) == 2:
-            threading.Timer(0.05, os.killpg, (self.own.process.pid, signal.SIGKILL)).start()
+            threading.Timer(0.05, os.killpg, (process.pid, signal.SIGKILL)).start()
             requests = list(requests) * 20  # long enough to be in the middle
         return generate(self, requests)[:16]
 
-    monkeypatch.setattr(ServerEngine, "generate", killed)
+    monkeypatch.setattr(ServerPool, "generate", killed)
     with pytest.warns(UserWarning, match="restarting the rollout engine"):
         figures, rows = stage({"kind": "vllm_server", "deadline_s": 300})
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

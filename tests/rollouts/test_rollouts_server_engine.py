@@ -20,7 +20,7 @@ from nanoalign.rollouts import open_engine
 from nanoalign.rollouts.base import EngineLostError, Opening, Request, Sampling
 from nanoalign.rollouts.engines import ServerSettings
 from nanoalign.rollouts.hf import HFEngine
-from nanoalign.rollouts.server import ServerEngine
+from nanoalign.rollouts.keepers import open_server
 from tests.rollouts.engines import changed_model, check_logprobs, check_stops_in_thinking, eager_to_stop
 from tests.tiny import tied_llama, tiny_tokenizer, token_ids
 
@@ -29,7 +29,7 @@ PROMPT = "<SPECIAL_11>User\nsay words\n<SPECIAL_11>Assistant\n<think>\n"
 
 @pytest.fixture(scope="module")
 def engines(small_base, tmp_path_factory):
-    """(the server's engine behind restarts, HF) on the same weights."""
+    """(a pool of one server, HF) on the same weights."""
     chat, tokenizer = chat_format("nemotron-nano-v2"), load_tokenizer(small_base)
     server = open_engine(
         ServerSettings(deadline_s=120.0, restarts=1), small_base, tokenizer, chat, batch_size=8, max_length=256,
@@ -37,6 +37,11 @@ def engines(small_base, tmp_path_factory):
     )  # fmt: skip
     yield server, open_engine("hf", load_model(small_base), tokenizer, chat, batch_size=8)
     server.close()
+
+
+def process(server):
+    """That of a pool's only server."""
+    return server.slots[0].keeper.process.process
 
 
 def requests(small_base, count=6, **settings) -> list[Request]:
@@ -85,8 +90,7 @@ def test_killed_in_the_middle_of_a_rollout(engines, small_base):
     whole = server.generate(asked)
     check_logprobs(whole, asked, type(hf)(changed, hf.thinking, batch_size=8))
 
-    process = server.engine.own.process
-    killer = threading.Timer(0.3, lambda: os.killpg(process.pid, signal.SIGKILL))
+    killer = threading.Timer(0.3, os.killpg, (process(server).pid, signal.SIGKILL))
     killer.start()
     with pytest.warns(UserWarning, match="restarting the rollout engine"):
         again = server.generate(asked * 20)
@@ -94,6 +98,40 @@ def test_killed_in_the_middle_of_a_rollout(engines, small_base):
     assert server.lost == 1
     assert [c.token_ids for c in again[:8]] == [c.token_ids for c in whole]
     check_logprobs(again[:8], asked, type(hf)(changed, hf.thinking, batch_size=8))
+
+
+def test_new_weights_in_the_middle_of_completions(engines, small_base):
+    """They are continued under the new weights, under their budgets, and each token knows which weights drew it."""
+    server, hf = engines
+    models = [hf.model, changed_model(small_base)]
+    settings = [{}, {"thinking_budget": 150, "grace": 30}] * 8
+    asked = [requests(small_base, 16, max_tokens=230, **each)[seed] for seed, each in enumerate(settings)]
+    server.send(models[0].state_dict().items(), 0)
+    futures, version = server.submit(asked), 0
+    while not all(future.done() for future in futures):
+        time.sleep(0.3)
+        version += 1
+        server.send(iter(models[version % 2].state_dict().items()), version)
+    found = [future.result() for future in futures]
+    assert server.lost == 0
+    sequences = [[*request.prompt_ids, *each.token_ids] for request, each in zip(asked, found, strict=True)]
+    scores = [type(hf)(model, hf.thinking, batch_size=8).score(sequences) for model in models]
+    for row, (request, each) in enumerate(zip(asked, found, strict=True)):
+        begun = len(request.prompt_ids) - 1
+        expected = [scores[version % 2][row][begun + place] for place, version in enumerate(each.versions)]
+        assert list(each.logprobs) == pytest.approx(expected, abs=1e-3)
+        assert list(each.versions) == sorted(each.versions)
+        rule = BudgetRule(hf.thinking, request.sampling.thinking_budget, request.sampling.grace)
+        state = rule.start(request.prompt_ids)
+        for token, forced in zip(each.token_ids, each.forced, strict=True):
+            due = rule.forced(state)
+            assert due in (None, token)
+            assert forced if due is not None else not forced or token in hf.thinking.close_ids
+            state = rule.advance(state, token)
+    for first in (0, 1):  # without a budget, and with one
+        assert any(len(set(each.versions)) > 1 for each in found[first::2])
+    server.load_weights(hf.model.state_dict().items())
+    assert {each.versions for each in server.generate(asked[:2])} == {()}
 
 
 def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
@@ -108,33 +146,35 @@ def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
     changed = changed_model(tmp_path / "model")
     server.load_weights(changed.state_dict().items())
     asked = requests(tmp_path / "model", 4)
-    check_logprobs(server.generate(asked), asked, HFEngine(changed, server.engine.thinking, batch_size=8))
+    check_logprobs(server.generate(asked), asked, HFEngine(changed, server.thinking, batch_size=8))
     server.close()
 
 
 def test_a_server_that_hangs_is_given_up_at_the_deadline(engines, small_base):
-    server = engines[0].engine
-    opening = Opening(None, server.thinking, ("", ""), 4, "cpu", "float32", None, True, None)
-    hasty = ServerEngine(server.url, ServerSettings(deadline_s=2.0), opening, server.exchange)
-    family = [server.own.process.pid, *(c.pid for c in psutil.Process(server.own.process.pid).children(recursive=True))]
+    server = engines[0]
+    url = server.slots[0].server.url
+    opening = Opening(small_base, server.thinking, ("", ""), 4, "cpu", "float32", None, True, None)
+    hasty = open_server(ServerSettings(server=url, deadline_s=2.0, restarts=0), opening)
+    family = [process(server).pid, *(c.pid for c in psutil.Process(process(server).pid).children(recursive=True))]
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
     begun = time.monotonic()
     try:
-        with pytest.raises(EngineLostError, match=r"within|timed out"):
+        with pytest.raises(EngineLostError, match="timed out"):
             hasty.generate(requests(small_base, count=2))
         assert time.monotonic() - begun < 60
     finally:
         for pid in family:
             os.kill(pid, signal.SIGCONT)
-    assert hasty.generate(requests(small_base, count=1))  # it only seemed dead
+    hasty.close()
+    assert server.generate(requests(small_base, count=1))  # it only seemed dead
 
 
 def test_no_server_is_left_behind(engines):
     """Must run last: it ends the server."""
-    process = engines[0].engine.own.process
-    family = psutil.Process(process.pid).children(recursive=True)
+    ended = process(engines[0])
+    family = psutil.Process(ended.pid).children(recursive=True)
     engines[0].close()
-    assert process.poll() is not None
+    assert ended.poll() is not None
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive

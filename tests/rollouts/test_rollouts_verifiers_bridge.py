@@ -114,6 +114,18 @@ def test_a_game_of_many_turns_keeps_its_state(make: Any) -> None:
     assert first.outcome() == Outcome(True, 1.0)
 
 
+def test_one_that_comes_with_the_package(make: Any) -> None:
+    name = "verifiers.legacy.envs.integrations.reasoninggym_env:ReasoningGymEnv"
+    params = {"gym": "chain_sum", "num_train_examples": 4, "num_eval_examples": 2}
+    env = environment(EnvironmentUse(name=name, params=params), None)
+    task = env.tasks("test")[0]
+    gym = env.made.environment.rg_dataset
+    episodes = start_all(env, [task, task])
+    answers = [Answer(f"<answer>{text}</answer>") for text in (gym[int(task.data["row"]["answer"])]["answer"], "x")]
+    step_all(env, episodes, answers)
+    assert [end.success for end in end_all(env, episodes)] == [True, False]
+
+
 def test_rewards_of_groups_are_refused(make: Any) -> None:
     with pytest.raises(ConfigError, match="scores groups of rollouts together"):
         make("load_group")

