@@ -5,6 +5,7 @@ each (or plays a task's episodes, rl/episodes.py), a probe proves the weights fr
 (rl/collect.py), and the trainer takes one step on them (rl/grpo_trainer.py) under one of the losses of rl/loss.py.
 """
 
+import math
 import os
 import statistics
 from collections import Counter
@@ -123,7 +124,8 @@ def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) 
     counted: Counter[str] = Counter()
     for row in rows:
         counted.update({name: round(value) for name, value in row.items() if name.startswith(REASON)})
-    tally = Tally(config.train.batch_size * len(rows), Counter({n.removeprefix(REASON): c for n, c in counted.items()}))
+    written = round(config.train.batch_size * math.fsum(row.get("episodes/turns", 1.0) for row in rows))
+    tally = Tally(written, Counter({n.removeprefix(REASON): c for n, c in counted.items()}))
     groups = config.train.batch_size // config.group_size
     return {
         "reward_first": total["first"],

@@ -3,6 +3,7 @@ own pace."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from nanoalign.budget_control.rule import BudgetRule
@@ -186,13 +187,16 @@ class _Scene:
             return None
         return Request(prompt_ids, settings)
 
+    @cached_property
+    def thinking(self) -> ThinkingTokens:
+        """Made once: it reads the whole vocabulary."""
+        return ThinkingTokens.from_tokenizer(
+            self.tokenizer, self.chat.think_open, self.chat.think_close, self.chat.stop
+        )
+
     def thought(self, each: "_Play") -> int:
         """Thinking tokens of an episode so far."""
-        rule = BudgetRule(
-            ThinkingTokens.from_tokenizer(
-                self.tokenizer, self.chat.think_open, self.chat.think_close, self.chat.stop
-            ), None,
-        )  # fmt: skip
+        rule = BudgetRule(self.thinking, None)
         return sum(rule.thinking_tokens(turn.prompt_ids, turn.completion.token_ids) for turn in each.turns)
 
     def prompt_ids(self, each: "_Play") -> tuple[int, ...]:
@@ -231,8 +235,9 @@ def _in_step(scene: _Scene, plays: "Sequence[_Play]", engine: RolloutEngine) -> 
     """Turn by turn, a turn of all episodes at once."""
     while live := [each for each in plays if not each.ended]:
         asked = [(each, request) for each in live if (request := scene.request(each)) is not None]
-        completions = engine.generate([request for _, request in asked])
-        scene.advance([(each, request, given) for (each, request), given in zip(asked, completions, strict=True)])
+        if asked:
+            completions = engine.generate([request for _, request in asked])
+            scene.advance([(each, request, given) for (each, request), given in zip(asked, completions, strict=True)])
 
 
 def _end_for_room(each: _Play, prompt: int, completion: int, longest: int) -> None:
@@ -262,7 +267,8 @@ def _answer(each: _Play, request: Request, completion: Completion, chat: ChatFor
 
 
 def _record(each: _Play, outcome: Outcome) -> EpisodeRecord:
+    success = outcome.success and each.ended == "done"
     return EpisodeRecord(
-        each.task, each.sample, each.mode, tuple(each.turns), tuple(each.messages), outcome.success,
-        each.ended or "turns", outcome.reward, dict(getattr(each.episode, "faults", {})),
+        each.task, each.sample, each.mode, tuple(each.turns), tuple(each.messages), success, each.ended, outcome.reward,
+        dict(getattr(each.episode, "faults", {})),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -58,12 +58,16 @@ class Overlapped(Generic[E]):
                 self.over.put(None)
             else:
                 live.append((episode, request))
+        if not live:
+            return
         for (episode, request), answer in zip(live, self.submit([request for _, request in live]), strict=True):
-            answer.add_done_callback(lambda done, episode=episode, request=request: self._go_on(episode, request, done))
+            answer.add_done_callback(partial(self._go_on, episode, request))
 
     def _go_on(self, episode: E, request: Request, done: "Future[Completion]") -> None:
-        with suppress(RuntimeError):  # shut down: another episode raised
+        try:
             self.steps.submit(self._step, episode, request, done)
+        except RuntimeError as error:  # no further thread; or shut down, because another episode raised
+            self.over.put(error)
 
     def _step(self, episode: Any, request: Request, done: "Future[Completion]") -> None:
         try:

@@ -1,6 +1,7 @@
 """A pool of engines in this process: a model of its own, which gets weights only when they are sent."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -13,8 +14,10 @@ from nanoalign.rollouts.hf import HFEngine
 
 
 class FakePool:
-    """Answers at once, with the weights that it has then. ``deaf`` sends are read and forgotten; of ``lost`` sends the
-    engine is lost after them, until the next; ``lost_scores`` questions for scores find none."""
+    """Answers at once, with the weights that it has then, whichever thread asks. ``deaf`` sends are read and forgotten;
+    of ``lost`` sends the engine is lost after them, until the next; ``lost_scores`` questions for scores find none."""
+
+    max_length: int | None = None
 
     def __init__(self, model: Any, thinking: Any, deaf: Sequence[int] = (), lost: Sequence[int] = (),
                  lost_scores: int = 0) -> None:  # fmt: skip
@@ -23,13 +26,15 @@ class FakePool:
         self.version, self.sends, self.lost, self.closed = -1, 0, 0, False
         self.requests: list[Request] = []
         self.waiting: list[Callable[[], None]] = []
+        self.one_at_a_time = threading.Lock()
 
     def send(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         weights = [(name, tensor.detach().clone()) for name, tensor in tensors]
         self.sends += 1
-        self.version = version
-        if version not in self.deaf:
-            self.engine.load_weights(weights)
+        with self.one_at_a_time:
+            self.version = version
+            if version not in self.deaf:
+                self.engine.load_weights(weights)
         if self.sends in self.lost_at:
             self.lost += 1
         waiting, self.waiting = self.waiting, []
@@ -44,8 +49,10 @@ class FakePool:
         self.requests += requests
 
         def answer() -> None:
-            for future, each in zip(futures, self.engine.generate(requests), strict=True):
-                future.set_result(replace(each, versions=(self.version,) * len(each.token_ids)))
+            with self.one_at_a_time:
+                answers, version = self.engine.generate(requests), self.version
+            for future, each in zip(futures, answers, strict=True):
+                future.set_result(replace(each, versions=(version,) * len(each.token_ids)))
 
         if self.sends in self.lost_at:
             self.waiting.append(answer)

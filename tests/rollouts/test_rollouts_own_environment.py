@@ -42,6 +42,17 @@ def test_the_recipe_runs(folder: Path) -> None:
     assert "my_env.py:Shop" not in again.output and "the code changed: my_env.py:Shop" in stale.output
 
 
+def test_the_grpo_stage_runs(folder: Path) -> None:
+    [stage] = re.findall(r"```yaml\n(  agent:\n    kind: grpo\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "grpo.yaml").write_text(re.sub(r"  agent:\n.*?(?=  verdict:)", stage, recipe, flags=re.DOTALL))
+    command = ["run", str(folder / "grpo.yaml"), "--root", str(folder / "grpo"), "--until", "agent"]
+    done = CliRunner().invoke(app, [*command, "--set", "stages.agent.train.steps=1"])
+    assert done.exit_code == 0, done.output
+    (row,) = (folder / "grpo/shop/agent/metrics.jsonl").read_text().splitlines()
+    assert 0 <= json.loads(row)["rewards/environment/mean"] <= 1 <= json.loads(row)["episodes/turns"] <= 3
+
+
 def test_the_lines_for_trying_it_out(folder: Path) -> None:
     tried = subprocess.run([sys.executable, "trying.py"], cwd=folder, capture_output=True, text=True)
     assert tried.returncode == 0, tried.stderr
