@@ -15,6 +15,12 @@ from nanoalign.budget_control.serve import serve_command, serve_environment
 from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import EngineLostError
 
+OF_THE_LAUNCHER = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_",
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+)  # fmt: skip
+"""Variables of a rank of the trainer, by how they begin: a server that finds them waits for that launcher's store in
+place of opening its own."""
 START_S = 900.0
 """Seconds in which a server must answer: loading weights and capturing graphs takes minutes for large models."""
 STOP_S = 10.0
@@ -44,7 +50,8 @@ class LocalServer:
         self.url = f"http://127.0.0.1:{self.port}"
         command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=vllm_arguments)
         environment = serve_environment("127.0.0.1", None) | {"VLLM_SERVER_DEV_MODE": "1"}
-        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        for name in [name for name in environment if name.startswith(OF_THE_LAUNCHER)]:
+            del environment[name]
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = visible_devices(gpus, environment.get("CUDA_VISIBLE_DEVICES"))
         log.parent.mkdir(parents=True, exist_ok=True)
