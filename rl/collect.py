@@ -127,13 +127,17 @@ class Collected:
         """These completions alone; figures and counts are the first part's."""
         episodes = range(len(self.prompt_ids)) if self.episodes is None else self.episodes
         rows = [row for row, episode in enumerate(episodes) if first <= episode < first + count]
-        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
         return Collected(
-            *([column[row] for row in rows] for column in columns),
+            [self.prompt_ids[row] for row in rows],
+            [self.completion_ids[row] for row in rows],
+            [self.logprobs[row] for row in rows],
+            [self.trained[row] for row in rows],
             {name: values[first : first + count] for name, values in self.rewards.items()},
-            self.metrics, Counter() if first else self.counts, [self.versions[row] for row in rows if self.versions],
+            self.metrics,
+            Counter() if first else self.counts,
+            [self.versions[row] for row in rows if self.versions],
             None if self.episodes is None else [self.episodes[row] - first for row in rows],
-        )  # fmt: skip
+        )
 
 
 Collect = Callable[[int, int, int], Collected]

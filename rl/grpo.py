@@ -100,7 +100,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     with closing(collect):
         trainer.train_or_resume()
     trained = trainer.full_model(lambda: fresh_model("cpu"))
-    if first_process:
+    if trained is not None and first_process:
         trained = merge_adapter(trained) if config.train.lora else trained
         in_half = trainer.split and config.train.dtype == "bfloat16"  # the weights that were split
         save_model(trained.bfloat16() if in_half else trained, tokenizer, context.folder / "model")

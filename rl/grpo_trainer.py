@@ -47,7 +47,8 @@ class Rows:
 
     def to(self, device: torch.device | str) -> "Rows":
         columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
-        return Rows(*([each.to(device) for each in column] for column in columns), self.advantages_B.to(device))
+        prompts, completions, logprobs, trained = ([each.to(device) for each in column] for column in columns)
+        return Rows(prompts, completions, logprobs, trained, self.advantages_B.to(device))
 
     def take(self, places: Tensor) -> "Rows":
         """The rows at these places."""

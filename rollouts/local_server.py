@@ -16,8 +16,8 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import EngineLostError
 
 OF_THE_LAUNCHER = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_",
-    "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_",
+    "ACCELERATE_", "VLLM_ENABLE_V1_MULTIPROCESSING",
 )  # fmt: skip
 """Variables of a rank of the trainer, by how they begin: a server that finds them waits for that launcher's store in
 place of opening its own."""
