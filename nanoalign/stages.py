@@ -53,7 +53,7 @@ STAGES = {
     "reward_model": StageEntry(
         "nanoalign.rl.reward_model:run", "trains a Bradley-Terry reward model on pairs", RewardModelStage, RL,
         makes="reward model", parallel=True),
-    "grpo": StageEntry("nanoalign.rl.grpo:run", "GRPO on prompts, or in an environment, with rewards", GRPOStage, RL, parallel=True),
+    "grpo": StageEntry("nanoalign.rl.grpo:run", "GRPO on prompts or episodes", GRPOStage, RL, parallel=True),
     "merge": StageEntry(
         "nanoalign.merge.stage:run", "interpolates two models at the best alpha", MergeStage,
         (*GENERATING, "evaluation", "merge"), result="sweep.json"),
