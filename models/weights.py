@@ -2,11 +2,13 @@
 on the way, gathered bucket by bucket where ZeRO-3 has split them."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from torch import Tensor, nn
 
 BUCKET_BYTES = 2**30
@@ -47,6 +49,14 @@ def whole_weights(
     if want:
         persistent = base.state_dict(keep_vars=True)
         yield from ((name, buffer) for name, buffer in base.named_buffers() if name in persistent)
+
+
+def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model folder, one at a time, under the names that they are stored by."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                yield name, tensors.get_tensor(name)
 
 
 def _gathered(bucket: Sequence[tuple[str, nn.Parameter, LoraLayer | None]], want: bool) -> list[tuple[str, Tensor]]:

@@ -22,4 +22,5 @@ def gather_blocks(model: PreTrainedModel | PeftModel, root: nn.Module | None = N
     set_z3_leaf_modules(base, list(blocks))
     if isinstance(model, PeftModel):
         base.enable_input_require_grads()  # without it, the first block's weights are released before its backward pass
-    register_external_parameter(root or base, base.get_output_embeddings().weight)
+    if (head := base.get_output_embeddings()) is not None:  # a scorer's is called as a module
+        register_external_parameter(root or base, head.weight)

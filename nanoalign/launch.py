@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.common.files import write_json
-from nanoalign.recipe.checks import spreads
 from nanoalign.recipe.schema import LocalLaunch, RayLaunch, Recipe, SlurmLaunch
+from nanoalign.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Command:
 def command(recipe: Recipe, name: str, job: Path) -> Command:
     """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is used."""
     launch = recipe.launch
-    parallel = spreads(recipe.stages[name], launch)
+    parallel = STAGES[recipe.stages[name].kind].parallel
     module = ["-m", "nanoalign.stage_process", str(job.resolve())]
     # a package of the user's in the working folder, `datasets` say, is not to hide a library's
     environment = {"PYTHONSAFEPATH": "1"} | (deepspeed_environment(launch.zero, job) if parallel else {})

@@ -13,7 +13,6 @@ from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_chat import template_notes
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.plan_gpus import gpus, waits
-from nanoalign.recipe.checks import spreads, unspreadable
 from nanoalign.recipe.schema import Recipe
 from nanoalign.sft.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.stages import STAGES
@@ -123,9 +122,6 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     yield from template_notes(recipe)
     launch = recipe.launch
     if any(STAGES[stage.kind].parallel for stage in recipe.stages.values()):
-        for name, stage in recipe.stages.items():
-            if reason := unspreadable(stage, launch):
-                yield f"stages.{name} runs on one process: {reason}"
         return
     unused = [f"{launch.devices} processes"] if launch.devices > 1 else []
     unused += [f"zero: {launch.zero}"] if launch.zero else []
@@ -216,7 +212,7 @@ class _Sizes:
         steps = optimizer_steps(train, sequences)
         plan.steps = Amount(steps, "" if train.steps else sign)
         plan.batch_size, plan.schedule, plan.learning_rate = train.batch_size, train.schedule, train.learning_rate
-        if spreads(stage, self.recipe.launch):
+        if STAGES[stage.kind].parallel:
             pack = getattr(stage, "pack", None)
             plan.devices, plan.zero = self.recipe.launch.devices, self.recipe.launch.zero
             plan.sequence_parallel = pack.sequence_parallel if pack is not None else 1
@@ -229,7 +225,11 @@ class _Sizes:
             seconds = cost.train_seconds(self.model["parameters"], tokens, train, self.device, plan.devices)
             plan.seconds = Amount(seconds, sign or "~")
             share = cost.Share(plan.devices, plan.sequence_parallel, plan.zero)
-            plan.memory_gb = Amount(cost.train_bytes(self.model, train, length, share, copies) / 1e9, "~")
+            sampling = hasattr(stage, "rollouts")  # DPO and GRPO: TRL's head, tile by tile
+            needed = cost.train_bytes(
+                self.model, train, length, share, copies, getattr(stage, "pack_tokens", None), not sampling
+            )
+            plan.memory_gb = Amount(needed / 1e9, "~")
 
     def _rollouts(self, plan: StagePlan, stage: Any, completions: int, sign: str) -> None:
         """Costs of sampling, on top of those that are there."""
@@ -245,8 +245,13 @@ class _Sizes:
             seconds = cost.generate_seconds(self.model["parameters"], generated, self.device)
             seconds /= _engines(stage, plan.devices)
             plan.seconds = Amount((plan.seconds.value if plan.seconds else 0) + seconds, "<=")
-            memory = cost.generate_bytes(self.model, rollouts.batch_size, 2 * rollouts.max_tokens, self.device) / 1e9
-            plan.memory_gb = Amount(max(memory, plan.memory_gb.value if plan.memory_gb else 0), "~")
+            training = plan.memory_gb.value if plan.memory_gb else 0.0
+            if training and rollouts.engine.kind != "hf":  # a vLLM takes the cache that its GPU leaves; see `gpus`
+                memory = 2 * self.model["parameters"] if rollouts.engine.kind == "vllm" else 0.0
+            else:
+                length = 2 * rollouts.max_tokens
+                memory = cost.generate_bytes(self.model, rollouts.batch_size, length, self.device)
+            plan.memory_gb = Amount(max(memory / 1e9, training), "~")
 
     def _tasks(self, suite: str) -> int:
         """Tasks of a suite."""

@@ -63,18 +63,23 @@ class Share:
     """ZeRO stage: 1 splits the optimizer's moments over the devices, 2 the gradients too, 3 the weights too."""
 
 
-def train_bytes(model: Mapping[str, Any], train: Training, length: float, share: Share, copies: int = 1) -> float:
+def train_bytes(
+    model: Mapping[str, Any], train: Training, length: float, share: Share, copies: int = 1,
+    packed: int | None = None, whole_logits: bool = True,
+) -> float:  # fmt: skip
     """One device's weights, gradients and AdamW's two moments in fp32 (``copies`` of the weights besides, such as a
-    reference), and its part of the activations of a micro batch of ``length`` tokens a sequence."""
+    reference), and its part of the activations of a micro batch of ``length`` tokens a sequence, or of ``packed``
+    tokens together; with the logits, unless the head works in tiles."""
     parameters, blocks = model["parameters"], sum(model["blocks"].values())
     trained = parameters if train.lora is None else 0.02 * parameters
     parts = {3: 4 * parameters * copies, 2: 4 * trained, 1: 8 * trained}
     state = sum(size / (share.devices if share.zero >= stage else 1) for stage, size in parts.items())
     width = 4 if train.dtype == "float32" else 2
     groups = share.devices // share.sequence_parallel
-    tokens = length / share.sequence_parallel * train.micro_batch(groups)
+    tokens = max(packed, length) if packed else length / share.sequence_parallel * train.micro_batch(groups)
     block = model["hidden_size"] * width * (1 if train.gradient_checkpointing else 20)
-    return PROCESS_BYTES + state + tokens * (blocks * block + 3 * 4 * model["vocab_size"])
+    logits = 3 * 4 * model["vocab_size"] if whole_logits else 0
+    return PROCESS_BYTES + state + tokens * (blocks * block + logits)
 
 
 def generate_bytes(model: Mapping[str, Any], batch: int, length: float, device: str) -> float:

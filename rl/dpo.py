@@ -51,17 +51,18 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
     first = processes.is_main_process
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
-    player = _Player(config, context, environment(config.environment, context.data_root), chat, tokenizer, processes)
+    player = _Player(
+        config, context, environment(config.environment, context.data_root), chat, tokenizer, processes, device
+    )
     current = context.inputs["from"]
     rounds: list[dict[str, Any]] = []
     for number in range(config.rounds + 1):
         folder = context.folder / f"round-{number}"
         if not (folder / "round.json").is_file():
-            model = load_model(current, device=device)
             outcome: dict[str, Any] = {"round": number}
             if number:
                 if not (folder / "pairs.jsonl").is_file():
-                    episodes = player.train_episodes(model, number)
+                    episodes = player.train_episodes(current, number)
                     if first:
                         pairs = pair_up(
                             episodes, config.pairs_per_task, config.pairing, derive_seed(context.seed, number)
@@ -82,11 +83,13 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 outcome["sampled"] = proportion(sum(successes), len(successes)).as_dict()
                 outcome["pairs"] = len(pairs)
                 outcome["tasks_with_pairs"] = len({pair.task for pair in pairs})
+                player.forget()
                 if pairs:
-                    model = train_round(config, context, model, tokenizer, pairs, folder, device, f"round {number}")
-                if first:
-                    save_model(model, tokenizer, folder / "model")
-            outcome["held_out"] = player.held_out_success(model)
+                    train_round(config, context, current, tokenizer, pairs, folder, device, f"round {number}")
+                elif first:
+                    save_model(load_model(current), tokenizer, folder / "model")
+                processes.wait_for_everyone()
+            outcome["held_out"] = player.held_out_success(folder / "model" if number else current)
             if first:
                 write_json(folder / "round.json", outcome)
             processes.wait_for_everyone()
@@ -120,9 +123,10 @@ class _Player:
 
     def __init__(
         self, config: DPOStage, context: StageContext, environment: Environment, chat: ChatFormat, tokenizer: Any,
-        processes: PartialState,
+        processes: PartialState, device: str,
     ) -> None:  # fmt: skip
         self.config, self.context, self.environment, self.processes = config, context, environment, processes
+        self.device = device
         self.chat, self.tokenizer = chat, tokenizer
         self.train_tasks = list(environment.tasks("train"))
         self.order = row_schedule(len(self.train_tasks), config.rounds * config.tasks_per_round, context.seed)
@@ -132,21 +136,25 @@ class _Player:
         self.each = config.rollouts.engine.kind != "vllm_server"
         """Each process has an engine of its own, on its own GPU."""
         self.vllm: RolloutEngine | None = None
+        self.loaded: tuple[Path, Any] | None = None
+        """The model that plays in this process, and where it is from."""
 
-    def engine(self, model: Any) -> RolloutEngine | None:
-        """An engine on the model's weights, on every process; None on those that leave asking a server to the first.
-        vLLM is started once, on all processes together, and then given new weights."""
-        from nanoalign.models.weights import whole_weights
+    def engine(self, model: Path) -> RolloutEngine | None:
+        """An engine on a folder's weights; None on processes that leave asking servers to the first. vLLM is started
+        once, on all processes together, and then given new weights."""
+        from nanoalign.models.loading import load_model, resolve
+        from nanoalign.models.weights import stored_weights
         from nanoalign.rollouts import open_engine
 
         settings: Rollouts = self.config.rollouts
         if settings.engine.kind == "hf":
+            if self.loaded is None or self.loaded[0] != model:
+                self.loaded = (model, load_model(model, device=self.device))
             return open_engine(
-                "hf", model, self.tokenizer, self.chat, batch_size=settings.batch_size, dtype=self.config.train.dtype
-            )
+                "hf", self.loaded[1], self.tokenizer, self.chat, batch_size=settings.batch_size,
+                dtype=self.config.train.dtype,
+            )  # fmt: skip
         if not (self.each or self.processes.is_main_process):
-            for _ in whole_weights(model, want=False):
-                pass
             return None
         if self.vllm is None:
             self.vllm = open_engine(
@@ -155,21 +163,25 @@ class _Player:
                 exchange=self.context.folder / "exchange",
                 budgets=any(budget is not None for budget in self.config.thinking.budgets),
             )  # fmt: skip
-        self.vllm.load_weights(whole_weights(model))
+        self.vllm.load_weights(stored_weights(resolve(model)))
         return self.vllm
 
-    def train_episodes(self, model: Any, number: int) -> list[EpisodeRecord]:
+    def forget(self) -> None:
+        """Makes room for training."""
+        self.loaded = None
+
+    def train_episodes(self, model: Path, number: int) -> list[EpisodeRecord]:
         size = self.config.tasks_per_round
         tasks = [self.train_tasks[row] for row in self.order[(number - 1) * size : number * size]]
         return self._play(model, tasks, self.config.samples_per_task, number, self.config.rollouts)
 
-    def held_out_success(self, model: Any) -> dict[str, float]:
+    def held_out_success(self, model: Path) -> dict[str, float]:
         greedy = self.config.rollouts.model_copy(update={"temperature": 0.0})
         episodes = self._play(model, self.test_tasks, 1, HELD_OUT, greedy)
         return proportion(sum(each.success for each in episodes), len(episodes)).as_dict()
 
     def _play(
-        self, model: Any, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts
+        self, model: Path, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts
     ) -> list[EpisodeRecord]:
         """On every process the episodes of all: each plays its share of the tasks where each has an engine of its own,
         the first plays all where servers are asked."""
@@ -186,7 +198,7 @@ class _Player:
             return modes[task], sampling(rollouts, modes[task], derive_seed(seed, number, task, sample, turn))
 
         episodes: list[EpisodeRecord] = []
-        engine = self.engine(model)  # of all processes, also those with no task: they start and gather together
+        engine = self.engine(model)  # of all processes, also those with no task: they start together
         if engine is not None:
             if mine:
                 own = [tasks[task] for task in mine]
@@ -202,21 +214,26 @@ class _Player:
 
 
 def train_round(
-    config: DPOStage, context: StageContext, model: Any, tokenizer: Any, pairs: Sequence[PreferencePair], folder: Path,
-    device: str, phase: str,
-) -> Any:  # fmt: skip
-    """The model after one round's training; resumes from the round's newest checkpoint."""
+    config: DPOStage, context: StageContext, source: Path, tokenizer: Any, pairs: Sequence[PreferencePair],
+    folder: Path, device: str, phase: str,
+) -> None:  # fmt: skip
+    """One round's training of the model in ``source``, from the round's newest checkpoint; writes ``folder/model``."""
     from nanoalign.models.adapters import attach, merge_adapter
-    from nanoalign.rl.dpo_trainer import make_trainer
+    from nanoalign.models.loading import load_model, save_model
+    from nanoalign.rl.dpo_trainer import dpo_arguments, make_trainer
 
-    if config.train.lora is not None:
-        model = attach(model, config.train.lora, context.seed)
-    trainer = make_trainer(
-        model, tokenizer, pairs, config.train, config.beta, folder / "checkpoints", context.log, device,
-        context.seed, phase,
-    )  # fmt: skip
+    arguments = dpo_arguments(config.train, len(pairs), config.beta, folder / "checkpoints", device, context.seed)
+
+    def fresh_model(device: str) -> Any:
+        model = load_model(source, device=device)
+        return model if config.train.lora is None else attach(model, config.train.lora, context.seed)
+
+    trainer = make_trainer(fresh_model(device), tokenizer, pairs, arguments, config.train, context.log, phase)
     trainer.train_or_resume()
-    return merge_adapter(trainer.model) if config.train.lora is not None else trainer.model
+    trained = trainer.full_model(lambda: fresh_model("cpu"))
+    if trained is not None and trainer.is_world_process_zero():
+        trained = merge_adapter(trained) if config.train.lora is not None else trained
+        save_model(trained, tokenizer, folder / "model")
 
 
 def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) -> None:

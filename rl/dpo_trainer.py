@@ -13,12 +13,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from nanoalign.common.stage import StageLog
 from nanoalign.models.config import Training
 from nanoalign.models.training import training_arguments
+from nanoalign.models.zero3 import gather_blocks
 from nanoalign.rl.each_pair_once import EachPairOnce
 from nanoalign.rl.pairs import PreferencePair
 
@@ -42,27 +44,33 @@ class PairCollator(DataCollatorForPreference):
         return batch
 
 
-def make_trainer(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[PreferencePair],
-    train: Training,
-    beta: float,
-    folder: Path,
-    log: StageLog,
-    device: str,
-    seed: int,
-    phase: str,
-) -> PairTrainer:
-    """A trainer whose reference is ``model`` as it is now; checkpoints in ``folder``, figures under ``phase``.
+def dpo_arguments(train: Training, pairs: int, beta: float, folder: Path, device: str, seed: int) -> DPOConfig:
+    """Arguments of a round on so many pairs; checkpoints in ``folder``. Made before the model is loaded: ZeRO-3 then
+    splits it while it loads.
 
     Raises:
         ConfigError: as :func:`models.training.training_arguments`.
     """
     arguments = training_arguments(
-        train, folder, len(pairs), device, seed, cls=DPOConfig,
+        train, folder, pairs, device, seed, cls=DPOConfig,
         beta=beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True,
     )  # fmt: skip
+    assert isinstance(arguments, DPOConfig)
+    return arguments
+
+
+def make_trainer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    arguments: DPOConfig,
+    train: Training,
+    log: StageLog,
+    phase: str,
+) -> PairTrainer:
+    """A trainer whose reference is ``model`` as it is now; figures under ``phase``."""
+    if is_deepspeed_zero3_enabled():
+        gather_blocks(model)
     rows = {
         "prompt_ids": [list(pair.prompt_ids) for pair in pairs],
         "chosen_ids": [list(pair.chosen.token_ids) for pair in pairs],
@@ -73,7 +81,7 @@ def make_trainer(
     return PairTrainer(
         model=model,
         args=arguments,
-        train_dataset=_on_disk(Dataset.from_dict(rows), folder.with_name("rows")),
+        train_dataset=_on_disk(Dataset.from_dict(rows), Path(str(arguments.output_dir)).with_name("rows")),
         data_collator=PairCollator(pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
         train=train,

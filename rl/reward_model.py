@@ -45,11 +45,17 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
         model, tokenizer, train, config.train, context.folder / "checkpoints", context.log, device, context.seed
     )
     trainer.train_or_resume()
-    if trainer.is_world_process_zero():
-        save_model(trainer.model, tokenizer, context.folder / "model")
+    trained = trainer.full_model(
+        lambda: load_scorer(context.inputs["from"], tokenizer.pad_token_id, "cpu", fresh_head=True)
+    )
+    right = {}
+    if trained is not None and trainer.is_world_process_zero():  # the others wait, where ZeRO-3 has split it
+        save_model(trained, tokenizer, context.folder / "model")
+        right = accuracy(trained, held_out)
+    trainer.accelerator.wait_for_everyone()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return {
-        "accuracy": accuracy(trainer.model, held_out),
+        "accuracy": right,
         "train_pairs": len(train),
         "held_out_pairs": len(held_out),
         "loss_first": losses[0],

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import RewardConfig, RewardTrainer
 
 from nanoalign.common.stage import StageLog
 from nanoalign.models.config import Training
 from nanoalign.models.training import training_arguments
+from nanoalign.models.zero3 import gather_blocks
 from nanoalign.rl.each_pair_once import EachPairOnce
 
 CENTERING = 0.01
@@ -40,6 +42,8 @@ def make_trainer(
         train, folder, len(pairs), device, seed, cls=RewardConfig,
         max_length=None, center_rewards_coefficient=CENTERING,
     )  # fmt: skip
+    if is_deepspeed_zero3_enabled():
+        gather_blocks(model)
     rows = {"chosen_ids": [chosen for chosen, _ in pairs], "rejected_ids": [rejected for _, rejected in pairs]}
     return PreferenceTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_dict(rows), processing_class=tokenizer, train=train,

@@ -251,7 +251,7 @@ def _held_out(stage: SFTStage, mixtures: Mapping[str, Mixture], launch: Any) -> 
 
 def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     """A stage that trains on several processes: packs and batches must divide over them."""
-    if not spreads(stage, launch):
+    if not STAGES[stage.kind].parallel:
         return
     devices, near = launch.devices, launch.on_a_node
     engine = stage.rollouts.engine if isinstance(stage, DPOStage | GRPOStage) else None
@@ -269,20 +269,6 @@ def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
         shared = "" if ranks == 1 else f" groups of {ranks}"
         at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
         yield ("train", "batch_size"), f"{batch} is not a multiple of {at_once}"
-
-
-def spreads(stage: Any, launch: Any) -> bool:
-    """Whether a stage trains on all processes of a launch."""
-    return STAGES[stage.kind].parallel and unspreadable(stage, launch) is None
-
-
-def unspreadable(stage: Any, launch: Any) -> str | None:
-    """Why a stage that can train on several processes runs on one under this launch, or None."""
-    if not isinstance(stage, DPOStage | GRPOStage):
-        return None
-    if launch.zero == 3 and isinstance(stage, DPOStage):
-        return "it samples from weights that `launch.zero: 3` would shard; 2 or less spreads it"
-    return None
 
 
 def _merge(stage: MergeStage) -> Iterator[Finding]:

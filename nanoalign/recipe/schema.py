@@ -27,7 +27,7 @@ class LocalLaunch(Section):
     processes: int = Field(default=1, ge=1)
     """Processes of a training stage, one per GPU; above 1 they are started by `accelerate launch`."""
     zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism; with 3, DPO and GRPO run on one process."""
+    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism."""
 
     @property
     def devices(self) -> int:
@@ -55,7 +55,7 @@ class SlurmLaunch(Section):
     time: str | None = None
     """srun --time, for each stage."""
     zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism; with 3, DPO and GRPO run on one process."""
+    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism."""
 
     @property
     def devices(self) -> int:
@@ -77,7 +77,7 @@ class RayLaunch(Section):
     gpus: int = Field(default=8, ge=1)
     """GPUs, and processes, of a training stage."""
     zero: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism; with 3, DPO and GRPO run on one process."""
+    """DeepSpeed ZeRO stage of training; 0 is plain data parallelism."""
 
     @property
     def devices(self) -> int:

@@ -52,7 +52,8 @@ def make_trainer(way: str, base: Path, folder: Path, pairs: int = 19, micro: int
         PreferencePair(f"task-{number}", 0, tuple(prompt), *(answer(ids) for ids in answers))
         for number, (prompt, *answers) in enumerate(rows)
     ]
-    return dpo_trainer.make_trainer(load_model(base), tokenizer, played, train, 0.5, *places, "round 1")
+    arguments = dpo_trainer.dpo_arguments(train, len(played), 0.5, places[0], *places[2:])
+    return dpo_trainer.make_trainer(load_model(base), tokenizer, played, arguments, train, places[1], "round 1")
 
 
 def answer(ids: list[int]) -> Completion:

@@ -53,6 +53,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
     "dpo": (1, {}),
     "dpo_two": (2, {}),
+    "dpo_zero3": (2, {"zero": 3}),
     "dpo_own": (2, {"engine": "vllm"}),
     "dpo_server": (2, {"engine": "vllm_server"}),
 }
@@ -152,7 +153,8 @@ def open_copy(settings: Any, model: Any, tokenizer: Any, chat: Any, **more: Any)
     engine: Any = open_hf("hf", own, tokenizer, chat, batch_size=more["batch_size"], dtype=more["dtype"])
 
     def load_weights(tensors: Any) -> None:
-        assert not own.load_state_dict(dict(tensors), strict=False).unexpected_keys
+        as_here = {name.replace("backbone.", "model.", 1): tensor for name, tensor in tensors}  # the hub's names
+        assert not own.load_state_dict(as_here, strict=False).unexpected_keys
 
     engine.load_weights = load_weights
     return engine

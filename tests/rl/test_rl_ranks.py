@@ -32,7 +32,7 @@ WAYS = {
     "lora": ["lora_two", "lora_zero3"],
     "kl": ["kl_two", "kl_zero3"],
 }
-PLAYED = ["dpo_two", "dpo_own", "dpo_server"]
+PLAYED = ["dpo_two", "dpo_zero3", "dpo_own", "dpo_server"]
 
 
 @pytest.fixture(scope="module")
