@@ -51,6 +51,21 @@ def whole_weights(
         yield from ((name, buffer) for name, buffer in base.named_buffers() if name in persistent)
 
 
+class WholeWeights:
+    """:func:`whole_weights` of a model that is on this process alone, as often as they are asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return whole_weights(self.model)
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has split its parameters over the processes."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
 def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a model folder, one at a time, under the names that they are stored by."""
     for file in sorted(folder.glob("*.safetensors")):

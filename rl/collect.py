@@ -13,11 +13,11 @@ from nanoalign.common.errors import DataError, StaleWeightsError
 from nanoalign.common.stage import StageLog
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.models.weights import whole_weights
+from nanoalign.models.weights import WholeWeights, is_split, whole_weights
 from nanoalign.reward import ComposedReward, Sample
 from nanoalign.reward.base import Progress, Tally
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rollouts.base import Mode, Request, RolloutEngine, draw_mode, sampling
+from nanoalign.rollouts.base import Mode, Request, draw_mode, sampling
 from nanoalign.rollouts.config import Thinking
 from nanoalign.rollouts.samples import judged, never_empty
 from nanoalign.rollouts.seeds import derive_seed
@@ -264,12 +264,17 @@ class OwnEngine:
     """A :data:`Collect` on an engine of this process, which works while the trainer waits."""
 
     rollouts: StepRollouts
-    engine: RolloutEngine
+    engine: Any
+    """A :class:`rollouts.base.RolloutEngine`; a vLLM also streams weights."""
 
     def __call__(self, step: int, first: int, count: int) -> Collected:
         sync_at = time.perf_counter()
         if self.engine is not self.rollouts.scorer:
-            self.engine.load_weights(whole_weights(self.rollouts.scorer.model))
+            model = self.rollouts.scorer.model
+            if is_split(model):
+                self.engine.stream_weights(whole_weights(model))
+            else:
+                self.engine.load_weights(WholeWeights(model))
         started = time.perf_counter()
         answers = self.rollouts.begin(self.engine, step, first, count)()
         seconds = time.perf_counter() - started

@@ -1,7 +1,7 @@
 """Restarts a lost engine and repeats the request, so that a worker's death does not cost the step."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from nanoalign.rollouts.base import Completion, EngineLostError, Request, RolloutEngine
@@ -16,14 +16,16 @@ class RestartingEngine:
     """A :class:`RolloutEngine` behind which another one may be lost.
 
     ``restarts`` bounds the new starts in a row for one question; the error of the last one goes through. New engines
-    get the weights of the last :meth:`load_weights`: the tensors are held, not copied, so they must not change between
-    that and the questions (in GRPO they change after them).
+    get the weights of the last :meth:`load_weights`: the tensors (or what can be iterated again for them) are held, not
+    copied, so they must not change between that and the questions (in GRPO they change after them).
     """
 
     def __init__(self, start: Callable[[], RolloutEngine], restarts: int) -> None:
         self.start, self.restarts = start, restarts
         self.engine = start()
-        self.weights: list[tuple[str, torch.Tensor]] | None = None
+        self.weights: Iterable[tuple[str, torch.Tensor]] | None = None
+        self.left_alone = False
+        """The engine's weights cannot be given to another."""
         self.lost = 0
         """Engines lost so far."""
 
@@ -36,9 +38,16 @@ class RestartingEngine:
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
         self.weights = None  # dropped before the next ones are computed: a merge sweep's are another full model
-        weights = list(tensors)
+        weights = list(tensors) if iter(tensors) is tensors else tensors
         self._insist(lambda: self.engine.load_weights(weights))
         self.weights = weights  # only now: an engine lost in between would be given them twice
+
+    def stream_weights(self, tensors: "Iterator[tuple[str, torch.Tensor]]") -> None:
+        """:meth:`load_weights` of tensors that nobody could hold, or give again alone: parts of them are on other
+        processes. An engine that is lost before the next ones ends the stage."""
+        self.weights = None
+        self.engine.load_weights(tensors)
+        self.left_alone = True
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return self._insist(lambda: self.engine.score(sequences))
@@ -50,7 +59,7 @@ class RestartingEngine:
         self.engine.close()
 
     def _insist(self, ask: Callable[[], T]) -> T:
-        left, lost = self.restarts, False
+        left, lost = 0 if self.left_alone else self.restarts, False
         while True:
             try:
                 if lost:

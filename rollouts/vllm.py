@@ -109,7 +109,7 @@ class VLLMEngine:
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces the weights, and forgets what was cached under the old ones."""
-        weights = [(name, tensor.detach()) for name, tensor in tensors]
+        weights = ((name, tensor.detach()) for name, tensor in tensors)  # one by one: all would be another model
         self._wake("weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if not self.on_gpu:

@@ -13,19 +13,22 @@ import torch
 
 from nanoalign import rollouts
 from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.data_recipes.config import Mixture
+from nanoalign.data_recipes.rows import to_row
 from nanoalign.launch import deepspeed_environment
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA, Training
 from nanoalign.models.loading import load_model
-from nanoalign.rl import dpo
+from nanoalign.rl import dpo, reward_model
 from nanoalign.rl.collect import Collected
-from nanoalign.rl.config import DPOStage, GRPOStage
+from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
 from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
 from nanoalign.rl.shared_engine import SharedEngine
 from nanoalign.rollouts.config import Rollouts, Thinking
 from tests.ranks import on_ranks
 from tests.rl.test_rl_dpo import EvenEnvironment
 from tests.rl.test_rl_grpo_trainer import random_collected
+from tests.rl.test_rl_reward_model import preferences
 from tests.sft.ranks_worker import split_everything
 from tests.toy import toy_model, toy_tokenizer
 
@@ -51,6 +54,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "kl": (1, {"kl": 0.1}),
     "kl_zero3": (2, {"kl": 0.1, "zero": 3}),
     "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
+    "reward": (1, {}),
+    "reward_zero3": (2, {"zero": 3}),
     "dpo": (1, {}),
     "dpo_two": (2, {}),
     "dpo_zero3": (2, {"zero": 3}),
@@ -179,6 +184,17 @@ def play_and_train(folder: Path, base: Path, engine: str = "hf") -> None:
         (folder / "figures.json").write_text(json.dumps(figures))
 
 
+def prefer(folder: Path, base: Path) -> None:
+    """A whole stage of a reward model."""
+    train = Training(learning_rate=3e-3, batch_size=16, epochs=1, dtype="float32")
+    stage = RewardModelStage(**{"kind": "reward_model", "from": "base", "data": "m", "train": train})
+    context = StageContext("judge", folder, {"from": base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder))
+    rows = folder.parent / "preferences.jsonl"
+    if not rows.exists():
+        rows.write_text("".join(json.dumps(to_row(each)) + "\n" for each in preferences(60)))
+    reward_model.run(stage, {"m": Mixture(sources={f"file:{rows}": 60})}, context)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles collectives for two minutes
@@ -189,7 +205,9 @@ def main() -> None:
         def work(rank: int, way: str = way, settings: dict[str, Any] = settings) -> None:
             if zero := settings.pop("zero", 0):
                 os.environ |= split_everything(deepspeed_environment(zero, folder / f"{way}.{rank}.json"), rank)
-            if way.startswith("dpo"):
+            if way.startswith("reward"):
+                prefer(folder / way, base)
+            elif way.startswith("dpo"):
                 play_and_train(folder / way, base, **settings)
             else:
                 train(folder / way, **settings)

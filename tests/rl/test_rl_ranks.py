@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     ways = [way for alone, others in WAYS.items() for way in (alone, *others)]
     command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(small_base), str(folder), *ways,
-               "dpo", *PLAYED]  # fmt: skip
+               "dpo", *PLAYED, "reward", "reward_zero3"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -74,6 +74,13 @@ def test_a_reason_is_counted_once(runs: dict[str, Any]) -> None:
         [row.get("reason/cut", 0.0) for row in runs[way]["log"]] for way in ("one", "three", "shared_engine", "ahead")
     ]
     assert all(each == [0.0, 1.0, 2.0] for each in counts)
+
+
+def test_a_reward_model_that_is_split_is_saved_whole(folder: Path) -> None:
+    one, two = (load_file(folder / way / "model/model.safetensors") for way in ("reward", "reward_zero3"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert torch.linalg.vector_norm(weight - two[name]) <= 2e-2 * torch.linalg.vector_norm(weight) + 1e-6, name
 
 
 @pytest.mark.parametrize("way", PLAYED)

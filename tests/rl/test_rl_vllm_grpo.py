@@ -58,7 +58,7 @@ def test_weights_stay_fresh_while_they_move(stage):
 
 def test_a_server_killed_in_a_rollout_costs_no_step(stage, monkeypatch):
     """A real server in a process of its own, killed while it answers the second step."""
-    generate, steps = ServerPool.generate, []
+    submit, steps = ServerPool.submit, []
 
     def killed(self, requests):
         process = self.slots[0].keeper.process.process
@@ -66,9 +66,9 @@ def test_a_server_killed_in_a_rollout_costs_no_step(stage, monkeypatch):
         if len(steps) == 2:
             threading.Timer(0.05, os.killpg, (process.pid, signal.SIGKILL)).start()
             requests = list(requests) * 20  # long enough to be in the middle
-        return generate(self, requests)[:16]
+        return submit(self, requests)[:16]
 
-    monkeypatch.setattr(ServerPool, "generate", killed)
+    monkeypatch.setattr(ServerPool, "submit", killed)
     with pytest.warns(UserWarning, match="restarting the rollout engine"):
         figures, rows = stage({"kind": "vllm_server", "deadline_s": 300})
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
