@@ -51,8 +51,8 @@ def try_(
 ) -> None:
     """Score the data's own samples with a stage's rewards.
 
-    Each is scored with its reference answer, where the data has one, and with an empty answer. Of an environment, training
-    tasks are played with an empty answer. The exit status is 2 where a reward would end a run.
+    Each is scored with its reference answer, where the data has one, and with an empty answer. An environment's
+    training tasks are played with an empty answer. The exit status is 2 where a reward would end a run.
     """
     from rich.console import Console
 
