@@ -83,11 +83,12 @@ def new(
             print(f"  {known_goal:<10} {about}")
         goal = _asked("goal", "sft")
         model = model or _asked("model (folder, hub id, builtin:NAME, pip:NAME)", "builtin:miniature-base")
-        data = data or _asked("data (files or sources)", "miniature:math=200").split()
+        plays = goal in ("tools", "agent")
+        data = data or _asked("data (files or sources)", f"miniature:{'tools' if plays else 'math'}=200").split()
         if "grpo" in goal:
-            reward = reward or _asked("reward", "task")
-        if goal in ("tools", "agent"):
-            environment = environment or _asked("environment", "miniature-workplace")
+            reward = reward or _asked("reward (a name or FILE.py:FUNCTION)", "task")
+        if plays:
+            environment = environment or _asked("environment (a name or FILE.py:CLASS)", "miniature-workplace")
         gpus = int(_asked("GPUs", "0")) if gpus is None else gpus
     file = out or Path(f"{name}.yaml")
     write_recipe(

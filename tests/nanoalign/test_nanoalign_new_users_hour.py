@@ -1,4 +1,4 @@
-"""docs/new_users_hour.md is typed in an empty folder: its files, its commands, what they say, and how many lines it takes."""
+"""docs/new_users_hour.md, typed in an empty folder: its files, its commands, what they say, and its number of lines."""
 
 import json
 import os
