@@ -268,4 +268,6 @@ def _local_path(name: str, path: str, data_root: Path | None) -> Path:
         if candidate.is_file():
             return candidate
     beside = [found.name for found in Path(path).parent.glob(f"*{Path(path).suffix}")]
-    raise DataError(f"source {name}: no such file {path}{nearest(Path(path).name, beside)}")
+    looked = "" if Path(path).is_absolute() else f" in {' or '.join(str(each) for each in (Path.cwd(), root) if each)}"
+    meant = nearest(Path(path).name, beside) if beside else ""
+    raise DataError(f"source {name}: no such file {path}{looked}{meant}")

@@ -51,8 +51,8 @@ def try_(
 ) -> None:
     """Score the data's own samples with a stage's rewards.
 
-    Each is scored with its reference answer, where the data has one, and with an empty answer. The exit status is 2
-    where a reward would end a run.
+    Each is scored with its reference answer, where the data has one, and with an empty answer. An environment's
+    training tasks are played with an empty answer. The exit status is 2 where a reward would end a run.
     """
     from rich.console import Console
 
@@ -61,7 +61,10 @@ def try_(
     name = known("stage with rewards", stage or next(iter(rewarded), "stage"), rewarded)
     console, failed = Console(), False
     for title, mixture, section in _rewards(loaded, loaded.stages[name]):
-        tried = _samples(loaded, name, mixture, samples, data_root)
+        if mixture is None:
+            tried = _episodes(section, samples, data_root)
+        else:
+            tried = _samples(loaded, name, mixture, samples, data_root)
         trials = dict(_trials(section, [each for _, each in tried]))
         _show(console, title, tried, trials)
         failed = failed or any(trial.error for trial in trials.values())
@@ -69,12 +72,12 @@ def try_(
         raise typer.Exit(2)
 
 
-def _rewards(recipe: "Recipe", stage: Any) -> Iterator[tuple[str, str, Any]]:
-    """A stage's rewards: a title, the mixture that they judge, and the section that has them."""
+def _rewards(recipe: "Recipe", stage: Any) -> Iterator[tuple[str, str | None, Any]]:
+    """A stage's rewards: a title, the mixture that they judge (None: episodes), and the section that has them."""
     from nanoalign.stages import suites_of
 
     if getattr(stage, "reward", None):
-        yield f"rewards of {stage.data}", stage.data, stage
+        yield f"rewards of {stage.data or Path(stage.environment.name).name}", stage.data, stage
     for name in dict.fromkeys(name for _, name in suites_of(stage)):
         if (suite := recipe.suites[name]).data is not None:
             yield f"rewards of suite {name}", suite.data, suite
@@ -108,6 +111,24 @@ def _samples(
                 found.append((what, Sample(prompt, answer, task, thinking_tokens=len(thought), answer_tokens=len(said),
                                            completion_ids=(*thought, *said))))  # fmt: skip
     return found
+
+
+def _episodes(section: Any, count: int, data_root: Path | None) -> "list[tuple[str, Sample]]":
+    """The same of a stage that plays: ``count`` training tasks, each answered with nothing."""
+    from nanoalign.data_recipes.conversation import Answer
+    from nanoalign.reward.base import Sample
+    from nanoalign.rollouts.environments import environment
+    from nanoalign.rollouts.environments.base import end_all, opening, start_all, step_all
+
+    played = environment(section.environment, data_root)
+    tasks, nothing = list(played.tasks("train"))[:count], Answer("")
+    episodes = start_all(played, tasks)
+    step_all(played, episodes, [nothing] * len(tasks))
+    outcomes = end_all(played, episodes)
+    return [
+        ("empty", Sample(opening(episode, task)[0], nothing, task.data, environment=outcome.reward))
+        for task, episode, outcome in zip(tasks, episodes, outcomes, strict=True)
+    ]
 
 
 def _encoder(recipe: "Recipe") -> Any:

@@ -56,7 +56,7 @@ def push(
 
 def new(
     name: Annotated[str, typer.Argument(help="The run's name.")] = "mine",
-    goal: Annotated[str | None, typer.Option(help="sft, grpo, sft+grpo or tools.")] = None,
+    goal: Annotated[str | None, typer.Option(help="sft, grpo, sft+grpo, tools or agent; default: asked.")] = None,
     model: Annotated[str | None, typer.Option(help="A folder, a hub id, builtin:NAME or pip:NAME.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="FILE|SOURCE[=N]", help="Samples or prompts; N of them, default: all.")
@@ -64,8 +64,8 @@ def new(
     test: Annotated[
         list[str] | None, typer.Option(metavar="FILE|SOURCE[=N]", help="Held-out tasks to measure on.")
     ] = None,
-    reward: Annotated[str | None, typer.Option(help="GRPO's reward.")] = None,
-    environment: Annotated[str | None, typer.Option(help="Where tools are called.")] = None,
+    reward: Annotated[str | None, typer.Option(help="GRPO's reward: a name or FILE.py:FUNCTION.")] = None,
+    environment: Annotated[str | None, typer.Option(help="Where tools are called: a name or FILE.py:CLASS.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of this machine; 0 is the CPU.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, not all weights.")] = False,
     chat: Annotated[str | None, typer.Option(help="The chat format; default: the model's.")] = None,
@@ -83,17 +83,18 @@ def new(
             print(f"  {known_goal:<10} {about}")
         goal = _asked("goal", "sft")
         model = model or _asked("model (folder, hub id, builtin:NAME, pip:NAME)", "builtin:miniature-base")
-        data = data or _asked("data (files or sources)", "miniature:math=200").split()
+        plays = goal in ("tools", "agent")
+        data = data or _asked("data (files or sources)", f"miniature:{'tools' if plays else 'math'}=200").split()
         if "grpo" in goal:
-            reward = reward or _asked("reward", "task")
-        if goal == "tools":
-            environment = environment or _asked("environment", "miniature-workplace")
+            reward = reward or _asked("reward (a name or FILE.py:FUNCTION)", "task")
+        if plays:
+            environment = environment or _asked("environment (a name or FILE.py:CLASS)", "miniature-workplace")
         gpus = int(_asked("GPUs", "0")) if gpus is None else gpus
     file = out or Path(f"{name}.yaml")
     write_recipe(
         Choices(
-            name, goal, model or "builtin:miniature-base", tuple(data or ()), tuple(test or ()), reward or "task",
-            environment or "miniature-workplace", gpus or 0, lora, chat, data_root,
+            name, goal, model or "builtin:miniature-base", tuple(data or ()), tuple(test or ()), reward,
+            environment, gpus or 0, lora, chat, data_root,
         ),
         file,
     )  # fmt: skip

@@ -16,6 +16,7 @@ GOALS = {
     "grpo": "reinforcement learning on your prompts with a reward",
     "sft+grpo": "supervised fine-tuning, then reinforcement learning with a reward",
     "tools": "fine-tuning on samples, then preference learning among tools",
+    "agent": "fine-tuning on samples if there are any, then reinforcement learning among tools",
 }
 FAMILIES = {
     "builtin:miniature-base": "nemotron-nano-v2", "nemotron": "nemotron-nano-v2", "smollm2": "smollm2",
@@ -41,8 +42,10 @@ class Choices:
     `grpo` too."""
     test: tuple[str, ...] = ()
     """Files or sources of held-out tasks, to measure on."""
-    reward: str = "task"
-    environment: str = "miniature-workplace"
+    reward: str | None = None
+    """Of `grpo` and `sft+grpo`, else the task's verifier; of `agent` beside the environment's own."""
+    environment: str | None = None
+    """Of `tools` and `agent`, else the miniature's workplace."""
     gpus: int = 0
     lora: bool = False
     chat: str | None = None
@@ -51,7 +54,12 @@ class Choices:
     @property
     def samples(self) -> bool:
         """It fine-tunes on samples."""
-        return self.goal != "grpo"
+        return self.goal != "grpo" and bool(self.data)
+
+    @property
+    def plays(self) -> bool:
+        """It calls tools in an environment."""
+        return self.goal in ("tools", "agent")
 
     @property
     def rollouts(self) -> bool:
@@ -73,8 +81,12 @@ def chat_of(model: str) -> str:
 def recipe_text(choices: Choices) -> str:
     """The recipe. Raises ConfigError for an unknown goal or source, DataError for files that cannot be read."""
     known("goal", choices.goal, GOALS)
-    if not choices.data:
+    if not choices.data and choices.goal != "agent":
         raise ConfigError("a recipe needs data: a file, or a source (see `nanoalign data sources`)")
+    if choices.environment and not choices.plays:
+        raise ConfigError(f"goal `{choices.goal}` calls no tools in an environment; `tools` and `agent` do")
+    if choices.reward and choices.goal in ("sft", "tools"):
+        raise ConfigError(f"goal `{choices.goal}` has no reward; `grpo`, `sft+grpo` and `agent` have")
     return "\n".join([*_head(choices), *_data(choices), *_stages(choices), ""])
 
 
@@ -111,13 +123,15 @@ def _head(choices: Choices) -> Iterator[str]:
 
 
 def _data(choices: Choices) -> Iterator[str]:
-    yield "data: # source: number of samples; more than it has means further passes over it"
-    yield "  mine:"
-    yield "    # on_bad_row: skip # default: a row that cannot be read stops the run and is named"
-    yield "    # deduplicate: near"
-    yield "    sources:"
-    for source, samples in _sources(choices.data, choices):
-        yield f"      {_quoted(source)}: {samples}"
+    if choices.data or choices.test:
+        yield "data: # source: number of samples; more than it has means further passes over it"
+    if choices.data:
+        yield "  mine:"
+        yield "    # on_bad_row: skip # default: a row that cannot be read stops the run and is named"
+        yield "    # deduplicate: near"
+        yield "    sources:"
+        for source, samples in _sources(choices.data, choices):
+            yield f"      {_quoted(source)}: {samples}"
     if choices.test:
         yield "  held_out: # never trained on"
         yield "    sources:"
@@ -127,14 +141,18 @@ def _data(choices: Choices) -> Iterator[str]:
     suites = []
     if choices.test:
         suites.append(f"  held_out: {{data: held_out, reward: {{{_quoted(_measured(choices))}: 1.0}}}}")
-    if choices.goal == "tools":
-        suites.append(f"  tools: {{environment: {_quoted(choices.environment)}, samples: 32}}")
+    if choices.plays:
+        suites.append(f"  tools: {{environment: {_environment(choices)}, samples: 32}}")
     if suites:
         yield from ("suites: # what models are measured on", *suites, "")
 
 
 def _measured(choices: Choices) -> str:
-    return choices.reward if choices.goal in ("grpo", "sft+grpo") else "task"
+    return "task" if choices.plays else choices.reward or "task"
+
+
+def _environment(choices: Choices) -> str:
+    return _quoted(choices.environment or "miniature-workplace")
 
 
 def _stages(choices: Choices) -> Iterator[str]:
@@ -143,14 +161,14 @@ def _stages(choices: Choices) -> Iterator[str]:
     if choices.samples:
         yield from _sft(choices)
         last = "sft"
-    if choices.goal in ("grpo", "sft+grpo"):
+    if choices.goal in ("grpo", "sft+grpo", "agent"):
         yield from _grpo(choices, last)
         last = "grpo"
     if choices.goal == "tools":
         yield from _dpo(choices, last)
         last = "workplace"
-    if choices.test or choices.goal == "tools":
-        suites = [*(["held_out"] if choices.test else []), *(["tools"] if choices.goal == "tools" else [])]
+    if choices.test or choices.plays:
+        suites = [*(["held_out"] if choices.test else []), *(["tools"] if choices.plays else [])]
         yield "  verdict: # before and after"
         yield "    kind: evaluate"
         yield f"    of: [base, {last}]"
@@ -184,15 +202,22 @@ def _grpo(choices: Choices, last: str) -> Iterator[str]:
     yield "  grpo:"
     yield "    kind: grpo"
     yield f"    from: {last}"
-    yield "    data: mine # their prompts; answers are sampled"
-    yield f"    reward: {{{_quoted(choices.reward)}: 1.0}} # names and weights: docs/names.md"
-    yield f"    group_size: {GROUP} # completions a prompt"
+    if choices.plays:
+        further = f", {_quoted(choices.reward)}: 0.1" if choices.reward else ""
+        yield f"    environment: {_environment(choices)} # its training tasks are played"
+        yield f"    reward: {{environment: 1.0{further}}} # names and weights; `environment` is its own"
+        yield f"    group_size: {GROUP} # episodes a task"
+        yield "    max_turns: 6 # of the model, in an episode"
+    else:
+        yield "    data: mine # their prompts; answers are sampled"
+        yield f"    reward: {{{_quoted(choices.reward or 'task')}: 1.0}} # names and weights: docs/names.md"
+        yield f"    group_size: {GROUP} # completions a prompt"
     yield f"    rollouts: {{engine: {_engine(choices)}, max_tokens: {_longest(choices)}, grace: 32}}"
     yield "    thinking: {on: 1.0} # share of prompts with thinking; budgets: [null, 256] mixes in limits"
     yield "    train:"
     yield from _train(choices, _rates(choices)[1])
     yield "      schedule: constant"
-    yield f"      batch_size: {batch} # completions in an optimizer step"
+    yield f"      batch_size: {batch} # {'episodes' if choices.plays else 'completions'} in an optimizer step"
     yield f"      micro_batch_size: {GROUP}"
     yield "      epochs: 1"
 
@@ -201,7 +226,7 @@ def _dpo(choices: Choices, last: str) -> Iterator[str]:
     yield "  workplace: # rounds of episodes, pairs of a success and a failure, and training"
     yield "    kind: dpo"
     yield f"    from: {last}"
-    yield f"    environment: {_quoted(choices.environment)}"
+    yield f"    environment: {_environment(choices)}"
     yield "    rounds: 2"
     yield "    tasks_per_round: 32"
     yield "    held_out_tasks: 32"

@@ -238,7 +238,7 @@ class _Sizes:
         generated = completions * rollouts.max_tokens
         plan.tokens = Amount(round((plan.tokens.value if plan.tokens else 0) + generated), "<=")
         plan.length = plan.length or Amount(rollouts.max_tokens)
-        if hasattr(stage, "train"):
+        if hasattr(stage, "train") and (self.device != "cpu" or rollouts.engine.kind != "hf"):
             training_gb = plan.memory_gb.value if plan.memory_gb else None
             plan.gpus = list(gpus(stage, plan.devices, training_gb, self.model))
         if self.model is not None:

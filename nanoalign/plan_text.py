@@ -55,7 +55,7 @@ def _tree(stages: Sequence[StagePlan]) -> Iterator[str]:
                 "finished"
                 if child.reason is None
                 else "would run"
-                if child.reason.startswith("after ")
+                if child.reason.startswith(("after ", "not run yet"))
                 else child.reason
             )
             more = f" + {', '.join(others)}" if others else ""

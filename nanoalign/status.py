@@ -87,7 +87,8 @@ def status_of(folder: Path) -> RunStatus:
 
 def _begun(name: str, data: StageData, folder: Path) -> StageStatus:
     record, last = data.record, data.metrics[-1] if data.metrics else {}
-    figures = {key: value for key, value in record.figures.items() if isinstance(value, int | float)}
+    plain = {key: each.get("value") if isinstance(each, Mapping) else each for key, each in record.figures.items()}
+    figures = {key: value for key, value in plain.items() if isinstance(value, int | float)}
     eta = None
     if data.state == "running":
         pace = Pace()

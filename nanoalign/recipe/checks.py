@@ -283,7 +283,7 @@ def _merge(stage: MergeStage) -> Iterator[Finding]:
 
 def _training(train: Training) -> Iterator[Finding]:
     if train.epochs is not None and train.steps is not None:
-        yield ("steps",), "give epochs or steps, not both"
+        yield ("steps",), "give epochs or steps, not both (`epochs: null` takes it out of a recipe that is extended)"
     if train.micro_batch_size is not None and train.batch_size % train.micro_batch_size:
         yield ("micro_batch_size",), f"{train.micro_batch_size} does not divide batch_size {train.batch_size}"
     if any(not 0 <= beta < 1 for beta in train.betas):

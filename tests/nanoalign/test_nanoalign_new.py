@@ -42,7 +42,8 @@ def test_every_choice_plans_without_findings(here: Path, goal: str, gpus: int, l
     plan = make_plan(recipe, here / "runs" / "mine", None)
     assert notes == [] and plan.notes == [] and not any(stage.too_long for stage in plan.stages)
     assert recipe.data["mine"].uses["file:mine.jsonl"].samples == 60
-    kinds = {"sft": ["sft"], "grpo": ["grpo"], "sft+grpo": ["sft", "grpo"], "tools": ["sft", "dpo"]}
+    kinds = {"sft": ["sft"], "grpo": ["grpo"], "sft+grpo": ["sft", "grpo"], "tools": ["sft", "dpo"],
+             "agent": ["sft", "grpo"]}  # fmt: skip
     assert [stage.kind for stage in recipe.stages.values()] == [*kinds[goal], "evaluate"]
     assert (recipe.device, recipe.launch.devices > 1) == (
         "auto" if gpus else "cpu",
@@ -68,6 +69,8 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(here: Path) -> None:
         (("--goal", "sft", "--data", "mien.jsonl"), "unknown source `mien.jsonl`"),
         (("--goal", "grpo", "--reward", "maths", *data), "did you mean `math`?"),
         (("--goal", "tools", "--environment", "workbensh", *data), "did you mean `workbench`?"),
+        (("--goal", "grpo", "--environment", "workbench", *data), "`tools` and `agent` do"),
+        (("--goal", "tools", "--reward", "math", *data), "`grpo`, `sft+grpo` and `agent` have"),
         (("--goal", "sft", "--model", "builtin:tiny", *data), "unknown"),
         (("--goal", "grpo", "--test", "mine.jsonl", *data), "mixture `mine` trains on the same file"),
     ):
@@ -75,6 +78,13 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(here: Path) -> None:
         assert not Path("x.yaml").exists()
     new("x", "--goal", "sft", *data)
     assert "x.yaml exists already" in new("x", "--goal", "sft", *data, status=2)
+
+
+def test_an_agent_needs_no_samples(here: Path) -> None:
+    new("x", "--goal", "agent")
+    recipe = load("x.yaml", check_files=True)
+    assert not recipe.data and [stage.kind for stage in recipe.stages.values()] == ["grpo", "evaluate"]
+    assert recipe.stages["grpo"].reward == {"environment": 1.0} and recipe.stages["grpo"].data is None
 
 
 @pytest.mark.parametrize(
