@@ -109,7 +109,8 @@ def case(options: Options, name: str) -> dict[str, Any]:
         "steps": [row["step"] for row in rows],
         "engines_lost": max((row.get("engines_lost", 0) for row in rows), default=0),
         "longest_step_s": max(gaps, default=None), "median_step_s": statistics.median(gaps) if gaps else None,
-        "rewards": [row["reward"] for row in rows], **{log: found[log] for log in ("log", "server_log") if log in found},
+        "rewards": [row["reward"] for row in rows],
+        **{log: found[log] for log in ("log", "server_log") if log in found},
     }  # fmt: skip
 
 

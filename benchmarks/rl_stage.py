@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -65,8 +65,7 @@ class Run:
     def tell_stacks(self) -> None:
         """Aborts all that the stage started, the youngest first, before its parents take it along: with
         PYTHONFAULTHANDLER each writes the stacks of its threads into its log, trainers, servers and engines alike."""
-        for process in reversed(processes_of(self.folder)):
-            kill(process, signal.SIGABRT)
+        self._strike(reversed(processes_of(self.folder)), signal.SIGABRT)
         time.sleep(STACKS_S)
 
     def hangs(self) -> bool:
@@ -76,19 +75,25 @@ class Run:
         return not times or time.time() - times[-1] > max(OVERDUE_S, 3 * usual)
 
     def end(self) -> None:
-        """Kills all that the stage started, group by group: launchers' workers and servers are sessions of their own,
-        and vLLM's engine, which outlives its server, overwrites its environment with its title."""
+        """Kills all that the stage started."""
         for _ in range(40):
             left = processes_of(self.folder)
-            for process in left:
-                with suppress(ProcessLookupError):
-                    group = os.getpgid(process)
-                    if group != os.getpgrp():
-                        os.killpg(group, signal.SIGKILL)
+            self._strike(left, signal.SIGKILL)
             if not left:
                 break
             time.sleep(0.25)
         self.process.wait()
+
+    def _strike(self, processes: Iterable[int], number: signal.Signals) -> None:
+        """Group by group, once each: launchers' workers and servers are sessions of their own, and vLLM's engine, which
+        outlives its server, overwrites its environment with its title."""
+        struck = {os.getpgrp()}
+        for process in processes:
+            with suppress(ProcessLookupError):
+                group = os.getpgid(process)
+                if group not in struck:
+                    struck.add(group)
+                    os.killpg(group, number)
 
 
 def stop_on_signal() -> None:
