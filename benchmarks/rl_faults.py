@@ -99,13 +99,14 @@ def case(options: Options, name: str) -> dict[str, Any]:
         if attempt == 0:
             threading.Thread(target=hit, args=(run, strike, options.hit, share, told), daemon=True).start()
         found = follow(run, options.seconds, options.start, options.gpus)
-        if found["exit"] == 0:
+        if not found["exit"]:  # done, or ended here after its time, hung or not
             break
     rows = rows_of(folder.resolve())
     times = [row["time"] for row in rows]
     gaps = [after - before for before, after in pairwise(times) if after > told.get("hit_at", 0.0)]
     return {
-        "starts": starts, "exit": found["exit"], "ended": found["ended"], "seconds": time.monotonic() - begun,
+        "starts": starts, "exit": found["exit"], "ended": found["ended"], "hung": found["hung"],
+        "seconds": time.monotonic() - begun,
         "steps": [row["step"] for row in rows],
         "engines_lost": max((row.get("engines_lost", 0) for row in rows), default=0),
         "longest_step_s": max(gaps, default=None), "median_step_s": statistics.median(gaps) if gaps else None,
@@ -154,16 +155,8 @@ def main() -> None:
         found["weights_apart"] = distance(options.folder / name.replace(" ", "-").replace("'", "") / "model", reference)
         report.note(name, found)
     for name, found in report.runs.items():
-        kept = (
-            "starts",
-            "exit",
-            "steps",
-            "engines_lost",
-            "longest_step_s",
-            "median_step_s",
-            "seconds",
-            "weights_apart",
-        )
+        kept = ("starts", "exit", "hung", "steps", "engines_lost", "longest_step_s", "median_step_s", "seconds",
+                "weights_apart")  # fmt: skip
         print(f"{name:40}", {key: found[key] for key in kept})
 
 
