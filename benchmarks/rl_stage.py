@@ -6,6 +6,7 @@ every second (runs are ended from outside) and one more reward, `parity`, which 
 
 import json
 import os
+import resource
 import shutil
 import signal
 import statistics
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,6 +32,11 @@ from nanoalign.reward.table import REWARDS, RewardEntry
 
 STOP = threading.Event()
 """Set by SIGTERM: runs in progress are ended and reported, no other is started."""
+
+STACKS_S = 2.0
+"""Seconds for which processes of a run that hangs may write their stacks."""
+OVERDUE_S = 20.0
+"""A run without a step for so long, and for three times its longest one, hangs."""
 
 TOLD = ("loss", "grad_norm", "learning_rate", "epoch", "time", "step", "total_steps", "phase")
 """Metrics that say nothing of speed."""
@@ -56,20 +62,38 @@ class Run:
         """The steps so far; a resumed stage logs those after its checkpoint again, and the last row counts."""
         return rows_of(self.folder)
 
+    def tell_stacks(self) -> None:
+        """Aborts all that the stage started, the youngest first, before its parents take it along: with
+        PYTHONFAULTHANDLER each writes the stacks of its threads into its log, trainers, servers and engines alike."""
+        self._strike(reversed(processes_of(self.folder)), signal.SIGABRT)
+        time.sleep(STACKS_S)
+
+    def hangs(self) -> bool:
+        """Whether its next step is long overdue."""
+        times = [row["time"] for row in self.rows()]
+        usual = max((after - before for before, after in pairwise(times)), default=0.0)
+        return not times or time.time() - times[-1] > max(OVERDUE_S, 3 * usual)
+
     def end(self) -> None:
-        """Kills all that the stage started, group by group: launchers' workers and servers are sessions of their own,
-        and vLLM's engine, which outlives its server, overwrites its environment with its title."""
+        """Kills all that the stage started."""
         for _ in range(40):
             left = processes_of(self.folder)
-            for process in left:
-                with suppress(ProcessLookupError):
-                    group = os.getpgid(process)
-                    if group != os.getpgrp():
-                        os.killpg(group, signal.SIGKILL)
+            self._strike(left, signal.SIGKILL)
             if not left:
                 break
             time.sleep(0.25)
         self.process.wait()
+
+    def _strike(self, processes: Iterable[int], number: signal.Signals) -> None:
+        """Group by group, once each: launchers' workers and servers are sessions of their own, and vLLM's engine, which
+        outlives its server, overwrites its environment with its title."""
+        struck = {os.getpgrp()}
+        for process in processes:
+            with suppress(ProcessLookupError):
+                group = os.getpgid(process)
+                if group not in struck:
+                    struck.add(group)
+                    os.killpg(group, number)
 
 
 def stop_on_signal() -> None:
@@ -127,8 +151,10 @@ def start(recipe: Mapping[str, Any], stage: str, folder: Path, data_root: Path |
     if loaded.launch.devices > 1 and "torch.distributed.run" not in begun.argv:
         raise ConfigError(f"{folder}: the stage would run on one process of {loaded.launch.devices}")
     argv = ["benchmarks.rl_stage" if word == "nanoalign.stage_process" else word for word in begun.argv]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort tells stacks, and leaves no core of many GB
     threads = {"OMP_NUM_THREADS": "8"} if gpus else {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", **threads,
+    environment = {"PYTHONUNBUFFERED": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false",
+                   "PYTHONFAULTHANDLER": "1", **threads,
                    **os.environ, **begun.environment, "STAGE_FOLDER": str(folder)}  # fmt: skip
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
@@ -194,12 +220,22 @@ def follow(run: Run, seconds: float, start_s: float, gpus: Sequence[int], steps:
                 break
     finally:
         code = run.process.poll()
+        if hung := code is None and ended != "by the part" and run.hangs():
+            run.tell_stacks()
         run.end()
     found = summary(run.folder) | watched.figures()
-    found |= {"ended": ended, "exit": code, "start_s": (first or time.monotonic()) - run.started}
-    if code or "steps" not in found:
-        found["log"] = (run.folder / "log.txt").read_text(errors="replace")[-2500:]
+    found |= {"ended": ended, "exit": code, "hung": hung, "start_s": (first or time.monotonic()) - run.started}
+    if code or hung or "steps" not in found:
+        found["log"] = tail(run.folder / "log.txt")
+        logs = [*run.folder.glob("exchange/*.log")]
+        found |= {"server_log": "\n".join(map(tail, logs))} if logs else {}
     return found
+
+
+def tail(log: Path) -> str:
+    """Its end, without faulthandler's list of modules."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith("Extension modules:")]
+    return "\n".join(lines)[-4000:]
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -257,11 +293,18 @@ class Report:
     def note(self, name: str, run: dict[str, Any]) -> None:
         self.runs[name] = run
         self.write()
-        kept = ("steps", "step_s", "peak_allocated_gb", "peak_smi_gb", "idle_smi", "start_s", "ended", "exit", "error")
+        memory = ("peak_allocated_gb", "peak_smi_gb")
+        kept = ("steps", "step_s", *memory, "idle_smi", "start_s", "ended", "exit", "hung", "error")
         print(name, {key: run[key] for key in kept if key in run}, flush=True)
         for log in ("log", "server_log"):
             if log in run:
                 print(run[log], flush=True)
+
+    def status(self) -> int:
+        """That of the script: 1 where a run came to no second step, so that a chain of calls ends there."""
+        ended = [not run.get("exit") and not run.get("hung") and "error" not in run for run in self.runs.values()]
+        came = [run.get("exit") == 0 or "steps" in run or "round_s" in run for run in self.runs.values()]
+        return 0 if self.runs and all(ended + came) else 1
 
     def write(self) -> None:
         if self.path:
