@@ -9,6 +9,7 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import content_hash, write_json
 from nanoalign.common.intervals import Estimate
 from nanoalign.common.stage import StageContext
+from nanoalign.common.user_code import portable
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.merge.adapter import open_source
@@ -19,7 +20,6 @@ from nanoalign.merge.model_card import write_card
 from nanoalign.merge.pair import Pair, make_pair
 from nanoalign.merge.sweep import sweep
 from nanoalign.reward.base import Tally
-from nanoalign.reward.own.source import identity as own_identity
 from nanoalign.rollouts.base import Mode
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(
         tally,
     )
     modes = measurements(config)
-    settings = {name: own_identity(suites[name].model_dump()) for name in names}
+    settings = {name: portable(suites[name].model_dump()) for name in names}
 
     def score(name: str, engine: "RolloutEngine") -> Estimate:
         estimate = measure(modes[name][0], engine, modes[name][1])

@@ -17,7 +17,6 @@ from nanoalign.common.files import content_hash, source_hash
 from nanoalign.common.user_code import portable
 from nanoalign.recipe.schema import Recipe
 from nanoalign.recipe.user_code import code_hashes
-from nanoalign.reward.own.source import identity as own_identity
 from nanoalign.stages import STAGES, suites_of, uses
 
 BASE = "base"
@@ -115,15 +114,15 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
 
 def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     """All recipe settings that determine a stage's result: its section and the mixtures and suites it names, without
-    how it runs (``common.config.RUNTIME_ONLY``); with the hashes of a user's own rewards."""
+    how it runs (``common.config.RUNTIME_ONLY``)."""
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [section.data for section in (stage, *suites) if getattr(section, "data", None) is not None]
     return {
-        "stage": portable(own_identity(stage.identity())),
+        "stage": portable(stage.identity()),
         "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},
         "suites": {
-            name: portable(own_identity(recipe.suites[name].identity()))
+            name: portable(recipe.suites[name].identity())
             for name in dict.fromkeys(suite for _, suite in suites_of(stage))
         },
         "chat": recipe.chat,
@@ -173,8 +172,7 @@ def source_hashes(kind: str) -> dict[str, str]:
 def code_of(recipe: Recipe, name: str) -> dict[str, str]:
     """The versions of the rooms that a stage runs in, and of the user's own code that it uses."""
     sections = [recipe.stages[name], *(recipe.suites[suite] for _, suite in suites_of(recipe.stages[name]))]
-    own = {key: value for section in sections for key, value in code_hashes(section).items()}
-    return source_hashes(recipe.stages[name].kind) | own
+    return source_hashes(recipe.stages[name].kind) | code_hashes(sections)
 
 
 def base_fingerprint(model: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.reward.table import REWARDS
@@ -70,11 +70,6 @@ class OwnReward(Section):
         return dict(self.model_extra or {})
 
 
-Rewards = dict[str, float | OwnReward]
-"""A recipe's `reward`: the name of one of ours (reward/table.py), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, to
-its weight, or to the section above."""
-
-
 def is_own(name: str) -> bool:
     """Whether a key of `reward` names a user's own function."""
     return ":" in name
@@ -85,6 +80,15 @@ def section_of(value: float | OwnReward | Mapping[str, Any]) -> OwnReward:
     if isinstance(value, OwnReward):
         return value
     return OwnReward.model_validate(dict(value) if isinstance(value, Mapping) else {"weight": value})
+
+
+def _sections(reward: dict[str, float | OwnReward]) -> dict[str, float | OwnReward]:
+    return {key: section_of(value) if is_own(key) else value for key, value in reward.items()}
+
+
+Rewards = Annotated[dict[str, float | OwnReward], AfterValidator(_sections)]
+"""A recipe's `reward`: the name of one of ours (reward/table.py), or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, to
+its weight, or to the section above. A weight alone of a user's is a section with nothing else."""
 
 
 def short_names(reward: Mapping[str, Any]) -> dict[str, str]:

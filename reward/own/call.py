@@ -1,34 +1,25 @@
 """Calls a user's function: with our samples, or exactly as TRL calls a reward function."""
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
-import threading
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.files import content_hash, sha256_file
 from nanoalign.common.printable import nearest
+from nanoalign.common.user_code import blame, find, load
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.reward.base import Progress, RewardError, Sample
 from nanoalign.reward.config import OwnReward
 from nanoalign.reward.own.signature import GIVEN, SAMPLES, Signature, of_object
-from nanoalign.reward.own.source import find_file, is_file, split
 from nanoalign.reward.sandbox import TOO_LONG
 
 ALIASES = {"ground_truth": "answer", "solution": "answer", "task": "kind"}
 """Columns that a task need not hold: what TRL's examples call them, and what our tasks do."""
 EXCERPT = 120
 """Characters of a prompt or an answer in an error."""
-_LOADING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -50,17 +41,16 @@ class Function:
     called."""
 
     def __init__(self, key: str, name: str, section: OwnReward) -> None:
-        where, function = split(key)
-        self.name, self.file = name, find_file(where)
-        module = load(where, self.file)
-        self.code: Any = getattr(module, function, None)
+        found = find(key)
+        self.name, self.file = name, found.file
+        self.code: Any = load(found)
         if not callable(self.code) or inspect.isclass(self.code):
             what = "is a class" if inspect.isclass(self.code) else "is not a function"
-            raise ConfigError(f"reward {name!r}: `{function}` in {self.file} {what}")
+            raise ConfigError(f"reward {name!r}: `{found.name}` in {self.file} {what}")
         try:
             self.signature: Signature = of_object(self.code)
         except (TypeError, ValueError):
-            raise ConfigError(f"reward {name!r}: `{function}` in {self.file} has no signature to be read") from None
+            raise ConfigError(f"reward {name!r}: `{found.name}` in {self.file} has no signature to be read") from None
         self.parameters = section.parameters
         if (fault := self.signature.fault(self.parameters)) is not None:
             raise ConfigError(f"reward {name!r}: {self.file}: {' '.join(part for part in fault if part)}")
@@ -146,7 +136,7 @@ class Function:
         hint = ""
         if not (self.messages or self.signature.takes_samples) and isinstance(error, TypeError) and "indices" in said:
             hint = "; it was given text: `completions: messages` in the recipe gives it messages"
-        return Failure(f"raised {what}", f"{text} ({place_of(error, self.file)}){hint}")
+        return Failure(f"raised {what}", f"{text} ({blame(error, self.file)}){hint}")
 
     def blamed(self, alone: list[Value], error: BaseException) -> list[Value]:
         if not any(isinstance(value, Failure) for value in alone):
@@ -199,38 +189,6 @@ def completion_of(sample: Sample, messages: bool) -> Any:
     calls = [{"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
              for call in answer.tool_calls]  # fmt: skip
     return [{"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})]
-
-
-def load(where: str, file: Path) -> ModuleType:
-    """The module of a path or of a dotted name, imported once (a changed file again). Raises ConfigError, with the
-    user's file and line, where that fails."""
-    version = content_hash([str(file.resolve()), sha256_file(file)])
-    name = f"_nanoalign_own_{file.stem}_{version}" if is_file(where) else where
-    with _LOADING:
-        if name in sys.modules:
-            return sys.modules[name]
-        try:
-            if not is_file(where):
-                return importlib.import_module(name)
-            if (folder := str(file.resolve().parent)) not in sys.path:
-                sys.path.append(folder)  # at the end, so that a neighbour hides no library
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None and spec.loader is not None
-            module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
-        except (Exception, SystemExit) as error:
-            sys.modules.pop(name, None)
-            at = f"{file}:{error.lineno}" if isinstance(error, SyntaxError) else place_of(error, file)
-            raise ConfigError(f"{at}: importing it raised {type(error).__name__}: {error}") from error
-
-
-def place_of(error: BaseException, file: Path) -> str:
-    """Where in a user's file an error came from, as FILE:LINE; where it came from at all, if not from there."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename) == file or frame.filename == str(file.resolve())]
-    frame = (own or list(frames))[-1]
-    return f"{frame.filename}:{frame.lineno}"
 
 
 def described(sample: Sample) -> str:

@@ -15,7 +15,7 @@ from nanoalign.common.printable import printable
 from nanoalign.reward.base import FLOOR, Progress, RewardError, Sample, Score
 from nanoalign.reward.config import section_of
 from nanoalign.reward.own.call import Failure, Function, Value, described
-from nanoalign.reward.own.source import check, find
+from nanoalign.reward.own.source import check, signature
 from nanoalign.reward.sandbox import TOO_LONG
 from nanoalign.reward.verifier_pool import ProcessPool
 
@@ -36,7 +36,7 @@ class OwnComponent:
             raise ConfigError(f"reward {key!r}: {': '.join(part for part in fault if part)}")
         apart = self.section.workers or self.section.deadline_s is not None
         self.function = None if apart else Function(key, name, self.section)
-        if apart and not self.section.workers and (known := find(key).signature) and known.awaited:
+        if apart and not self.section.workers and (known := signature(key)) and known.awaited:
             self.function = Function(key, name, self.section)
 
     def know(self, tasks: Iterable[Mapping[str, Any]]) -> None:

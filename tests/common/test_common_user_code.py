@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.user_code import blame, code_hash, definition, find, load, parameter_faults, portable
+from nanoalign.common.user_code import (
+    blame,
+    code_hash,
+    definition,
+    failing_import,
+    find,
+    load,
+    parameter_faults,
+    portable,
+)  # fmt: skip
 
 SOURCE = """
 raise RuntimeError("a plan runs no user code")
@@ -133,6 +142,43 @@ def test_the_hash_follows_what_is_imported_from_beside(folder: Path) -> None:
     assert code_hash(code) == before
     (folder / "second.py").write_text("x = 2\n")
     assert code_hash(code) != before
+    (folder / "second.py").rename(folder / "user_pkg_a/second.py")
+    (folder / "user_pkg_a/__init__.py").unlink()
+    (folder / "first.py").rename(folder / "user_pkg_a/first.py")
+    (folder / "user_pkg_a/second.py").write_text("x = 1\n")
+    assert code_hash(find("user_pkg_a/first.py:f", folder)) == before
+
+
+def test_what_is_imported_from_beside_is_looked_up_there(folder: Path) -> None:
+    (folder / "shows.py").write_text(
+        "from my_code import plain as shown\nfrom my_code import plane\nfrom shows import x\n"
+    )
+    found = definition(find("shows.py:shown", folder))
+    assert found.place == f"{folder}/my_code.py:6" and found.parameters is not None
+    with pytest.raises(ConfigError, match=r"my_code.py defines no `plane`; did you mean `plain`"):
+        find("shows.py:plane", folder)
+    assert definition(find("shows.py:x", folder)).kind == "value"  # in circles
+    assert definition(find("user_pkg_a/envs.py:y", folder)).place.endswith("other.py:1")
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("import json\nimport numppy.x\n", "first.py:2: imports `numppy`, which is not installed"),
+        ("from . import my_code\n", "first.py:1: a relative import needs its package"),
+        ("import json, my_code, zlib\nfrom user_pkg_a.envs import make\ntry:\n    import numppy\nfinally: ...\n", None),
+    ],
+)
+def test_an_import_that_must_fail_is_seen_before(folder: Path, source: str, message: str | None) -> None:
+    (folder / "first.py").write_text(source + "def f(): ...\n")
+    found = failing_import(find("first.py:f", folder))
+    assert found == message if message is None else message in str(found)
+
+
+def test_a_changed_file_is_imported_again(folder: Path) -> None:
+    for number in (1, 2):
+        (folder / "first.py").write_text(f"x = {number}\n")
+        assert load(find("first.py:x", folder)) == number
 
 
 def test_blame_is_the_innermost_line_of_the_users(folder: Path) -> None:
@@ -146,3 +192,5 @@ def test_blame_is_the_innermost_line_of_the_users(folder: Path) -> None:
 
 def test_folders_leave_what_names_a_run() -> None:
     assert portable({"name": "/a/b/my.py:Shop", "x": ["builtin:y", 1]}) == {"name": "my.py:Shop", "x": ["builtin:y", 1]}
+    assert portable({"/a/my.py:f": 1, "/b/my.py:f": 2, "/b/my.py:g": 3}) == {
+        "/a/my.py:f": 1, "/b/my.py:f": 2, "my.py:g": 3}  # fmt: skip
