@@ -1,4 +1,4 @@
-"""Completions of a step over processes: all of them once, packs that fit, and no process with much more than another."""
+"""Completions of a step over processes: all of them once, in packs that fit, on no process many more than on another."""
 
 import random
 
