@@ -74,3 +74,13 @@ def state_bytes(config: dict[str, Any]) -> tuple[int, int]:
     inner, channels, _, width = _mamba_sizes(config)
     size = config["ssm_state_size"] if config["model_type"] == "nemotron_h" else config["mamba_d_state"]
     return kv, kinds.count("mamba") * (4 * inner * size + 2 * channels * width)
+
+
+def attention_cost(config: dict[str, Any], parameters: int) -> float:
+    """c where L tokens cost as much as L + c L² would in products with weights alone.
+
+    A token takes 2 operations a weight, and in each attention block 2 a channel for every token up to its own (scores
+    and values are 4, half of them causal).
+    """
+    channels = layer_kinds(config).count("attention") * config["num_attention_heads"] * _head_dim(config)
+    return channels / parameters

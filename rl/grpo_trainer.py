@@ -6,8 +6,10 @@ Shapes: B completions, P prompt columns (padded on the left), C completion colum
 import os
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,11 +30,13 @@ from nanoalign.common.stage import StageLog
 from nanoalign.models.isolation import require_isolation
 from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.packing import pack
+from nanoalign.models.size import attention_cost
 from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.models.zero3 import gather_blocks
 from nanoalign.rl.collect import Collect, Collected
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rl.loss import LOSSES, advantages, behaviour, kl_to, reduce, token_losses
+from nanoalign.rl.shares import share_out
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,22 @@ class Rows:
         columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
         prompts, completions, logprobs, trained = ([each.to(device) for each in column] for column in columns)
         return Rows(prompts, completions, logprobs, trained, self.advantages_B.to(device))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of all parts, in their order."""
+        columns = [(rows.prompt_ids, rows.completion_ids, rows.logprobs, rows.trained) for rows in parts]
+        prompts, completions, logprobs, trained = ([*chain(*column)] for column in zip(*columns, strict=True))
+        return cls(prompts, completions, logprobs, trained, torch.cat([rows.advantages_B for rows in parts]))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt and completion together."""
+        return [len(prompt) + len(ids) for prompt, ids in zip(self.prompt_ids, self.completion_ids, strict=True)]
+
+    def untrained(self) -> "Rows":
+        """The rows with nothing to train on."""
+        return replace(self, trained=[torch.zeros_like(trained) for trained in self.trained])
 
     def take(self, places: Tensor) -> "Rows":
         """The rows at these places."""
@@ -91,6 +111,9 @@ class PolicyTrainer(RecipeTrainer):
         """Trained tokens of the step, divided by the number of processes."""
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         """Sums over the step's trained tokens on this process, and their number as ``tokens``."""
+        sizes = [getattr(weight, "ds_numel", weight.numel()) for weight in self.model.parameters()]
+        self.quadratic = attention_cost(self.model.config.to_dict(), sum(sizes))
+        """What a token before another costs in attention, of what a token costs in all weights."""
         self.isolated = False
         """Whether a real pack of several completions was checked."""
         self.logged: dict[str, list[float]] = defaultdict(list)
@@ -173,20 +196,24 @@ class PolicyTrainer(RecipeTrainer):
         return rows.take(places if len(places) else torch.tensor([0]))
 
     def packs(self, rows: Rows, capacity: int) -> list[Rows]:
-        """The rows in micro-batches of at most ``capacity`` tokens (more only for a longer row)."""
+        """The rows in micro-batches of at most ``capacity`` tokens (more only for a longer row). Several processes
+        share out the rows of all, so that each has about as much to compute."""
         rows = self.with_signal(rows)
-        lengths = [len(prompt) + len(ids) for prompt, ids in zip(rows.prompt_ids, rows.completion_ids, strict=True)]
-        chosen = pack(lengths, capacity, "drop")
-        return self.evened(
-            [rows.take(torch.tensor(places)) for places in (*chosen, *([place] for place in chosen.dropped))]
-        )
+        if self.accelerator.num_processes == 1:
+            chosen = pack(rows.lengths, capacity, "drop")
+            return [rows.take(torch.tensor(places)) for places in (*chosen, *([place] for place in chosen.dropped))]
+        rows = self.with_signal(Rows.joined(gather_object([rows.to("cpu")])))
+        shares = share_out(rows.lengths, capacity, self.accelerator.num_processes, self.quadratic)
+        # all processes compute as often: one without a row computes the shortest, and nothing to train on
+        idle = rows.take(torch.tensor([min(range(len(rows.lengths)), key=rows.lengths.__getitem__)])).untrained()
+        own = shares[self.accelerator.process_index]
+        return [(rows.take(torch.tensor(places)) if places else idle).to(self.args.device) for places in own]
 
     def evened(self, batches: list[Rows]) -> list[Rows]:
         """Equally many micro-batches on every process: the last one is repeated, with nothing to train on, where a
         process has fewer."""
         most = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).max())
-        untrained = replace(batches[-1], trained=[torch.zeros_like(trained) for trained in batches[-1].trained])
-        return batches + [untrained] * (most - len(batches))
+        return batches + [batches[-1].untrained()] * (most - len(batches))
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Tensor:
         """One micro-batch's part of the step's loss."""

@@ -40,6 +40,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "three": (3, {}),
     "micro": (2, {"micro_batch_size": 2}),
     "packed": (2, {"pack_tokens": 40}),
+    "packed_three": (3, {"pack_tokens": 200}),
     "shared_engine": (2, {"shared": True}),
     "ahead": (3, {"shared": True, "ahead": 1, "pack_tokens": 40}),
     "resumed": (2, {"killed": True}),

@@ -20,6 +20,7 @@ WAYS = {
         "three",
         "micro",
         "packed",
+        "packed_three",
         "shared_engine",
         "ahead",
         "resumed",
