@@ -55,7 +55,8 @@ def test_adapters_are_merged_as_peft_merges_them(kind, dtype):
     for name, tensor in expected.items():
         changed += not torch.equal(tensor, plain(kind).to(dtype).state_dict()[name])
         assert found[name].dtype == tensor.dtype
-        torch.testing.assert_close(found[name], tensor, rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=1e-2 if dtype == torch.bfloat16 else 1e-7)  # fmt: skip
+        rtol, atol = (2**-7, 1e-2) if dtype == torch.bfloat16 else (1e-6, 1e-7)
+        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=atol)
     assert changed >= 6
 
 

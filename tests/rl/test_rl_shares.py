@@ -1,4 +1,4 @@
-"""Completions of a step over processes: all of them once, in packs that fit, on no process many more than on another."""
+"""Completions of a step over processes: all of them once, in packs that fit, about equally many on each."""
 
 import random
 
