@@ -5,6 +5,7 @@ on the pairs against that checkpoint, measure on held-out tasks. What a round fo
 episodes, its pairs, its model and, when all is done, ``round.json``; a resumed stage continues after the last of these.
 """
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 player.forget()
                 if pairs:
                     train_round(config, context, current, tokenizer, pairs, folder, device, f"round {number}")
+                    gc.collect()  # DeepSpeed's engine and its model refer to each other, and play needs their memory
                 elif first:
                     save_model(load_model(current), tokenizer, folder / "model")
                 processes.wait_for_everyone()
@@ -234,6 +236,8 @@ def train_round(
     if trained is not None and trainer.is_world_process_zero():
         trained = merge_adapter(trained) if config.train.lora is not None else trained
         save_model(trained, tokenizer, folder / "model")
+    if trainer.is_deepspeed_enabled:
+        trainer.model_wrapped.destroy()
 
 
 def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) -> None:

@@ -28,7 +28,25 @@ from nanoalign.rl.pairs import PreferencePair
 class PairTrainer(EachPairOnce, DPOTrainer):
     """DPO on rows of token ids; reference log-probabilities are computed before the first step."""
 
+    _precompute_engine: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.model, PeftModel):
+            # TRL's copy of the adapter, which has given the reference's log-probabilities: the weights that ZeRO-3
+            # gathers are to be those of the model that takes them
+            self.model.delete_adapter("ref")
+
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, *args: Any) -> Dataset:
+        """TRL leaves the engine that it makes for this on the model: under ZeRO-3 its hooks would gather and split
+        weights beside those of the engine that trains."""
+        dataset: Dataset = super()._precompute_ref_logps(*args)
+        if is_deepspeed_zero3_enabled() and self._precompute_engine is not None:
+            self._precompute_engine.destroy()
+            self._precompute_engine = None
         return dataset
 
 

@@ -22,6 +22,7 @@ from nanoalign.models.loading import load_model
 from nanoalign.rl import dpo, reward_model
 from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
+from nanoalign.rl.dpo_trainer import PairTrainer
 from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
 from nanoalign.rl.shared_engine import SharedEngine
 from nanoalign.rollouts.config import Rollouts, Thinking
@@ -62,6 +63,9 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "dpo_zero3": (2, {"zero": 3}),
     "dpo_own": (2, {"engine": "vllm"}),
     "dpo_server": (2, {"engine": "vllm_server"}),
+    "dpo_zero3_killed": (2, {"zero": 3, "killed": True, "engine": "vllm_server"}),
+    "dpo_lora": (1, {"lora": LoRA(rank=4)}),
+    "dpo_lora_zero3": (2, {"zero": 3, "lora": LoRA(rank=4), "engine": "vllm"}),
 }
 """Processes and settings."""
 
@@ -169,17 +173,33 @@ def open_copy(settings: Any, model: Any, tokenizer: Any, chat: Any, **more: Any)
 open_hf = rollouts.open_engine
 
 
-def play_and_train(folder: Path, base: Path, engine: str = "hf") -> None:
-    """A whole stage, on an environment of the tests."""
+def play_and_train(
+    folder: Path, base: Path, engine: str = "hf", lora: LoRA | None = None, killed: bool = False
+) -> None:
+    """A whole stage, on an environment of the tests; ``killed``: first until the second step of a round."""
     rollouts.environments.environment = lambda name, data_root: EvenEnvironment()
     rollouts.open_engine = open_copy
-    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype="float32", checkpoint_every=1)
+    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype="float32", checkpoint_every=1, lora=lora)
     stage = DPOStage(**{
         "kind": "dpo", "from": "base", "environment": "even", "rounds": 2, "tasks_per_round": 4, "samples_per_task": 4,
         "held_out_tasks": 5, "max_turns": 2, "train": train, "thinking": Thinking(on=0.5),
         "rollouts": Rollouts(engine=engine, max_tokens=6, batch_size=16),
     })  # fmt: skip
     context = StageContext("even", folder, {"from": base}, "nemotron-nano-v2", 5, None, "cpu", log=StageLog(folder))
+    if killed:
+        step: Any = PairTrainer.training_step
+
+        def dies(trainer: Any, *args: Any) -> Any:
+            if trainer.state.global_step == 1:
+                raise KeyboardInterrupt
+            return step(trainer, *args)
+
+        PairTrainer.training_step = dies
+        with contextlib.suppress(KeyboardInterrupt):
+            dpo.run(stage, {}, context)
+        PairTrainer.training_step = step
+        torch.distributed.barrier()
+        assert (folder / "round-1" / "checkpoints" / "checkpoint-1" / "whole").is_file()
     figures = dpo.run(stage, {}, context)
     if int(os.environ.get("RANK", "0")) == 0:
         (folder / "figures.json").write_text(json.dumps(figures))

@@ -33,15 +33,18 @@ WAYS = {
     "lora": ["lora_two", "lora_zero3"],
     "kl": ["kl_two", "kl_zero3"],
 }
-PLAYED = ["dpo_two", "dpo_zero3", "dpo_own", "dpo_server"]
+PLAYED = {
+    "dpo": ["dpo_two", "dpo_zero3", "dpo_own", "dpo_server", "dpo_zero3_killed"],
+    "dpo_lora": ["dpo_lora_zero3"],
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    ways = [way for alone, others in WAYS.items() for way in (alone, *others)]
+    ways = [way for alone, others in (WAYS | PLAYED).items() for way in (alone, *others)]
     command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(small_base), str(folder), *ways,
-               "dpo", *PLAYED, "reward", "reward_zero3"]  # fmt: skip
+               "reward", "reward_zero3"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -84,10 +87,10 @@ def test_a_reward_model_that_is_split_is_saved_whole(folder: Path) -> None:
         assert torch.linalg.vector_norm(weight - two[name]) <= 2e-2 * torch.linalg.vector_norm(weight) + 1e-6, name
 
 
-@pytest.mark.parametrize("way", PLAYED)
-def test_dpo_plays_and_trains_as_one(folder: Path, way: str) -> None:
+@pytest.mark.parametrize(("alone", "way"), [(alone, way) for alone, others in PLAYED.items() for way in others])
+def test_dpo_plays_and_trains_as_one(folder: Path, alone: str, way: str) -> None:
     """The same episodes and pairs, played by two; the same weights within rounding."""
-    one, two = folder / "dpo", folder / way
+    one, two = folder / alone, folder / way
     episodes = [
         [json.loads(line) for line in (f / "round-1/episodes.jsonl").read_text().splitlines()] for f in (one, two)
     ]
@@ -108,4 +111,4 @@ def test_dpo_plays_and_trains_as_one(folder: Path, way: str) -> None:
             name
         )
     logged = [(f / "metrics.jsonl").read_text().count("held_out_success") for f in (one, two)]
-    assert logged[0] == logged[1] == 3
+    assert logged == [3, 4 if "killed" in way else 3]  # a resumed stage says again how it began
