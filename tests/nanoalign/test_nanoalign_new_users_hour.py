@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page, typed from top to bottom; what a command says is compared with what the page shows."""
     folder = tmp_path_factory.mktemp("hour")
     (folder / "bin").mkdir()
-    command = folder / "bin" / "nanoalign"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from nanoalign.cli import app; app()" "$@"\n')
-    command.chmod(0o755)
-    (folder / "bin" / "python").symlink_to(sys.executable)
+    python = shlex.quote(sys.executable)  # a link to it would not find its environment's packages
+    for name, command in {"nanoalign": f'{python} -c "from nanoalign.cli import app; app()"', "python": python}.items():
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
     for kind, name, text in BLOCKS:
         if name:
