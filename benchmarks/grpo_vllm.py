@@ -231,7 +231,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=3, metavar=("SIDE", "TASK", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.data_root = Path(options.data_root) if options.data_root else None
     if options.child:
         side, task, folder = options.child
         watch_memory(Path(folder))

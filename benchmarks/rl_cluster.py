@@ -243,7 +243,6 @@ def main() -> None:
     parser.add_argument("--zero", action="store_true", help="with --tiny, ZeRO-3")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.data_root = Path(options.data_root) if options.data_root else None
     if options.child:
         trl_child(options)
         return

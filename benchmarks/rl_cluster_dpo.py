@@ -85,7 +85,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    options.data_root = Path(options.data_root) if options.data_root else None
     stop_on_signal()
     report = Report(options.json)
     if options.teach:
