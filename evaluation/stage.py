@@ -108,11 +108,12 @@ class _Engines:
         self.engine: RolloutEngine | None = None
 
     def at(self, folder: Path, tokenizer: Any) -> RolloutEngine:
-        from nanoalign.models.loading import load_model
+        from nanoalign.models.loading import resolve
+        from nanoalign.models.weights import stored_weights
         from nanoalign.rollouts import open_for_eval
 
         if self.engine is not None and self.rollouts.engine.kind != "hf":
-            self.engine.load_weights(load_model(folder).state_dict().items())
+            self.engine.load_weights(stored_weights(resolve(folder)))
             return self.engine
         self.close()
         self.engine = open_for_eval(self.rollouts, folder, tokenizer, self.chat, self.device, exchange=self.exchange)
