@@ -77,13 +77,15 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0, help="mean seconds of a turn's tools")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpu", type=int, help="the server's; none: a CPU")
+    parser.add_argument("--folder", type=Path, help="for the server's log")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     tokenizer, chat = load_tokenizer(options.model), chat_format(options.chat)
     played = Slow(environment(options.environment, options.data_root), options.latency)
     tasks = list(played.tasks("train"))[: options.tasks]
     settings = ServerSettings(gpus=None if options.gpu is None else [options.gpu], gpu_memory=0.85)
-    pool = open_engine(settings, options.model, tokenizer, chat, batch_size=256, budgets=False, dtype="bfloat16")
+    pool = open_engine(settings, options.model, tokenizer, chat, batch_size=256, budgets=False, dtype="bfloat16",
+                       exchange=options.folder)  # fmt: skip
     found: dict[str, list[float]] = {"overlapped": [], "in_step": []}
     try:
         for number in range(options.rounds + 1):

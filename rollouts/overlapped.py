@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from nanoalign.rollouts.base import Completion, Request
 
-STEPS_AT_ONCE = 32
+STEPS_AT_ONCE = 256
 """Episodes whose environments work at the same time; most of that time they wait for tools."""
 
 E = TypeVar("E")

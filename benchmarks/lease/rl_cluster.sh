@@ -35,6 +35,12 @@ case $part in
   async) measured; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps ${STEPS:-24} --seconds 100 "$@" ;;
   nano9b) measured; export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-96} --tokens 4096 --pack-tokens 16384 --ahead 1 --steps ${STEPS:-3} --start 360 --seconds 240 "$@" ;;
   dpo) measured; need teach; run benchmarks.rl_cluster_dpo --gpus $G --model $B/dpo/teach/model "$@" ;;
+  episodes) # turns that overlap, on one GPU, with tools that answer at once and after half a second
+    measured; need teach; code=0
+    for latency in 0 0.5; do
+      NAME=episodes$latency run benchmarks.episodes $B/dpo/teach/model --chat smollm2 --environment workbench --data-root $NANOALIGN_DATA --gpu ${G%% *} \
+        --tasks 64 --samples 6 --turns 4 --tokens 128 --latency $latency "$@" || code=1
+    done; exit $code ;;
   faults) measured; run benchmarks.rl_faults --gpus $G "$@" ;;
   *) echo "no part $part"; exit 2 ;;
 esac
