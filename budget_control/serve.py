@@ -24,27 +24,31 @@ def serve_command(
     port: int = 8000,
     tags: tuple[str, str] = ("<think>", "</think>"),
     vllm_arguments: Sequence[str] = (),
+    budgets: bool = True,
 ) -> list[str]:
-    """The command that starts the server. ``vllm_arguments`` are those of ``vllm serve``, passed on as they are."""
+    """The command that starts the server. ``vllm_arguments`` are those of ``vllm serve``, passed on as they are.
+    Without ``budgets`` requests can have none, and vLLM need not wait for a step's tokens before it prepares the next.
+    """
+    processor = ["--logits-processors", "nanoalign.budget_control.vllm:ThinkingBudget"] if budgets else []
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model,
-        "--host", host, "--port", str(port),
-        "--logits-processors", "nanoalign.budget_control.vllm:ThinkingBudget",
+        "--host", host, "--port", str(port), *processor,
         "--additional-config", json.dumps({"thinking_tags": tags}),
         "--middleware", "nanoalign.budget_control.serve.BudgetFields",
+        "--middleware", "nanoalign.budget_control.token_route.TokenRoute",
         *vllm_arguments,
     ]  # fmt: skip
 
 
-def serve_environment(host: str, api_key: str | None) -> dict[str, str]:
+def serve_environment(host: str, api_key: str | None, budgets: bool = True) -> dict[str, str]:
     """The server's environment. The key travels here: a command line can be read by everyone on the machine.
 
     Raises ConfigError for an address other than loopback without a key.
     """
     if not _is_loopback(host) and not api_key:
         raise ConfigError(f"serving on {host} is open to the network: give an API key, or serve on 127.0.0.1")
-    # vLLM's second model runner takes logits processors of another kind; see budget_control/vllm.py.
-    environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    # vLLM's second model runner, faster on GPUs, takes logits processors of another kind; see budget_control/vllm.py.
+    environment = dict(os.environ) | ({"VLLM_USE_V2_MODEL_RUNNER": "0"} if budgets else {})
     return environment | ({"VLLM_API_KEY": api_key} if api_key else {})
 
 

@@ -61,19 +61,19 @@ class SharedEngine:
     def _give_weights(self, step: int) -> float | None:
         """Gives the engines the trainer's weights. Where they sample ahead, what each says of fixed texts proves them,
         and the largest mismatch is returned: completions that older weights drew prove nothing."""
+        texts = [prompt.ids for prompt in self.rollouts.prompts[:PROBE]] if self.ahead else []
         while True:
             weights = whole_weights(self.rollouts.scorer.model, want=self.pool is not None)
+            found = None
             if self.pool is not None:
-                self.pool.send(weights, step)
+                found = self.pool.send(weights, step, texts)
             else:
                 for _ in weights:
                     pass
             if not self.ahead:
                 return None
-            texts = [prompt.ids for prompt in self.rollouts.prompts[:PROBE]]
             own = self.rollouts.scorer.score(texts)
-            said = shared(None if self.pool is None else self.pool.prove(texts))
-            if said:
+            if said := shared(found):
                 forced = [[False] * len(each) for each in own]
                 apart = max(mismatch(each, own, forced) for each in said)
                 require_fresh(apart, self.rollouts.stage.max_mismatch, step)

@@ -41,8 +41,6 @@ class Draft:
             "seed": derive_seed(sampling.seed, generated) if generated else sampling.seed,
             "stop_token_ids": sorted(self.thinking.stop_ids),
             "logprobs": 0 if sampling.thinking_budget is None else 1,
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
         }
         if sampling.thinking_budget is not None:
             budget = {"thinking_budget": sampling.thinking_budget, "grace": sampling.grace}
@@ -58,12 +56,10 @@ class Draft:
         if answer["finish_reason"] not in ("stop", "length", "abort"):
             raise EngineLostError(f"a completion ended with {answer['finish_reason']!r}")
         tokens = answer["token_ids"]
-        drawn = answer["logprobs"] if tokens else {"token_logprobs": [], "top_logprobs": []}
         if self.request.sampling.thinking_budget is not None:
-            stops = {f"token_id:{token}" for token in self.thinking.stop_ids}
-            self.stopped += [max(each, key=each.__getitem__) in stops for each in drawn["top_logprobs"]]
+            self.stopped += [token in self.thinking.stop_ids for token in answer["likeliest"]]
         self.token_ids += tokens
-        self.logprobs += drawn["token_logprobs"]
+        self.logprobs += answer["logprobs"]
         self.versions += [version] * len(tokens)
         if answer["finish_reason"] != "abort":
             self.finish = answer["finish_reason"]
@@ -93,14 +89,13 @@ class Scored:
         self.logprobs: list[float] = []
 
     def body(self) -> dict[str, Any]:
-        return {"prompt": self.sequence, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        return {"prompt": self.sequence, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": True}
 
     def take(self, answer: dict[str, Any], version: int | None) -> bool:
         """As :meth:`Draft.take`: one that was cut off is asked for again."""
         if answer["finish_reason"] == "abort":
             return False
-        entries = zip(self.sequence[1:], answer["prompt_logprobs"][1:], strict=True)
-        self.logprobs = [entry[str(token)]["logprob"] for token, entry in entries]
+        self.logprobs = answer["prompt_logprobs"]
         return True
 
     def result(self) -> list[float]:

@@ -42,7 +42,7 @@ def open_server(settings: ServerSettings, opening: Opening) -> ServerPool:
         keepers, opening.thinking,
         ByFolder(exchange / "weights", dtype) if device is None else ByNCCL(torch.device("cuda", device), dtype),
         parallel=opening.batch_size, restarts=settings.restarts, control_s=min(CONTROL_S, settings.deadline_s),
-        keep=settings.partial == "continue",
+        keep=settings.partial == "continue", budgets=opening.budgets or bool(settings.urls),
     )  # fmt: skip
 
 
@@ -64,7 +64,9 @@ class OwnServer:
             arguments += ["--worker-extension-cls", "nanoalign.rollouts.vllm.PackedHead"]
         if self.gpus is not None:
             arguments += ["--tensor-parallel-size", str(len(self.gpus))]
-        self.process = LocalServer(self.opening.model, self.opening.tags, self.log, arguments, self.gpus)
+        self.process = LocalServer(
+            self.opening.model, self.opening.tags, self.log, arguments, self.gpus, self.opening.budgets
+        )
         self.process.wait(given_up)
         return Server(self.process.url, self.settings.deadline_s, on_cpu=on_cpu, nccl_device=self.device)
 

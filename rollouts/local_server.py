@@ -39,6 +39,7 @@ class LocalServer:
         log: Path,
         vllm_arguments: Sequence[str],
         gpus: Sequence[int] | None = None,
+        budgets: bool = True,
     ) -> None:
         """``log`` gets the server's output; ``gpus`` are its GPUs among those that this process sees, None: all.
 
@@ -48,8 +49,8 @@ class LocalServer:
         self.model, self.log = model, log
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=vllm_arguments)
-        environment = serve_environment("127.0.0.1", None) | {"VLLM_SERVER_DEV_MODE": "1"}
+        command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=vllm_arguments, budgets=budgets)
+        environment = serve_environment("127.0.0.1", None, budgets) | {"VLLM_SERVER_DEV_MODE": "1"}
         for name in [name for name in environment if name.startswith(OF_THE_LAUNCHER)]:
             del environment[name]
         if gpus is not None:

@@ -44,7 +44,7 @@ class ServerPool:
 
     def __init__(
         self, keepers: Sequence[Keeper], thinking: ThinkingTokens, delivery: "Delivery", *, parallel: int,
-        restarts: int, control_s: float, keep: bool,
+        restarts: int, control_s: float, keep: bool, budgets: bool = True,
     ) -> None:  # fmt: skip
         """Starts all servers at once and waits for them.
 
@@ -53,12 +53,13 @@ class ServerPool:
             restarts: see above.
             control_s: seconds in which a paused server must give back what it has written.
             keep: whether a completion that was cut off goes on from its tokens; otherwise it begins anew.
+            budgets: whether the servers enforce thinking budgets.
 
         Raises:
             ConfigError, EngineLostError: one does not start.
         """
         self.thinking, self.delivery, self.parallel, self.restarts = thinking, delivery, parallel, restarts
-        self.control_s, self.keep = control_s, keep
+        self.control_s, self.keep, self.budgets = control_s, keep, budgets
         self.max_length: int | None = None
         self.lost = 0
         """Servers lost so far."""
@@ -88,7 +89,11 @@ class ServerPool:
 
     def submit(self, requests: Sequence[Request]) -> list["Future[Completion]"]:
         """Futures of the completions, at once. They end with EngineLostError where no server is left, with ConfigError
-        where a server refuses the request."""
+        where a server refuses the request.
+
+        Raises ConfigError for a request with a budget where the servers enforce none."""
+        if not self.budgets and any(request.sampling.thinking_budget is not None for request in requests):
+            raise ConfigError("rollout: a request with a thinking budget to an engine that was opened without budgets")
         return [job.future for job in self._enqueue([Draft(each, self.thinking, self.keep) for each in requests])]
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -99,43 +104,30 @@ class ServerPool:
         """Log-probability of every token but the first, by the servers' own forward pass over prompts."""
         return self._wait([job.future for job in self._enqueue([Scored(each) for each in sequences])])
 
-    def prove(self, sequences: Sequence[Sequence[int]]) -> list[list[list[float]]]:
-        """What each server that has weights says of the sequences, past the queue: log-probabilities as by
-        :meth:`score`. One that is lost on the way is left out; [] where none is left."""
-        with self.changed:
-            ready = [(slot, slot.server) for slot in self.slots if slot.state == "ready" and slot.server is not None]
-
-        def ask(slot: Slot, server: Server) -> list[list[float]] | None:
-            said = [Scored(each) for each in sequences]
-            try:
-                for each in said:
-                    each.take(server.complete(each.body()), None)
-            except Exception as error:
-                self._lose(slot, server, error)
-                return None
-            return [each.result() for each in said]
-
-        with ThreadPoolExecutor(max(1, len(ready))) as threads:
-            found = [each.result() for each in [threads.submit(ask, *each) for each in ready]]
-        return [each for each in found if each is not None]
-
     def await_weightless(self) -> None:
         """Waits until a server :meth:`wants_weights`. Raises EngineLostError where none is left."""
         with self.changed:
             self.changed.wait_for(lambda: any(slot.state in ("waiting", "dead") for slot in self.slots))
         self._require_some()
 
-    def send(self, tensors: "Iterable[tuple[str, torch.Tensor]]", version: int) -> None:
+    def send(
+        self, tensors: "Iterable[tuple[str, torch.Tensor]]", version: int, texts: Sequence[Sequence[int]] = ()
+    ) -> list[list[list[float]]]:
         """Gives weights to every live server, which counts them as ``version``. What is under way is cut off, and goes
         on or begins anew under them. ``tensors`` is read once and to its end whatever happens.
+
+        Returns what each server says of ``texts`` under them, as by :meth:`score`, before it generates on: proof that
+        they have arrived. One that is lost on the way is left out.
 
         Raises:
             EngineLostError: no server is left. ConfigError: a server refuses the weights.
         """
+        said: list[list[list[float]]] = []
         with self.sending:
             self.held, self.sent = None, True
-            self._give(tensors, version, self._live())
+            self._give(tensors, version, self._live(), lambda server: said.append(_scores(server, texts)))
         self._require_some()
+        return said
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
         """Gives weights to every server, those that come later included."""
@@ -313,9 +305,11 @@ class ServerPool:
             return [(slot, slot.server) for slot in self.slots if slot.server is not None]
 
     def _give(
-        self, tensors: "Iterable[tuple[str, torch.Tensor]]", version: int | None, live: list[tuple[Slot, Server]]
-    ) -> None:
-        """Weights for the servers of ``live``; one that is lost on the way is left out from there on."""
+        self, tensors: "Iterable[tuple[str, torch.Tensor]]", version: int | None, live: list[tuple[Slot, Server]],
+        prove: Callable[[Server], object] = lambda _: None,
+    ) -> None:  # fmt: skip
+        """Weights for the servers of ``live``; one that is lost on the way is left out from there on. ``prove`` comes
+        before other requests."""
 
         def still() -> list[tuple[Slot, Server]]:
             with self.changed:
@@ -346,6 +340,7 @@ class ServerPool:
                 self.delivery(rest, halt, lambda ask: on_each(lambda _, server: ask(server)))
                 on_each(lambda _, server: server.refresh())
                 on_each(lambda _, server: server.resume())
+                on_each(lambda _, server: prove(server))
             with self.changed:
                 for slot, _ in still():
                     slot.state, slot.version = "ready", version
@@ -367,3 +362,14 @@ class ServerPool:
                     return
             if time.monotonic() > end:
                 raise EngineLostError(f"{server.url}: paused, it does not give back {len(slot.jobs)} requests")
+
+
+def _scores(server: Server, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Log-probability of every token but the first of each text, asked for at once."""
+    asked = [Scored(text) for text in texts]
+    with ThreadPoolExecutor(max(1, len(asked))) as threads:
+        answers = list(threads.map(lambda each: server.complete(each.body()), asked))
+    for each, answer in zip(asked, answers, strict=True):
+        if not each.take(answer, None):
+            raise EngineLostError(f"{server.url}: cut off while its weights were proved")
+    return [each.result() for each in asked]

@@ -14,6 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from nanoalign.budget_control.token_route import ROUTE
 from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import EngineLostError
 from nanoalign.rollouts.nccl import NCCLTransfer
@@ -35,14 +36,14 @@ class Server:
         self.url, self.deadline_s, self.on_cpu = url.rstrip("/"), deadline_s, on_cpu
         self.control_s = min(CONTROL_S, deadline_s)
         served = self.ask("/v1/models", seconds=self.control_s)["data"][0]
-        self.model = served["id"]
         self.max_length: int | None = served.get("max_model_len")
         self.transfer = None if nccl_device is None else NCCLTransfer(self.ask, self.url, deadline_s, nccl_device)
 
     def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The only choice of a completion; its ``finish_reason`` is "abort" where :meth:`pause` cut it off."""
-        choice: dict[str, Any] = self.ask("/v1/completions", {"model": self.model, **body})["choices"][0]
-        return choice
+        """A completion, see :class:`budget_control.token_route.TokenRoute`; one that :meth:`pause` cut off ended with
+        "abort"."""
+        answer: dict[str, Any] = self.ask(ROUTE, body)
+        return answer
 
     def pause(self) -> None:
         """Cuts off what is being generated or waits for it, and forgets what was cached; later requests wait."""
@@ -83,9 +84,9 @@ class Server:
             return json.loads(text) if text else {}
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")[:500]
-            if route != "/v1/completions" and error.code == 404:
+            if error.code == 404:
                 raise ConfigError(
-                    f"{self.url}: no route {route}; start the server with VLLM_SERVER_DEV_MODE=1"
+                    f"{self.url}: no route {route}; start it as VLLM_SERVER_DEV_MODE=1 nanoalign serve MODEL"
                 ) from error
             if error.code < 500:
                 raise ConfigError(f"{self.url}{route}: the server refuses the request: {reason}") from error

@@ -19,6 +19,7 @@ from tiny_models import save_tiny_llama, tiny_tokenizer
 from nanoalign.budget_control.client import Server, ServerError
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.budget_control.serve import BudgetFields, lift_budget, serve_command, serve_environment
+from nanoalign.budget_control.token_route import ROUTE
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
 
@@ -107,10 +108,10 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         log.close()
 
 
-def post(port: int, body: dict[str, Any], key: str = KEY) -> tuple[int, dict[str, Any]]:
+def post(port: int, body: dict[str, Any], key: str = KEY, route: str = "/v1/completions") -> tuple[int, dict[str, Any]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    connection.request("POST", "/v1/completions", json.dumps({"model": "tiny", **body}), headers)
+    connection.request("POST", route, json.dumps({"model": "tiny", **body}), headers)
     response = connection.getresponse()
     return response.status, json.loads(response.read())
 
@@ -140,3 +141,26 @@ def test_wrong_requests_are_refused(port: int) -> None:
     with pytest.raises(ServerError, match="HTTP 401"):
         list(Server(f"http://127.0.0.1:{port}/v1", "tiny").complete([5], BudgetRule(
             ThinkingTokens.from_tokenizer(tiny_tokenizer()), None), 3))  # fmt: skip
+
+
+def test_rollouts_get_tokens_as_numbers_from_a_route_behind_the_key(port: int) -> None:
+    prompt = tiny_tokenizer().encode("so it goes. <think>\n")
+    drawn = {"prompt": prompt, "max_tokens": 20, "temperature": 0, "logprobs": 1, "vllm_xargs": {"thinking_budget": 4}}
+    status, answer = post(port, drawn | {"return_token_ids": True, "return_tokens_as_token_ids": True})
+    said = answer["choices"][0]
+    assert status == 200, answer
+    status, found = post(port, drawn, route=ROUTE)
+    assert (status, found["token_ids"], found["finish_reason"]) == (200, said["token_ids"], said["finish_reason"])
+    assert found["logprobs"] == pytest.approx(said["logprobs"]["token_logprobs"], abs=1e-5)
+    tops = [max(each, key=each.__getitem__) for each in said["logprobs"]["top_logprobs"]]
+    assert [f"token_id:{token}" for token in found["likeliest"]] == tops
+    status, found = post(port, {"prompt": prompt, "max_tokens": 1, "prompt_logprobs": True}, route=ROUTE)
+    assert status == 200 and len(found["prompt_logprobs"]) == len(prompt) - 1
+    assert all(each <= 0 for each in found["prompt_logprobs"])
+    assert post(port, drawn, key="guessed", route=ROUTE)[0] == 401
+    for wrong, reason in (
+        ({"max_tokens": 5}, "prompt"), (drawn | {"max_tokens": 256}, "256"), (drawn | {"top_p": 7}, "top_p"),
+        (drawn | {"vllm_xargs": {"thinking_budget": -3}}, "-3"), (drawn | {"prompt": [10**9]}, "10000"),
+    ):  # fmt: skip
+        status, answer = post(port, wrong, route=ROUTE)
+        assert status == 400 and reason in json.dumps(answer), answer

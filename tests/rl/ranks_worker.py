@@ -92,16 +92,14 @@ class Answers:
     def require_fresh(self, collected: Collected, step: int) -> float:
         return 1.0
 
-    def send(self, tensors: Any, version: int) -> None:
+    def send(self, tensors: Any, version: int, texts: Any = ()) -> list[list[list[float]]]:
         weights = dict(tensors)
         expected = toy_model("hybrid").state_dict()
         assert {name: each.shape for name, each in weights.items()} == {n: e.shape for n, e in expected.items()}
+        return [[]] if texts else []
 
     def score(self, texts: Any) -> list[list[float]]:
         return []
-
-    def prove(self, texts: Any) -> list[list[list[float]]]:
-        return [[]]
 
     def wants_weights(self) -> bool:
         return False

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from safetensors.torch import load_file
 
+from nanoalign.budget_control.token_route import ROUTE
+
 
 def token(before: list[int], weights: int) -> int:
     """The weights in front, then a number of what came before."""
@@ -80,8 +82,8 @@ class FakeServer:
             folder = Path(body["kwargs"]["weights_path"])
             files = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
             self.weights = int(next(file["w"] for file in files if "w" in file)) if files else 0
-        elif route == "/v1/completions":
-            return {"choices": [self.completion(body)]}
+        elif route == ROUTE:
+            return self.completion(body)
         return {}
 
     def completion(self, body):
@@ -103,12 +105,10 @@ class FakeServer:
             ids.append(token([*body["prompt"], *ids], weights))
         with self.lock:
             self.now -= 1
+        answer = {"finish_reason": reason, "token_ids": ids}
         if "prompt_logprobs" in body:
-            scored = [None, *({str(each): {"logprob": -float(each)}} for each in body["prompt"][1:])]
-            return {"finish_reason": reason, "token_ids": ids, "prompt_logprobs": scored}
-        logprobs = {"token_logprobs": [-float(weights)] * len(ids)}
-        logprobs["top_logprobs"] = [{f"token_id:{each}": 0.0} for each in ids]
-        return {"finish_reason": reason, "token_ids": ids, "logprobs": logprobs}
+            return answer | {"prompt_logprobs": [-float(each) for each in body["prompt"][1:]]}
+        return answer | {"logprobs": [-float(weights)] * len(ids), "likeliest": ids}
 
     def die(self) -> None:
         """Its connections break off, and nobody listens any more."""

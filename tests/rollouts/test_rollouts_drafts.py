@@ -13,10 +13,8 @@ tokens = st.sampled_from([OPEN, CLOSE, NEWLINE, 7, 8, 9])
 
 
 def answer(ids, logprobs, likeliest, finish):
-    top = [{f"token_id:{each}": -0.1, "token_id:47": -9.0} for each in likeliest]
     return {
-        "finish_reason": finish, "token_ids": list(ids),
-        "logprobs": {"token_logprobs": list(logprobs), "top_logprobs": top},
+        "finish_reason": finish, "token_ids": list(ids), "logprobs": list(logprobs), "likeliest": list(likeliest),
     }  # fmt: skip
 
 
@@ -78,7 +76,7 @@ def test_without_keeping_it_begins_anew():
 
 def test_cut_before_the_first_token_and_after_the_last():
     draft = Draft(Request((5,), Sampling(2, seed=3)), THINKING)
-    nothing = {"finish_reason": "abort", "token_ids": [], "logprobs": None}
+    nothing = {"finish_reason": "abort", "token_ids": [], "logprobs": []}
     assert not draft.take(nothing, 1)
     assert draft.body()["seed"] == 3
     assert draft.take(answer([7, 8], [-1.0, -2.0], [7, 8], "abort"), 1)
@@ -87,6 +85,6 @@ def test_cut_before_the_first_token_and_after_the_last():
 
 def test_a_score_that_is_cut_off_is_asked_for_again():
     scored = Scored([5, 6])
-    assert not scored.take({"finish_reason": "abort", "token_ids": [], "prompt_logprobs": None}, None)
-    assert scored.take({"finish_reason": "length", "prompt_logprobs": [None, {"6": {"logprob": -2.0}}]}, None)
+    assert not scored.take({"finish_reason": "abort", "token_ids": []}, None)
+    assert scored.take({"finish_reason": "length", "prompt_logprobs": [-2.0]}, None)
     assert scored.result() == [-2.0]

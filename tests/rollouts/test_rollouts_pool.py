@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nanoalign.budget_control.token_route import ROUTE
 from nanoalign.common.errors import ConfigError
 from nanoalign.rollouts.base import Completion, EngineLostError, Request, Sampling
 from nanoalign.rollouts.delivery import ByFolder
@@ -47,10 +48,11 @@ class FakeKeeper:
 def open_pool(thinking, tmp_path):
     pools = []
 
-    def opened(*keepers, parallel=4, restarts=2, control_s=5.0, keep=True) -> ServerPool:
+    def opened(*keepers, parallel=4, restarts=2, control_s=5.0, keep=True, budgets=True) -> ServerPool:
         delivery = ByFolder(tmp_path / f"weights-{len(pools)}", torch.float32, bucket_bytes=8)
         pool = ServerPool(
-            keepers, thinking, delivery, parallel=parallel, restarts=restarts, control_s=control_s, keep=keep
+            keepers, thinking, delivery, parallel=parallel, restarts=restarts, control_s=control_s, keep=keep,
+            budgets=budgets,
         )  # fmt: skip
         pools.append(pool)
         return pool
@@ -93,7 +95,7 @@ def check(completions, asked):
 
 
 def test_prompts_are_spread_and_come_back_in_order(open_pool):
-    keepers = [FakeKeeper({"token_s": 0.004}), FakeKeeper(), FakeKeeper()]
+    keepers = [FakeKeeper({"token_s": 0.05}), FakeKeeper(), FakeKeeper()]
     pool, asked = open_pool(*keepers), requests(40)
     found = pool.generate(asked)
     assert [each.token_ids for each in found] == [expected(each, [0] * 5) for each in asked]
@@ -186,7 +188,7 @@ def test_asking_servers_that_wait_for_weights_ends(open_pool, monkeypatch):
 
 
 def test_a_hung_server_is_given_up_at_the_deadline(open_pool):
-    keepers = [FakeKeeper({"hangs": {"/v1/completions"}}, deadline_s=0.3), FakeKeeper(deadline_s=20.0)]
+    keepers = [FakeKeeper({"hangs": {ROUTE}}, deadline_s=0.3), FakeKeeper(deadline_s=20.0)]
     pool, asked = open_pool(*keepers, parallel=2), requests(8)
     found = pool.generate(asked)
     assert [each.token_ids for each in found] == [expected(each, [0] * 5) for each in asked]
@@ -238,17 +240,23 @@ def test_a_request_that_reaches_a_server_after_its_pause_comes_back_too(open_poo
     keeper = FakeKeeper()
     pool = open_pool(keeper)
     pool.send(weights(1), 1)
-    keeper.fake.hangs.add("/v1/completions")
+    keeper.fake.hangs.add(ROUTE)
     future = pool.submit(requests(1))[0]
-    until(lambda: "/v1/completions" in keeper.fake.routes)
-    threading.Timer(0.02, keeper.fake.hangs.clear).start()
+    until(lambda: ROUTE in keeper.fake.routes)
+
+    def arrive() -> None:
+        until(lambda: "/pause" in keeper.fake.routes)
+        time.sleep(0.02)  # the pause has been answered
+        keeper.fake.hangs.clear()
+
+    threading.Thread(target=arrive, daemon=True).start()
     pool.send(weights(2), 2)
     assert future.result(10).versions == (2,) * 5
     assert pool.lost == 0
 
 
 def test_a_server_that_does_not_give_back_is_lost(open_pool):
-    keeper = FakeKeeper({"hangs": {"/v1/completions"}})
+    keeper = FakeKeeper({"hangs": {ROUTE}})
     pool = open_pool(keeper, control_s=0.3)
     future = pool.submit(requests(1))[0]
     pool.send(weights(1), 1)
@@ -351,7 +359,7 @@ def test_one_server_that_is_given_up_leaves_the_others(open_pool):
 
 
 def test_a_refused_request_is_no_lost_server(open_pool):
-    keeper = FakeKeeper({"fails": {"/v1/completions": 400}})
+    keeper = FakeKeeper({"fails": {ROUTE: 400}})
     pool = open_pool(keeper)
     with pytest.raises(ConfigError, match="refuses"):
         pool.generate(requests(9))
@@ -411,3 +419,8 @@ def test_versions_are_left_out_where_some_are_not_known(open_pool):
     assert found.versions == ()
     assert isinstance(found, Completion)
     assert len(replace(found).token_ids) == 60
+
+
+def test_a_budget_is_refused_where_servers_keep_none(open_pool):
+    with pytest.raises(ConfigError, match="thinking budget"):
+        open_pool(FakeKeeper(), budgets=False).submit([Request((5,), Sampling(4, thinking_budget=2))])

@@ -1,0 +1,105 @@
+"""A route of ``nanoalign serve`` for rollouts: token ids in, token ids and log-probabilities out, as lists of numbers.
+
+OpenAI's completions make text of every token and of every log-probability, which takes the server's processor longer
+than a small model's decoding step takes its GPU.
+"""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+ROUTE = "/v1/nanoalign/generate"
+"""Below /v1, which vLLM guards with its API key."""
+
+
+class TokenRoute:
+    """ASGI middleware of vLLM's server that adds the route to its app as it starts, behind the app's authentication.
+
+    A request is ``{"prompt": [ids], "max_tokens": n}`` with, where wanted, ``temperature``, ``top_p``, ``seed``,
+    ``stop_token_ids``, ``logprobs`` (0: of each token drawn; 1: and the likeliest token's id), ``prompt_logprobs``
+    (true: of each prompt token but the first) and ``vllm_xargs`` (a thinking budget). The answer has ``token_ids``,
+    ``finish_reason`` ("abort" where a pause cut it off), ``logprobs``, ``likeliest`` and ``prompt_logprobs``.
+    """
+
+    def __init__(self, app: Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            scope["app"].add_route(ROUTE, generate, methods=["POST"])
+        await self.app(scope, receive, send)
+
+
+async def generate(request: Any) -> Any:
+    """The route. A client that goes away ends its request."""
+    from starlette.responses import JSONResponse
+
+    engine = request.app.state.engine_client
+    try:
+        asked = json.loads(await request.body())
+        prompt, parameters = asked["prompt"], _parameters(asked, engine.vllm_config)
+        outputs = engine.generate({"prompt_token_ids": prompt}, parameters, f"tokens-{uuid.uuid4()}")
+        work, gone = asyncio.ensure_future(_last(outputs)), asyncio.ensure_future(_left(request))
+        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not work.done():
+            work.cancel()
+            return JSONResponse({"error": "the client has gone"}, 499)
+        return JSONResponse(_answer(asked, work.result()))
+    except (ValueError, TypeError, KeyError) as error:  # vLLM's checks of a request raise these
+        return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 400)
+
+
+def _parameters(asked: dict[str, Any], config: Any) -> Any:
+    from vllm import SamplingParams
+    from vllm.platforms import current_platform
+    from vllm.sampling_params import RequestOutputKind
+
+    length, longest = len(asked["prompt"]) + asked["max_tokens"], config.model_config.max_model_len
+    if length > longest:
+        raise ValueError(f"prompt and max_tokens together are {length} tokens, and the model takes {longest}")
+    # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
+    seeded = current_platform.is_cpu() or config.use_v2_model_runner
+    return SamplingParams(
+        max_tokens=asked["max_tokens"],
+        temperature=asked.get("temperature", 1.0),
+        top_p=asked.get("top_p", 1.0),
+        seed=asked.get("seed") if seeded else None,
+        stop_token_ids=asked.get("stop_token_ids"),
+        logprobs=asked.get("logprobs"),
+        prompt_logprobs=0 if asked.get("prompt_logprobs") else None,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args=asked.get("vllm_xargs"),
+    )
+
+
+def _answer(asked: dict[str, Any], output: Any) -> dict[str, Any]:
+    completion = output.outputs[0]
+    answer: dict[str, Any] = {"token_ids": list(completion.token_ids), "finish_reason": completion.finish_reason}
+    if (count := asked.get("logprobs")) is not None:  # the token drawn is the first of each place, the likeliest follow
+        drawn = completion.logprobs
+        answer["logprobs"] = [] if drawn is None else drawn.logprobs[:: count + 1]
+        if count:
+            answer["likeliest"] = [] if drawn is None else drawn.token_ids[1 :: count + 1]
+    if asked.get("prompt_logprobs") and output.prompt_logprobs is not None:
+        answer["prompt_logprobs"] = list(output.prompt_logprobs.logprobs)
+    return answer
+
+
+async def _last(outputs: Any) -> Any:
+    last = None
+    async for each in outputs:
+        last = each
+    return last
+
+
+async def _left(request: Any) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
