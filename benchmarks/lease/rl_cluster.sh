@@ -29,11 +29,11 @@ case $part in
     CUDA_VISIBLE_DEVICES=0 python3 -c "import vllm, trl, deepspeed, transformers, torch; print('vllm', vllm.__version__, 'trl', trl.__version__, 'deepspeed', deepspeed.__version__, transformers.__version__, torch.__version__)" 2>&1 | tail -n 2 ;;
   smoke) # two ranks and a server that one of them starts, weights by NCCL, one step ahead: what every other part rests on
     needs_all; need converted
-    if LIMIT=${LIMIT:-150} run benchmarks.rl_cluster trl --no-trl --gpus $G --layout ${LAYOUT:-2+1} --ahead 1 --batch 64 --pack-tokens 16384 --steps 4 --seconds 30 --start 110 "$@"; then touch $K/smoked; else exit 1; fi ;;
-  trl) measured; run benchmarks.rl_cluster trl --gpus $G --batch ${BATCH:-384} --pack-tokens 32768 --seconds 45 --trl-seconds 50 "$@" ;;
+    if LIMIT=${LIMIT:-240} run benchmarks.rl_cluster trl --no-trl --gpus $G --layout ${LAYOUT:-2+1} --ahead 1 --batch 64 --pack-tokens 16384 --steps 4 --seconds 30 --start 200 "$@"; then touch $K/smoked; else exit 1; fi ;;
+  trl) measured; run benchmarks.rl_cluster trl --gpus $G --layout ${LAYOUT:-1+3} --batch ${BATCH:-384} --pack-tokens 32768 --seconds 45 --trl-seconds 50 "$@" ;;
   today) measured; run benchmarks.rl_cluster today --gpus $G --batch ${BATCH:-384} --seconds 45 "$@" ;;
   async) measured; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps ${STEPS:-24} --seconds 100 "$@" ;;
-  nano9b) measured; export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-96} --tokens 4096 --pack-tokens 16384 --ahead 1 --steps ${STEPS:-3} --start 360 --seconds 240 "$@" ;;
+  nano9b) measured; export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-48} --tokens ${TOKENS:-1024} --pack-tokens 16384 --ahead 1 --steps ${STEPS:-4} --start 480 --seconds 100 "$@" ;;
   dpo) measured; need teach; run benchmarks.rl_cluster_dpo --gpus $G --model $B/dpo/teach/model "$@" ;;
   episodes) # turns that overlap, on one GPU, with tools that answer at once and after half a second
     measured; need teach; code=0
