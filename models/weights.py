@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from nanoalign.models.adapters import base_of
 
 BUCKET_BYTES = 2**30
 """Of weights that are gathered at once: beside its own part a GPU holds this much, and the copy that is sent."""
@@ -29,7 +30,7 @@ def whole_weights(
     Args:
         want: False on processes that only help to gather; they are given nothing.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
     bucket: list[tuple[str, nn.Parameter, LoraLayer | None]] = []
     size = 0

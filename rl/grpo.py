@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nanoalign.common.intervals import mean
@@ -37,7 +38,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         ConfigError: settings that cannot work. DataError: bad rows. StaleWeightsError: the engine's weights are old.
     """
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.models.adapters import attach, merge_adapter
+    from nanoalign.models.adapters import load_trainable
     from nanoalign.models.loading import load_model, load_tokenizer, save_model
     from nanoalign.models.training import resolve_device
     from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
@@ -60,11 +61,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
     steps = optimizer_steps(config.train, len(prompts) * config.group_size)
     arguments = grpo_arguments(config, context.folder / "checkpoints", context.device, context.seed, steps)
-
-    def fresh_model(device: str) -> Any:
-        model = load_model(context.inputs["from"], device=device)
-        return model if config.train.lora is None else attach(model, config.train.lora, context.seed)
-
+    fresh_model = partial(load_trainable, context.inputs["from"], config.train.lora, context.seed)
     model = fresh_model(device)
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype
     scorer = open_engine("hf", model, tokenizer, chat, batch_size=batch_size, dtype=dtype)
@@ -99,11 +96,8 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     )  # fmt: skip
     with closing(collect):
         trainer.train_or_resume()
-    trained = trainer.full_model(lambda: fresh_model("cpu"))
-    if trained is not None and first_process:
-        trained = merge_adapter(trained) if config.train.lora else trained
-        in_half = trainer.split and config.train.dtype == "bfloat16"  # the weights that were split
-        save_model(trained.bfloat16() if in_half else trained, tokenizer, context.folder / "model")
+    if (trained := trainer.full_model(fresh_model)) is not None:
+        save_model(trained, tokenizer, context.folder / "model")
     trainer.accelerator.wait_for_everyone()
     return learning_figures(trainer.state.log_history, config) | report
 

@@ -27,6 +27,7 @@ from trl.trainer import add_fused_lm_head
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.stage import StageLog
+from nanoalign.models.adapters import base_of
 from nanoalign.models.isolation import require_isolation
 from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.packing import pack
@@ -99,8 +100,7 @@ class PolicyTrainer(RecipeTrainer):
                 # The head in float32, as rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
                 # most of what engine and trainer would differ by.
                 add_fused_lm_head(
-                    model.get_base_model() if isinstance(model, PeftModel) else model, stage.rollouts.temperature,
-                    cast_lm_head_to_fp32=self.args.bf16, outputs=("log_probs", "entropy"),
+                    base_of(model), stage.rollouts.temperature, cast_lm_head_to_fp32=self.args.bf16, outputs=("log_probs", "entropy"),
                 )  # fmt: skip
         if reference is not None:
             reference = reference.to(self.args.device).eval()

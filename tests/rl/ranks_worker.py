@@ -64,6 +64,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "dpo_own": (2, {"engine": "vllm"}),
     "dpo_server": (2, {"engine": "vllm_server"}),
     "dpo_zero3_killed": (2, {"zero": 3, "killed": True, "engine": "vllm_server"}),
+    "dpo_half_zero3": (2, {"zero": 3, "lora": LoRA(rank=4), "dtype": "bfloat16"}),
     "dpo_lora": (1, {"lora": LoRA(rank=4)}),
     "dpo_lora_zero3": (2, {"zero": 3, "lora": LoRA(rank=4), "engine": "vllm"}),
 }
@@ -174,12 +175,12 @@ open_hf = rollouts.open_engine
 
 
 def play_and_train(
-    folder: Path, base: Path, engine: str = "hf", lora: LoRA | None = None, killed: bool = False
+    folder: Path, base: Path, engine: str = "hf", lora: LoRA | None = None, killed: bool = False, dtype: str = "float32"
 ) -> None:
     """A whole stage, on an environment of the tests; ``killed``: first until the second step of a round."""
     rollouts.environments.environment = lambda name, data_root: EvenEnvironment()
     rollouts.open_engine = open_copy
-    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype="float32", checkpoint_every=1, lora=lora)
+    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype=dtype, checkpoint_every=1, lora=lora)
     stage = DPOStage(**{
         "kind": "dpo", "from": "base", "environment": "even", "rounds": 2, "tasks_per_round": 4, "samples_per_task": 4,
         "held_out_tasks": 5, "max_turns": 2, "train": train, "thinking": Thinking(on=0.5),
