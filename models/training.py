@@ -12,7 +12,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -28,6 +27,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from nanoalign.common.errors import CheckpointError, ConfigError, StageError
+from nanoalign.common.processes import shared
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import merge_adapter
 from nanoalign.models.config import Training
@@ -232,7 +232,7 @@ class RecipeTrainer(Trainer):
         """
         # the first process chooses for all: another may look before a checkpoint is marked complete
         found = newest_checkpoint(Path(self.args.output_dir or ".")) if self.accelerator.is_main_process else None
-        checkpoint = broadcast_object_list([found])[0]
+        checkpoint = shared(found)
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def full_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | None:

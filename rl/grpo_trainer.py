@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +26,7 @@ from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer import add_fused_lm_head
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.processes import shared
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import base_of
 from nanoalign.models.isolation import require_isolation
@@ -100,7 +101,8 @@ class PolicyTrainer(RecipeTrainer):
                 # The head in float32, as rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
                 # most of what engine and trainer would differ by.
                 add_fused_lm_head(
-                    base_of(model), stage.rollouts.temperature, cast_lm_head_to_fp32=self.args.bf16, outputs=("log_probs", "entropy"),
+                    base_of(model), stage.rollouts.temperature, cast_lm_head_to_fp32=self.args.bf16,
+                    outputs=("log_probs", "entropy"),
                 )  # fmt: skip
         if reference is not None:
             reference = reference.to(self.args.device).eval()
@@ -130,7 +132,7 @@ class PolicyTrainer(RecipeTrainer):
         if self.stage.pack_tokens and not self.isolated:
             fullest = max(micro_batches, key=lambda rows: len(rows.prompt_ids))
             if self.split:  # all processes gather weights as often as one does: they check the same pack
-                fullest = broadcast_object_list([fullest.to("cpu")])[0].to(self.args.device)
+                fullest = shared(fullest.to("cpu")).to(self.args.device)
             if len(fullest.prompt_ids) > 1:  # one alone has no other that it could see
                 with self.accelerator.autocast():
                     require_isolation(self.model, self.packed(fullest))

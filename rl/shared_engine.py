@@ -11,10 +11,9 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYetError
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from accelerate.utils import broadcast_object_list
-
+from nanoalign.common.processes import shared
 from nanoalign.models.weights import whole_weights
 from nanoalign.rl.collect import PROBE, Collected, StepRollouts, mismatch, require_fresh
 
@@ -109,15 +108,6 @@ class SharedEngine:
             )  # fmt: skip
             return collected
         return None
-
-
-T = TypeVar("T")
-
-
-def shared(value: T) -> T:
-    """The first process's value, on every process."""
-    first: T = broadcast_object_list([value])[0]
-    return first
 
 
 def staleness(collected: Collected, step: int, ahead: int) -> dict[str, float]:

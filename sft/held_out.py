@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from nanoalign.common.processes import shared
 from nanoalign.sft.config import EarlyStop
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class HeldOutLoss(TrainerCallback):
         last = state.global_step >= state.max_steps
         if state.global_step % self.every and not (last and self.stop):
             return control
-        loss = broadcast_object_list([self.trainer.log_held_out_loss()])[0]  # one decision for all processes
+        loss = shared(self.trainer.log_held_out_loss())  # one decision for all processes
         if self.stop is None:
             return control
         if state.best_metric is None or loss < state.best_metric - self.stop.min_improvement:
