@@ -6,10 +6,8 @@ Shapes: B completions, P prompt columns (padded on the left), C completion colum
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,46 +35,9 @@ from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.models.zero3 import gather_blocks
 from nanoalign.rl.collect import Collect, Collected
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.loss import LOSSES, advantages, behaviour, kl_to, reduce, token_losses
+from nanoalign.rl.loss import LOSSES, Whole, advantages, behaviour, kl_to, reduce, token_losses
+from nanoalign.rl.rows import Rows, with_rest
 from nanoalign.rl.shares import share_out
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Completions of one optimizer step on this process, or a micro-batch of them."""
-
-    prompt_ids: list[Tensor]
-    completion_ids: list[Tensor]
-    logprobs: list[Tensor]
-    trained: list[Tensor]
-    advantages_B: Tensor
-
-    def to(self, device: torch.device | str) -> "Rows":
-        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
-        prompts, completions, logprobs, trained = ([each.to(device) for each in column] for column in columns)
-        return Rows(prompts, completions, logprobs, trained, self.advantages_B.to(device))
-
-    @classmethod
-    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
-        """The rows of all parts, in their order."""
-        columns = [(rows.prompt_ids, rows.completion_ids, rows.logprobs, rows.trained) for rows in parts]
-        prompts, completions, logprobs, trained = ([*chain(*column)] for column in zip(*columns, strict=True))
-        return cls(prompts, completions, logprobs, trained, torch.cat([rows.advantages_B for rows in parts]))
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each prompt and completion together."""
-        return [len(prompt) + len(ids) for prompt, ids in zip(self.prompt_ids, self.completion_ids, strict=True)]
-
-    def untrained(self) -> "Rows":
-        """The rows with nothing to train on."""
-        return replace(self, trained=[torch.zeros_like(trained) for trained in self.trained])
-
-    def take(self, places: Tensor) -> "Rows":
-        """The rows at these places."""
-        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
-        prompts, completions, logprobs, trained = ([column[place] for place in places] for column in columns)
-        return Rows(prompts, completions, logprobs, trained, self.advantages_B[places])
 
 
 class PolicyTrainer(RecipeTrainer):
@@ -137,6 +98,7 @@ class PolicyTrainer(RecipeTrainer):
                 with self.accelerator.autocast():
                     require_isolation(self.model, self.packed(fullest))
                 self.isolated = True
+        micro_batches = self.whole_episodes(micro_batches)
         losses = []
         for number, rows in enumerate(micro_batches, 1):
             # gradients meet those of other processes with the last micro-batch
@@ -178,10 +140,14 @@ class PolicyTrainer(RecipeTrainer):
         prompts, completions, logprobs, trained = (
             [torch.tensor(x, device=device) for x in column] for column in columns
         )
-        own_B = advantages_B[first : first + count]
-        if collected.episodes is not None:
-            own_B = own_B[collected.episodes]
-        rows = Rows(prompts, completions, logprobs, trained, own_B)
+        of_B = torch.arange(count) if collected.episodes is None else torch.tensor(collected.episodes)
+        of_B = of_B.to(device)
+        tokens_B = torch.stack([each.sum() for each in trained])
+        tokens_B = tokens_B.new_zeros(count).index_add(0, of_B, tokens_B)[of_B]
+        rows = Rows(
+            prompts, completions, logprobs, trained, advantages_B[first + of_B], first + of_B, tokens_B,
+            torch.zeros(len(of_B), device=device),
+        )  # fmt: skip
         self.tokens = self._log_step(collected, scores_BK, rewards_B, deviation_B)
         if self.stage.pack_tokens:
             return self.packs(rows, self.stage.pack_tokens)
@@ -217,21 +183,50 @@ class PolicyTrainer(RecipeTrainer):
         most = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).max())
         return batches + [batches[-1].untrained()] * (most - len(batches))
 
+    def whole_episodes(self, micro_batches: list[Rows]) -> list[Rows]:
+        """The rows, each knowing the log-ratio of the rest of its episode: where episodes were cut into several rows,
+        which may be in different micro-batches and on different processes, and are corrected as a whole. That takes a
+        forward pass more."""
+        correction = self.stage.correction
+        if not self.correct_engine or not (
+            correction == "sequence" or (correction == "clip" and self.objective.ratio == "sequence")
+        ):
+            return micro_batches
+        parts = Counter(gather_object([each for rows in micro_batches for each in rows.trained_episodes]))
+        if max(parts.values(), default=0) < 2:
+            return micro_batches
+        sums = []
+        with torch.no_grad():
+            for rows in micro_batches:
+                trained_BC = pad_sequence(rows.trained, batch_first=True)
+                apart_BC = self.logprobs(self.model, rows)[0] - self.engine_logprobs(rows, trained_BC)
+                sums.append((apart_BC * trained_BC).sum(1).double())
+        own = [pair for rows, sums_B in zip(micro_batches, sums, strict=True)
+               for pair in zip(rows.episodes_B.tolist(), sums_B.tolist(), strict=True)]  # fmt: skip
+        pairs = gather_object(own)
+        return [with_rest(rows, sums_B, pairs) for rows, sums_B in zip(micro_batches, sums, strict=True)]
+
+    def engine_logprobs(self, rows: Rows, trained_BC: Tensor) -> Tensor:
+        """The engine's log-probabilities (B, C). Engines report forced tokens as they like (-9999, over HTTP): their
+        ratio could be infinite, and times the mask's 0 not a number."""
+        return pad_sequence(rows.logprobs, batch_first=True).masked_fill(trained_BC == 0, 0.0)
+
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Tensor:
         """One micro-batch's part of the step's loss."""
         rows: Rows = inputs["rows"]
         trained_BC = pad_sequence(rows.trained, batch_first=True)
         logprobs_BC, entropy_BC = self.logprobs(model, rows)
         old_BC, weight = logprobs_BC.detach(), torch.ones_like(logprobs_BC)
+        whole = Whole(rows.tokens_B, rows.elsewhere_B)
         if self.correct_engine:
-            # Engines report forced tokens as they like (-9999, over HTTP): their ratio could be infinite, and times the
-            # mask's 0 not a number.
-            engine_BC = pad_sequence(rows.logprobs, batch_first=True).masked_fill(trained_BC == 0, 0.0)
             old_BC, weight = behaviour(
-                self.stage.correction, logprobs_BC, engine_BC, trained_BC, self.stage.importance_cap
-            )
+                self.stage.correction, logprobs_BC, self.engine_logprobs(rows, trained_BC), trained_BC,
+                self.stage.importance_cap, whole,
+            )  # fmt: skip
+            if self.stage.correction != "clip":  # the loss's own ratio is 1, in all rows
+                whole = replace(whole, elsewhere_B=torch.zeros_like(whole.elsewhere_B))
         found = token_losses(
-            self.objective, logprobs_BC, old_BC, trained_BC, rows.advantages_B.unsqueeze(1), self.stage.clip
+            self.objective, logprobs_BC, old_BC, trained_BC, rows.advantages_B.unsqueeze(1), self.stage.clip, whole
         )
         losses_BC, logged = found.losses_BC * weight, {"entropy": entropy_BC}
         if self.correct_engine and self.stage.correction != "clip":
@@ -245,7 +240,7 @@ class PolicyTrainer(RecipeTrainer):
             self.sums[name] = self.sums[name] + (values.detach().expand_as(trained_BC) * trained_BC).sum()
         self.sums["tokens"] = self.sums["tokens"] + trained_BC.sum()
         completions, longest = self.args.per_device_train_batch_size, self.stage.rollouts.max_tokens
-        return reduce(self.objective, losses_BC, trained_BC, completions, self.tokens, longest)
+        return reduce(self.objective, losses_BC, trained_BC, completions, self.tokens, longest, whole)
 
     def logprobs(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
         """Each completion token's log-probability at the sampling temperature, and the entropy there, both (B, C)."""

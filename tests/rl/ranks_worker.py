@@ -30,6 +30,7 @@ from tests.ranks import on_ranks
 from tests.rl.test_rl_dpo import EvenEnvironment
 from tests.rl.test_rl_grpo_trainer import random_collected
 from tests.rl.test_rl_reward_model import preferences
+from tests.rl.test_rl_whole_episodes import cut
 from tests.sft.ranks_worker import split_everything
 from tests.toy import toy_model, toy_tokenizer
 
@@ -53,6 +54,9 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "lora": (1, {"lora": LoRA(rank=4)}),
     "lora_zero3": (2, {"lora": LoRA(rank=4), "zero": 3, "shared": True}),
     "lora_two": (2, {"lora": LoRA(rank=4), "pack_tokens": 40}),
+    "cut": (1, {"loss": "gspo"}),
+    "cut_two": (2, {"loss": "gspo", "pack_tokens": 40}),
+    "cut_zero3": (2, {"loss": "gspo", "micro_batch_size": 4, "zero": 3}),
     "kl": (1, {"kl": 0.1}),
     "kl_zero3": (2, {"kl": 0.1, "zero": 3}),
     "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
@@ -73,6 +77,11 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def share(step: int, first: int, count: int) -> Collected:
     return random_collected(step, 0, WHOLE).part(first, count)
+
+
+def share_in_rows(step: int, first: int, count: int) -> Collected:
+    """Some completions are episodes of two rows."""
+    return cut(random_collected(step, 0, WHOLE)).part(first, count)
 
 
 class Answers:
@@ -113,12 +122,13 @@ class Answers:
 
 def train(
     folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False, killed: bool = False,
-    micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0,
+    micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0, loss: str = "dapo",
 ) -> None:  # fmt: skip
     engine = "vllm_server" if shared else "hf"
     stage = GRPOStage(**{
         "kind": "grpo", "from": "base", "data": "prompts", "reward": {"task": 1.0, "length": 0.5}, "group_size": 4,
         "rollouts": Rollouts(engine=engine, max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,
+        "loss": loss,
         "train": Training(learning_rate=1e-3, batch_size=WHOLE, micro_batch_size=micro_batch_size, steps=3,
                           dtype="float32", checkpoint_every=1, lora=lora),
     })  # fmt: skip
@@ -134,6 +144,7 @@ def train(
         arguments = grpo_arguments(stage, folder / "checkpoints", "cpu", 3, 3)
         trainer = make_trainer(
             policy, toy_tokenizer(), stage, arguments, collect, StageLog(folder), reference=reference,
+            correct_engine=loss == "gspo",
         )  # fmt: skip
         assert trainer.is_deepspeed_enabled == ("ACCELERATE_USE_DEEPSPEED" in os.environ)
         trainer.train_or_resume()
@@ -148,7 +159,7 @@ def train(
 
         with contextlib.suppress(KeyboardInterrupt):
             run(dies)
-    trainer = run(share)
+    trainer = run(share_in_rows if loss == "gspo" else share)
     whole = trainer.full_model(lambda: attach(toy_model("hybrid"), lora, 0) if lora else toy_model("hybrid"))
     if rank == 0:
         log = [row for row in trainer.state.log_history if "reward" in row]

@@ -31,6 +31,7 @@ WAYS = {
         "zero3_shared",
     ],
     "lora": ["lora_two", "lora_zero3"],
+    "cut": ["cut_two", "cut_zero3"],
     "kl": ["kl_two", "kl_zero3"],
 }
 PLAYED = {
