@@ -118,6 +118,7 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [section.data for section in (stage, *suites) if getattr(section, "data", None) is not None]
+    mixtures += [held_out for held_out in (getattr(stage, "held_out", None),) if isinstance(held_out, str)]
     return {
         "stage": portable(stage.identity()),
         "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},

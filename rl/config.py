@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nanoalign.common.config import RUNTIME_ONLY, Section
-from nanoalign.models.config import Training
+from nanoalign.models.config import Measured, Training
 from nanoalign.reward.config import Judge, Rewards, weights_of
 from nanoalign.rollouts.config import EnvironmentOrName, Rollouts, Thinking
 
@@ -98,7 +98,11 @@ class GRPOStage(Section):
     """Largest weight that a token, a completion or an episode can have."""
     max_mismatch: float = Field(1.05, gt=1)
     """Largest mean exp|logprob difference| between engine and trainer after a weight sync."""
-    train: Training
+    held_out: Annotated[int, Field(ge=1)] | str | None = None
+    """What train.evaluate_every measures the reward on, by one greedy answer or episode each: a mixture (of `split:
+    test`), or so many prompts of `data`, which are then not trained on (null: 2% of them, 64 at most); in an
+    environment so many of its test tasks (null: 64)."""
+    train: Measured
     """batch_size counts completions and is a multiple of group_size."""
 
     @property

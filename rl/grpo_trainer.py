@@ -6,7 +6,8 @@ Shapes: B completions, P prompt columns (padded on the left), C completion colum
 import os
 import time
 from collections import Counter, defaultdict
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer import add_fused_lm_head
@@ -27,6 +28,8 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.common.processes import shared
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import base_of
+from nanoalign.models.config import EarlyStop
+from nanoalign.models.held_out import HeldOut
 from nanoalign.models.isolation import require_isolation
 from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.packing import pack
@@ -39,6 +42,12 @@ from nanoalign.rl.loss import LOSSES, Whole, advantages, behaviour, kl_to, reduc
 from nanoalign.rl.rows import Rows, with_rest
 from nanoalign.rl.shares import share_out
 
+Measure = Callable[[int, int, int], list[list[float]]]
+"""(optimizer steps taken, this process's number, processes) to rewards of what is held out: a row an answer, this
+process's part of them."""
+
+HELD_OUT = "held_out_reward"
+
 
 class PolicyTrainer(RecipeTrainer):
     """GRPO on a :data:`Collect`. A step's completions are a function of its number, so a resumed run asks for the same
@@ -46,16 +55,20 @@ class PolicyTrainer(RecipeTrainer):
 
     def __init__(
         self, *args: Any, stage: GRPOStage, collect: Collect, correct_engine: bool,
-        reference: PreTrainedModel | None, **kwargs: Any,
+        reference: PreTrainedModel | None, measure: Measure | None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """``correct_engine``: the engine's log-probabilities are the old ones of the importance ratio, so that clipping
         bounds what a difference between engine and trainer can do (for engines with weights of their own).
-        ``reference``: the model that `kl` ties to; None is the model without its adapters.
+        ``reference``: the model that `kl` ties to; None is the model without its adapters. ``measure``: what
+        `train.evaluate_every` asks; None measures nothing.
         """
         super().__init__(*args, **kwargs)
         self.split = is_deepspeed_zero3_enabled()
         self.model_accepts_loss_kwargs = True  # a micro-batch's loss is its part of the step's already
         self.stage, self.collect, self.correct_engine = stage, collect, correct_engine
+        self.measure = measure
+        if measure is not None and (every := stage.train.evaluate_every) is not None:
+            self.add_callback(_FromStart(self.log_held_out_reward, every, stage.train.early_stop, self.log))
         self.objective = LOSSES[stage.loss]
         for model in (self.model, reference):
             if model is not None:
@@ -117,13 +130,31 @@ class PolicyTrainer(RecipeTrainer):
         self.logged["train_s"].append(ended - collected_at)
         return torch.stack(losses).sum()
 
+    def readable(self) -> AbstractContextManager[Any]:
+        """In here an engine on the trainer's own weights reads them whole: each process generates at its own pace."""
+        if self.split and self.stage.rollouts.engine.kind == "hf":
+            return unwrap_model_for_generation(self.model_wrapped, self.accelerator)
+        return nullcontext()
+
+    def log_held_out_reward(self) -> float:
+        """The mean reward on what is held out, which the log's next row has."""
+        assert self.measure is not None
+        started = time.perf_counter()
+        processes = (self.accelerator.process_index, self.accelerator.num_processes)
+        with self.readable():
+            scores_BK = gather_object(self.measure(self.state.global_step, *processes))
+        for name, column in zip(self.stage.weights, zip(*scores_BK, strict=True), strict=True):
+            self.logged[f"held_out_rewards/{name}/mean"] = [fmean(column)]
+        weights = self.stage.weights.values()
+        reward = fmean(sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in scores_BK)
+        self.logged[HELD_OUT], self.logged["held_out_s"] = [reward], [time.perf_counter() - started]
+        return reward
+
     def collect_step(self) -> list[Rows]:
         """Fetches the step's completions, and cuts them into micro-batches."""
         count = self.args.per_device_train_batch_size
         first = self.accelerator.process_index * count
-        # an engine on the trainer's own weights reads them whole: each process generates at its own pace
-        whole = self.split and self.stage.rollouts.engine.kind == "hf"
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) if whole else nullcontext():
+        with self.readable():
             collected = self.collect(self.state.global_step, first, count)
         device = self.args.device
         scores_BK = self.accelerator.gather(
@@ -314,6 +345,24 @@ class PolicyTrainer(RecipeTrainer):
         self.logged.clear()
 
 
+class _FromStart(HeldOut):
+    """Measures before the first step too, and after the last."""
+
+    def __init__(
+        self, measure: Callable[[], float], every: int, stop: EarlyStop | None, log: Callable[[dict[str, float]], None]
+    ) -> None:
+        super().__init__(measure, every, stop, larger=True, at_end=True)
+        self.log = log
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.global_step == 0:
+            self.measure()
+            self.log({})
+
+
 def grpo_arguments(stage: GRPOStage, folder: Path, device: str, seed: int, steps: int) -> TrainingArguments:
     """Arguments for ``steps`` optimizer steps; checkpoints in ``folder``. Made before the model is loaded: ZeRO-3 then
     splits it while it loads.
@@ -345,6 +394,7 @@ def make_trainer(
     *,
     correct_engine: bool = False,
     reference: PreTrainedModel | None = None,
+    measure: Measure | None = None,
 ) -> PolicyTrainer:
     """A trainer of as many optimizer steps as :func:`grpo_arguments` were made for."""
     if is_deepspeed_zero3_enabled():
@@ -354,5 +404,5 @@ def make_trainer(
     return PolicyTrainer(
         model=model, args=arguments, train_dataset=range(arguments.max_steps * stage.train.batch_size),
         processing_class=tokenizer, train=stage.train, log=log, stage=stage, collect=collect,
-        correct_engine=correct_engine, reference=reference,
+        correct_engine=correct_engine, reference=reference, measure=measure,
     )  # fmt: skip

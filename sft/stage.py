@@ -10,7 +10,8 @@ from nanoalign.common.errors import DataError
 from nanoalign.common.files import write_json
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.sft.config import HELD_OUT_SHARE, SFTStage
+from nanoalign.models.config import HELD_OUT_SHARE
+from nanoalign.sft.config import SFTStage
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
@@ -36,12 +37,12 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     """
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.adapters import base_of, load_trainable
+    from nanoalign.models.held_out import restore_best
     from nanoalign.models.loading import load_tokenizer, save_model
     from nanoalign.models.packing import pack, singly
     from nanoalign.models.sequence_parallel import parallelize, sequence_group
     from nanoalign.sft.collate import Collator
     from nanoalign.sft.data import prepare_stage, progress_log, sft_data
-    from nanoalign.sft.held_out import restore_best
     from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)

@@ -13,7 +13,7 @@ from nanoalign.recipe.schema import Recipe
 
 LEFT_OUT = {
     "Training.checkpoint_every",
-    "SFTTraining.checkpoint_every",
+    "MeasuredTraining.checkpoint_every",
     *(f"{engine}.{field}" for engine in ("VLLMSettings", "ServerSettings")
       for field in ("gpu_memory", "cache_gb", "restarts")),
     "VLLMSettings.sleep", "ServerSettings.server", "ServerSettings.weights", "ServerSettings.deadline_s",
