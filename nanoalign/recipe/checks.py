@@ -4,7 +4,7 @@ Each check is a generator of (path, message). They run, and report, even where s
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ Finding = tuple[Path_, str]
 class Known:
     """Names known to the rooms."""
 
-    source_fault: Callable[[str, str], str | None]
-    """What is wrong with a source (name, split), or None."""
+    source_fault: Callable[[str, str, Sequence[str]], str | None]
+    """What is wrong with a source (name, split, folders of its mixture), or None."""
     unscored: Callable[[str], str | None]
     """Why no reward can judge a single answer to a source's tasks, or None."""
     missing: Callable[[str], str | None]
@@ -61,12 +61,13 @@ class Parts:
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
     """Everything wrong between the parts of a recipe."""
     for name, sources in parts.sources.items():
+        look_in = parts.mixtures[name].look_in if name in parts.mixtures else []
         for source, split in sources.items():
-            if (fault := known.source_fault(source, split)) is not None:
+            if (fault := known.source_fault(source, split, look_in)) is not None:
                 yield ("data", name, "sources", source), fault
     for name, mixture in parts.mixtures.items():
         for index, benchmark in enumerate(mixture.decontaminate):
-            if (fault := known.source_fault(benchmark, "test")) is not None:
+            if (fault := known.source_fault(benchmark, "test", mixture.look_in)) is not None:
                 yield ("data", name, "decontaminate", index), fault
     yield from _files_apart(parts.sources)
     for name, suite in parts.suites.items():
