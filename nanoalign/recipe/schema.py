@@ -47,8 +47,8 @@ class SlurmLaunch(Section):
     nodes: int = Field(default=1, ge=1)
     """Nodes of a training stage; stages that do not train in parallel take one."""
     gpus_per_node: int = Field(default=8, ge=1)
-    """Processes on each node, a GPU for each; those that a stage names for vLLM servers or a reward model of its own are
-    asked for besides."""
+    """Processes on each node, a GPU for each; those that a stage names for vLLM servers or a reward model of its own
+    are asked for besides."""
     partition: str | None = None
     """srun --partition."""
     account: str | None = None

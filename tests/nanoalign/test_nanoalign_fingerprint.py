@@ -17,7 +17,7 @@ LEFT_OUT = {
     *(f"{engine}.{field}" for engine in ("VLLMSettings", "ServerSettings")
       for field in ("gpu_memory", "cache_gb", "restarts")),
     "VLLMSettings.sleep", "ServerSettings.server", "ServerSettings.weights", "ServerSettings.deadline_s",
-    "GRPOStage.reward_gpu", "McpTools.folder",
+    "GRPOStage.reward_gpu", "McpTools.folder", "Mixture.look_in",
     "Judge.deadline_s", "Judge.retries", "Judge.parallel", "Judge.key_variable",
     "OwnReward.workers", "OwnReward.deadline_s",
 }  # fmt: skip
