@@ -33,6 +33,9 @@ ENVIRONMENTS = {
         params=True),
     "openenv": EnvironmentEntry(
         "nanoalign.rollouts.environments.user:openenv_server", "the environment behind an OpenEnv server", params=True),
+    "nemo-gym": EnvironmentEntry(
+        "nanoalign.rollouts.environments.user:nemo_gym_server", "the environment behind a NeMo Gym resources server",
+        params=True),
 }  # fmt: skip
 
 

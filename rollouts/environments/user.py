@@ -20,6 +20,7 @@ from nanoalign.rollouts.environments.base import Environment, Outcome, Task
 from nanoalign.rollouts.environments.calls import Caller, DeadlineError, submit, wait
 from nanoalign.rollouts.environments.guarded import called_here, guarded
 from nanoalign.rollouts.environments.mcp_tools import McpServer, McpTool
+from nanoalign.rollouts.environments.nemo_gym import NemoGym
 from nanoalign.rollouts.environments.openenv_bridge import Local, OpenEnvEnvironment, Remote, Served, is_openenv
 from nanoalign.rollouts.environments.reading import kind_of, listed_tools, messages_of, number_of
 from nanoalign.rollouts.environments.tools import FunctionTool, as_text, error_text, function_tool
@@ -73,6 +74,13 @@ def openenv_server(url: str, deadline_s: float = 60.0) -> Environment:
     code = find("nanoalign.rollouts.environments.user:openenv_server")
     served = Served(url)
     made = OpenEnvEnvironment(served.name, served, lambda: Remote(url, served.action))
+    return UserEnvironment(made, code, Caller(code.file.parent), deadline_s=deadline_s)
+
+
+def nemo_gym_server(url: str, train: str, test: str, deadline_s: float = 60.0) -> Environment:
+    """The environment behind a resources server of NeMo Gym, with files of its tasks."""
+    code = find("nanoalign.rollouts.environments.user:nemo_gym_server")
+    made = NemoGym(url.rstrip("/"), train, test, deadline_s)
     return UserEnvironment(made, code, Caller(code.file.parent), deadline_s=deadline_s)
 
 
