@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nanoalign.common.config import Section
+from nanoalign.common.config import RUNTIME_ONLY, Section
 from nanoalign.data_recipes.quality import Flag
 
 
@@ -22,6 +22,9 @@ class Mixture(Section):
 
     sources: dict[str, Annotated[int, Field(ge=1)] | SourceUse] = Field(min_length=1)
     """Source name (see `nanoalign data sources`) to a number of samples, or to a SourceUse."""
+    look_in: Annotated[list[str], RUNTIME_ONLY] = Field(default=[])
+    """Folders that relative `file:` paths are looked for in before the working folder and the data root: by itself, the
+    one of the recipe file that names the source."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """stop: end before training, naming every bad row; skip: leave them out and count them by reason."""
     allow_licences: list[str] | None = None

@@ -85,7 +85,8 @@ def prepare(
             paths += files
             progress("tokenizing", done, total)
             if not all(path.exists() for path in files):
-                items = read(name, use.samples, use.split, data_root, seed, LoadReport(name, use.split))
+                items = read(name, use.samples, use.split, data_root, seed, LoadReport(name, use.split),
+                             look_in=mixture.look_in)  # fmt: skip
                 jobs = _jobs(name, taken, items, seed, files)
                 for written in _run(work, jobs, pool, workers):
                     progress("tokenizing", done + written, total)
@@ -106,7 +107,7 @@ def origin(
     """Everything that determines a set's content, as plain data. Files on this machine count by name, size and time."""
     wanted = [(name, use.split) for name, use in mixture.uses.items()]
     wanted += [(name, "test") for name in mixture.decontaminate]
-    files = [file for name, split in wanted for file in files_of(name, split, data_root)]
+    files = [file for name, split in wanted for file in files_of(name, split, data_root, mixture.look_in)]
     return {
         "version": VERSION,
         "code": {room: source_hash(room) for room in ("common", "data_recipes")},
@@ -116,7 +117,7 @@ def origin(
         "tokenizer": content_hash(offsets_tokenizer(tokenizer).to_str()),
         "teaching": dict(teaching.settings) if teaching else None,
         "seed": seed,
-        "mixture": mixture.model_dump_json(),  # as text, for the order of sources counts
+        "mixture": mixture.model_dump_json(exclude={"look_in"}),  # as text, for the order of sources counts
         "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()],
     }
 

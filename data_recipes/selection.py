@@ -116,11 +116,14 @@ def select(
     Raises:
         ConfigError, DataError: as :func:`take` does.
     """
-    held_out = (take(name, None, "test", data_root, 0, "skip").conversations for name in mixture.decontaminate)
+    held_out = (
+        take(name, None, "test", data_root, 0, "skip", look_in=mixture.look_in).conversations
+        for name in mixture.decontaminate
+    )
     filters, contamination, quality = make_filters(mixture, (each for some in held_out for each in some))
     found = [
         take(name, use.samples, use.split, data_root, seed, mixture.on_bad_row, chat, filters, [*mixture.domain_caps],
-             progress, hold)
+             progress, hold, mixture.look_in)
         for name, use in mixture.uses.items()
     ]  # fmt: skip
     report = MixtureReport([each.report for each in found])
@@ -193,6 +196,7 @@ def take(
     domains: Sequence[str] = (),
     progress: ProgressFn = no_progress,
     hold: bool = True,
+    look_in: Sequence[str] = (),
 ) -> Taken:
     """``samples`` of a source (None: all of a finite one), in an order that ``seed`` decides.
 
@@ -205,7 +209,7 @@ def take(
         DataError: missing files, no samples, or, with ``stop``, bad rows: one error that names them.
     """
     report = LoadReport(name, split)
-    items = read(name, samples, split, data_root, seed, report, chat)
+    items = read(name, samples, split, data_root, seed, report, chat, look_in)
     most = (samples if samples is not None else np.inf) if hold else 0
     rows = _pass(items, filters, domains, Random(f"{seed}/{name}/{split}"), report, progress, most)
     if report.bad and on_bad_row == "stop":

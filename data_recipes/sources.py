@@ -6,7 +6,7 @@ another file), ``miniature:NAME`` (generated) and ``reasoning-gym:DATASET`` (gen
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -66,12 +66,14 @@ def read(
     seed: int = 0,
     report: LoadReport | None = None,
     chat: ChatFormat | None = None,
+    look_in: Sequence[str] = (),
 ) -> Iterator[Conversation | BadRow]:
     """A source's samples in its own order: as many as are asked for of a generated one, else all of the split, one at a
     time, with bad rows in their place; one that contains a special token of ``chat`` is bad.
 
-    What is read and left out is counted in ``report``. Raises ConfigError for a source that is unknown, or generated
-    without end, DataError for missing files.
+    What is read and left out is counted in ``report``. ``look_in``: folders in which a ``file:`` with a relative path
+    is looked for before the working folder and the data root. Raises ConfigError for a source that is unknown, or
+    generated without end, DataError for missing files.
     """
     report = report or LoadReport(name, split)
     if is_generated(name):
@@ -81,7 +83,7 @@ def read(
         report.rows = len(made)
         yield from made
         return
-    entry, rows = _rows(name, split, data_root)
+    entry, rows = _rows(name, split, data_root, look_in)
     for origin, raw in rows:
         report.rows += 1
         for item in _adapted(origin, raw, name, entry, report):
@@ -93,13 +95,13 @@ def read(
             yield item
 
 
-def _rows(name: str, split: Split, data_root: Path | None) -> tuple[Source, Iterable[Row]]:
+def _rows(name: str, split: Split, data_root: Path | None, look_in: Sequence[str]) -> tuple[Source, Iterable[Row]]:
     """A source's entry (one made for a local file) and its raw rows."""
     if name.startswith("file:"):
         path, _, adapter = name.removeprefix("file:").partition("#")
         entry = _local_source(name, adapter)
         _checked_part(name, entry, split)
-        return entry, read_rows(_local_path(name, path, data_root))
+        return entry, read_rows(_local_path(name, path, data_root, look_in))
     entry = source(name)
     part = _checked_part(name, entry, split)
     files = find_files(name, split, data_root)
@@ -116,7 +118,9 @@ def _rows(name: str, split: Split, data_root: Path | None) -> tuple[Source, Iter
     return entry, rows
 
 
-def describe_source(name: str, data_root: Path | None = None, split: Split = "train") -> dict[str, Any]:
+def describe_source(
+    name: str, data_root: Path | None = None, split: Split = "train", look_in: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a plan shows of a source, without reading its rows: ``rows`` (None: unknown or unlimited), ``licence``,
     ``domain``, ``languages``, ``about``, ``where`` and ``found`` (False: it is loaded from the hub).
 
@@ -127,7 +131,7 @@ def describe_source(name: str, data_root: Path | None = None, split: Split = "tr
         path, _, adapter = rest.partition("#")
         entry = _local_source(name, adapter)
         _checked_part(name, entry, split)
-        where, rows, found = str(_local_path(name, path, data_root)), None, True
+        where, rows, found = str(_local_path(name, path, data_root, look_in)), None, True
     elif rest:
         check_name(name)
         licence = "Apache-2.0"
@@ -145,12 +149,12 @@ def describe_source(name: str, data_root: Path | None = None, split: Split = "tr
             "languages": list(entry.languages), "about": entry.about, "where": where, "found": found}  # fmt: skip
 
 
-def files_of(name: str, split: Split, data_root: Path | None) -> list[Path]:
+def files_of(name: str, split: Split, data_root: Path | None, look_in: Sequence[str] = ()) -> list[Path]:
     """The files on this machine that a source's rows come from. Raises as :func:`describe_source` does."""
     if is_generated(name):
         return []
     if name.startswith("file:"):
-        return [_local_path(name, name.removeprefix("file:").partition("#")[0], data_root)]
+        return [_local_path(name, name.removeprefix("file:").partition("#")[0], data_root, look_in)]
     entry, root = source(name), root_of(data_root) or Path()
     beside = [*([entry.join.file] if entry.join else []), *(entry.functions or {}).values()]
     return [*find_files(name, split, data_root), *(root / file for file in beside)]
@@ -262,12 +266,14 @@ def _local_source(name: str, adapter: str) -> Source:
     )
 
 
-def _local_path(name: str, path: str, data_root: Path | None) -> Path:
-    root = root_of(data_root)
-    for candidate in (Path(path), *([root / path] if root else [])):
+def _local_path(name: str, path: str, data_root: Path | None, look_in: Sequence[str]) -> Path:
+    folders = [*map(Path, look_in), Path(), *([root] if (root := root_of(data_root)) else [])]
+    candidates = [folder / path for folder in folders]
+    for candidate in candidates:
         if candidate.is_file():
             return candidate
-    beside = [found.name for found in Path(path).parent.glob(f"*{Path(path).suffix}")]
-    looked = "" if Path(path).is_absolute() else f" in {' or '.join(str(each) for each in (Path.cwd(), root) if each)}"
+    beside = [found.name for each in candidates for found in each.parent.glob(f"*{Path(path).suffix}")]
+    places = dict.fromkeys(str(folder.absolute()) for folder in folders)
+    looked = "" if Path(path).is_absolute() else f" in {' or '.join(places)}"
     meant = nearest(Path(path).name, beside) if beside else ""
     raise DataError(f"source {name}: no such file {path}{looked}{meant}")

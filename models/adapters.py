@@ -1,6 +1,7 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) through peft, on Mamba's projections too."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.printable import nearest
 from nanoalign.models.config import LoRA
+from nanoalign.models.loading import load_model
 
 KNOWN_TARGETS = frozenset(LoRA.model_fields["targets"].default)
 """Projections of attention, MLP and Mamba blocks: a model may lack some of them."""
@@ -64,6 +66,23 @@ def attach(model: PreTrainedModel, lora: LoRA, seed: int) -> PeftModel:
         return get_peft_model(model, config)
     finally:
         PEFT_TYPE_TO_TUNER_MAPPING[PeftType.LORA] = LoraModel
+
+
+def load_trainable(
+    source: str | Path, lora: LoRA | None, seed: int, device: str = "cpu", dtype: str = "float32"
+) -> PreTrainedModel | PeftModel:
+    """What a stage trains: the model of ``source``, with fresh adapters where the recipe wants any.
+
+    Raises:
+        CheckpointError: as :func:`models.loading.load_model`. ConfigError: as :func:`matching_targets`.
+    """
+    model = load_model(source, dtype, device)
+    return model if lora is None else attach(model, lora, seed)
+
+
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model itself, below its adapters where it has some."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:

@@ -1,10 +1,15 @@
 """Recipe sections that every training stage shares."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from nanoalign.common.config import RUNTIME_ONLY, Section
+
+HELD_OUT = 64
+"""At most this many samples or prompts are held out of training, to measure on."""
+HELD_OUT_SHARE = 50
+"""One of this many is held out."""
 
 
 class LoRA(Section):
@@ -74,3 +79,32 @@ class Training(Section):
     def micro_batch(self, groups: int) -> int:
         """Sequences in one forward pass, where this many devices, or groups that share sequences, train together."""
         return self.micro_batch_size or max(1, self.batch_size // groups)
+
+
+class EarlyStop(Section):
+    """End training when the held-out loss falls, or GRPO's held-out reward rises, no more; the stage's model is that of
+    the best measurement. Each improvement writes a checkpoint."""
+
+    patience: int = Field(3, ge=1)
+    """Measurements in a row without an improvement after which training ends."""
+    min_improvement: float = Field(0.0, ge=0)
+    """By how much the loss has to fall (nats per token), or the reward to rise, to count as improved."""
+
+
+class MeasuredTraining(Training):
+    """Training with a look at what is held out of it."""
+
+    evaluate_every: int | None = Field(None, ge=1)
+    """Optimizer steps between two measurements: of SFT's loss on samples that are held out (2% of them, 64 at most;
+    None measures it before and after training), of GRPO's reward on prompts or tasks that are (`held_out`; None
+    measures nothing)."""
+    early_stop: EarlyStop | None = None
+    """End before `epochs` or `steps` are done; needs evaluate_every."""
+
+
+def _measured(train: Any) -> Any:
+    """A :class:`Training` made in Python, without those two keys, is one of a stage's too."""
+    return MeasuredTraining.model_validate(train.model_dump()) if type(train) is Training else train
+
+
+Measured = Annotated[MeasuredTraining, BeforeValidator(_measured)]

@@ -12,7 +12,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -28,7 +27,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from nanoalign.common.errors import CheckpointError, ConfigError, StageError
+from nanoalign.common.processes import shared
 from nanoalign.common.stage import StageLog
+from nanoalign.models.adapters import merge_adapter
 from nanoalign.models.config import Training
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.models.speed import configure_model
@@ -231,23 +232,28 @@ class RecipeTrainer(Trainer):
         """
         # the first process chooses for all: another may look before a checkpoint is marked complete
         found = newest_checkpoint(Path(self.args.output_dir or ".")) if self.accelerator.is_main_process else None
-        checkpoint = broadcast_object_list([found])[0]
+        checkpoint = shared(found)
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    def full_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | PeftModel | None:
-        """The trained model with its full weights; None on all processes but the first where ZeRO-3 has split them.
+    def full_model(self, build: Callable[[], PreTrainedModel | PeftModel]) -> PreTrainedModel | None:
+        """The trained model with its full weights, adapters merged, on the first process; None on all others. The
+        trainer's own model is consumed.
 
-        ``build`` recreates the model: it takes the gathered weights, in host memory.
+        ``build`` recreates the model where ZeRO-3 has split it: it takes the gathered weights, in host memory, and is
+        given back in the precision that they were split in.
         """
-        if not is_deepspeed_zero3_enabled():
-            return self.model
-        state = self.accelerator.get_state_dict(self.model_wrapped)
-        unset_hf_deepspeed_config()  # what is built from here on is not split
+        model, split = self.model, is_deepspeed_zero3_enabled()
+        if split:
+            state = self.accelerator.get_state_dict(self.model_wrapped)
+            unset_hf_deepspeed_config()  # what is built from here on is not split
         if not self.is_world_process_zero():
             return None
-        model = build()
-        model.load_state_dict(state)
-        return model
+        if split:
+            model = build()
+            model.load_state_dict(state)
+        if isinstance(model, PeftModel):
+            model = merge_adapter(model)
+        return model.bfloat16() if split and self.args.bf16 else model
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

@@ -1,15 +1,16 @@
 """A live model's weights as a plain model has them, for an engine that answers with them: one by one, adapters merged
 on the way, gathered bucket by bucket where ZeRO-3 has split them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from nanoalign.models.adapters import base_of
 
 BUCKET_BYTES = 2**30
 """Of weights that are gathered at once: beside its own part a GPU holds this much, and the copy that is sent."""
@@ -29,26 +30,36 @@ def whole_weights(
     Args:
         want: False on processes that only help to gather; they are given nothing.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
-    bucket: list[tuple[str, nn.Parameter, LoraLayer | None]] = []
-    size = 0
-    for name, parameter in base.named_parameters():
-        if ".lora_" in name:
-            continue
-        path, _, last = name.rpartition(".")
-        layer = (
-            layers.get(path.removesuffix(".base_layer")) if path.endswith(".base_layer") and last == "weight" else None
-        )
-        bucket.append((name.replace(".base_layer.", "."), parameter, layer))
-        size += getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if size >= bucket_bytes:
-            yield from _gathered(bucket, want)
-            bucket, size = [], 0
-    yield from _gathered(bucket, want)
+    weights = [
+        (name.replace(".base_layer.", "."), parameter,
+         layers.get(name.removesuffix(".base_layer.weight")) if name.endswith(".base_layer.weight") else None)
+        for name, parameter in base.named_parameters() if ".lora_" not in name
+    ]  # fmt: skip
+    for bucket in buckets(weights, bucket_bytes):
+        yield from _gathered(bucket, want)
     if want:
         persistent = base.state_dict(keep_vars=True)
         yield from ((name, buffer) for name, buffer in base.named_buffers() if name in persistent)
+
+
+Item = TypeVar("Item", bound=tuple[Any, ...])
+
+
+def buckets(tensors: Iterable[Item], limit: int = BUCKET_BYTES) -> Iterator[list[Item]]:
+    """Neighbouring tuples of a name, a tensor and whatever else, each bucket closed by the tensor with which it exceeds
+    ``limit`` bytes (as a whole, where ZeRO-3 has split it); only one bucket is held."""
+    bucket: list[Item] = []
+    size = 0
+    for item in tensors:
+        bucket.append(item)
+        size += getattr(item[1], "ds_numel", item[1].numel()) * item[1].element_size()
+        if size > limit:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
 class WholeWeights:

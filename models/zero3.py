@@ -8,6 +8,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from nanoalign.models.adapters import base_of
+
 
 def gather_blocks(model: PreTrainedModel | PeftModel, root: nn.Module | None = None) -> None:
     """Makes ZeRO-3 gather all of a block's weights when the block is called, and the head's when ``root`` is: the
@@ -16,7 +18,7 @@ def gather_blocks(model: PreTrainedModel | PeftModel, root: nn.Module | None = N
     from deepspeed.runtime.zero.partition_parameters import register_external_parameter
     from deepspeed.utils import set_z3_leaf_modules
 
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     names = set(base._no_split_modules or ())
     blocks = {type(module) for module in base.modules() if names & {cls.__name__ for cls in type(module).__mro__}}
     set_z3_leaf_modules(base, list(blocks))

@@ -15,6 +15,7 @@ from nanoalign.artifacts import StageRecord, read_record
 from nanoalign.common.errors import DataError
 from nanoalign.common.files import content_hash, source_hash
 from nanoalign.common.user_code import portable
+from nanoalign.data_recipes.config import Mixture
 from nanoalign.recipe.schema import Recipe
 from nanoalign.recipe.user_code import code_hashes
 from nanoalign.stages import STAGES, suites_of, uses
@@ -98,7 +99,7 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
             code = record.code
         given = {role: prints[source] for role, source in inputs.items()}
         parts = {"config": content_hash(config), "inputs": content_hash(given), "code": content_hash(code)}
-        parts["data"] = content_hash(data_files(config["data"], data_root))
+        parts["data"] = content_hash(data_files([recipe.data[mixture] for mixture in config["data"]], data_root))
         before = [source for source in dict.fromkeys(inputs.values()) if source in stale]
         reason = _reason(record, makes_model(recipe.stages[name]), config, code, parts, before, folder / name)
         if reason is not None:
@@ -118,6 +119,7 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     stage = recipe.stages[name]
     suites = [recipe.suites[suite] for suite in dict.fromkeys(suite for _, suite in suites_of(stage))]
     mixtures = [section.data for section in (stage, *suites) if getattr(section, "data", None) is not None]
+    mixtures += [held_out for held_out in (getattr(stage, "held_out", None),) if isinstance(held_out, str)]
     return {
         "stage": portable(stage.identity()),
         "data": {mixture: recipe.data[mixture].identity() for mixture in dict.fromkeys(mixtures)},
@@ -130,19 +132,16 @@ def resolved(recipe: Recipe, name: str) -> dict[str, Any]:
     }
 
 
-def data_files(mixtures: Mapping[str, Any], data_root: Path | None) -> list[tuple[str, int]]:
+def data_files(mixtures: Iterable[Mixture], data_root: Path | None) -> list[tuple[str, int]]:
     """Names and sizes of the files behind these mixtures (times and places change when a run moves)."""
     from nanoalign.data_recipes.sources import describe_source
 
     found: set[tuple[str, int]] = set()
-    for mixture in mixtures.values():
-        for source, use in mixture["sources"].items():
-            test = isinstance(use, Mapping) and use["split"] == "test"
+    for mixture in mixtures:
+        for source, use in mixture.uses.items():
             try:
-                paths = [
-                    Path(where)
-                    for where in describe_source(source, data_root, "test" if test else "train")["where"].split(", ")
-                ]
+                where = describe_source(source, data_root, use.split, mixture.look_in)["where"]
+                paths = [Path(each) for each in where.split(", ")]
             except DataError:  # the stage reports what is missing
                 continue
             found |= {(path.name, path.stat().st_size) for path in paths if path.is_file()}

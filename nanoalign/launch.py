@@ -22,7 +22,8 @@ class Command:
 def command(recipe: Recipe, name: str, job: Path) -> Command:
     """The command of a stage. Writes ``deepspeed.json`` beside the job where ZeRO is used."""
     launch = recipe.launch
-    parallel = STAGES[recipe.stages[name].kind].parallel
+    stage = recipe.stages[name]
+    parallel = STAGES[stage.kind].parallel
     module = ["-m", "nanoalign.stage_process", str(job.resolve())]
     # a package of the user's in the working folder, `datasets` say, is not to hide a library's
     environment = {"PYTHONSAFEPATH": "1"} | (deepspeed_environment(launch.zero, job) if parallel else {})
@@ -30,12 +31,12 @@ def command(recipe: Recipe, name: str, job: Path) -> Command:
         case LocalLaunch():
             argv = [*_python(launch.processes if parallel else 1), *module]
         case RayLaunch():
-            gpus = f"--entrypoint-num-gpus={launch.gpus}"
+            gpus = f"--entrypoint-num-gpus={gpus_of(stage, launch.gpus)}"
             inner = [*_python(launch.gpus if parallel else 1), *module]
             settings = [f"{key}={value}" for key, value in environment.items()]
             argv = ["ray", "job", "submit", f"--address={launch.address}", gpus, "--", "env", *settings, *inner]
         case SlurmLaunch():
-            argv = [*_srun(launch, f"{recipe.name}-{name}", launch.nodes if parallel else 1)]
+            argv = [*_srun(launch, f"{recipe.name}-{name}", launch.nodes if parallel else 1, stage)]
             if parallel:
                 python = shlex.join(_python(launch.gpus_per_node, launch.nodes))
                 cluster = "--node-rank=$SLURM_NODEID --master-port=29517 --master-addr="
@@ -53,12 +54,20 @@ def _python(processes: int, nodes: int = 1) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *alone, f"--nproc-per-node={processes}"]
 
 
-def _srun(launch: SlurmLaunch, job_name: str, nodes: int) -> list[str]:
+def gpus_of(stage: Any, processes: int) -> int:
+    """GPUs that a stage needs on each node: those of its processes, and up to the last that it names for vLLM servers
+    or a reward model of its own (of several nodes all get as many: one `srun` asks for alike ones)."""
+    engine = getattr(getattr(stage, "rollouts", None), "engine", None)
+    named = [*(getattr(engine, "gpus", None) or ()), getattr(stage, "reward_gpu", None) or 0]
+    return max(processes, max(named) + 1)
+
+
+def _srun(launch: SlurmLaunch, job_name: str, nodes: int, stage: Any) -> list[str]:
     options: dict[str, Any] = {
         "job-name": job_name,
         "nodes": nodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": launch.gpus_per_node,
+        "gpus-per-node": gpus_of(stage, launch.gpus_per_node),
         "kill-on-bad-exit": 1,
         "partition": launch.partition,
         "account": launch.account,

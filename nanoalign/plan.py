@@ -9,12 +9,12 @@ from typing import Any
 from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
+from nanoalign.models.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_chat import template_notes
 from nanoalign.plan_data import MixturePlan, find_model, find_tokenizer, plan_mixture
 from nanoalign.plan_gpus import gpus, waits
 from nanoalign.recipe.schema import Recipe
-from nanoalign.sft.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.stages import STAGES
 
 STAGE_FILES = ("stage.json", "job.json", "result.json", "log.txt", "metrics.jsonl", "samples.jsonl")
@@ -197,12 +197,20 @@ class _Sizes:
 
     def _grpo(self, plan: StagePlan, stage: Any) -> None:
         prompts = plan.data.samples if plan.data is not None else UNCOUNTED_TASKS
+        measured = 0
+        if stage.train.evaluate_every is not None and isinstance(stage.held_out, str):
+            measured = self.mixtures[stage.held_out].samples
+        elif stage.train.evaluate_every is not None:
+            share = HELD_OUT if stage.data is None else min(HELD_OUT, prompts // HELD_OUT_SHARE)
+            measured = stage.held_out or share
+            prompts -= measured if stage.data is not None else 0
         completions = prompts * stage.group_size
         steps = optimizer_steps(stage.train, completions)
+        measured *= 1 + steps // (stage.train.evaluate_every or 1)
         turns = stage.max_turns if stage.environment is not None else 1
         length = (plan.data.mean if plan.data is not None else 0) + turns * stage.rollouts.max_tokens
         self._training(plan, stage, completions, round(length), length, copies=2 if stage.kl else 1)
-        self._rollouts(plan, stage, steps * stage.train.batch_size, sign="<=")
+        self._rollouts(plan, stage, steps * stage.train.batch_size + measured, sign="<=")
         plan.waits = waits(stage, plan.devices, _engines(stage, plan.devices), self.model, self.device)
 
     def _training(self, plan: StagePlan, stage: Any, sequences: int, length: int, mean: float | None = None,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import DataError, NanoalignError
 from nanoalign.data_recipes.config import Mixture, SourceUse
@@ -82,10 +82,10 @@ def plan_mixture(
     sources: list[SourcePlan] = []
     lengths: dict[str, list[list[int]]] = {}
     for source, use in mixture.uses.items():
-        about = describe_source(source, data_root, use.split)
+        about = describe_source(source, data_root, use.split, mixture.look_in)
         sources.append(SourcePlan(source, use.samples, about["rows"], about["where"], about["licence"]))
         if not source.startswith(SLOW) and about["found"]:
-            found = first_samples(source, use, data_root, chat, mixture.on_bad_row)
+            found = first_samples(source, use, data_root, chat, mixture)
             lengths[source] = measure(found, chat, tokenizer)
     samples = sum(source.samples for source in sources)
     measured = [examples for found in lengths.values() for examples in found]
@@ -110,7 +110,7 @@ def _total(sources: list[SourcePlan], each: Mapping[str, float]) -> float:
 
 
 def first_samples(
-    source: str, use: SourceUse, data_root: Path | None, chat: str, on_bad_row: Literal["stop", "skip"]
+    source: str, use: SourceUse, data_root: Path | None, chat: str, mixture: Mixture
 ) -> "list[Conversation]":
     """A few conversations of a source, without bad rows. Raises DataError for those that training stops at."""
     from nanoalign.data_recipes.chat import chat_format
@@ -120,12 +120,12 @@ def first_samples(
     report = LoadReport(source, use.split)
     form = None if is_elsewhere(chat) else chat_format(chat)
     found = []
-    for row in islice(read(source, SAMPLED, use.split, data_root, 0, report, form), 4 * SAMPLED):
+    for row in islice(read(source, SAMPLED, use.split, data_root, 0, report, form, mixture.look_in), 4 * SAMPLED):
         if isinstance(row, BadRow):
             report.count_bad(row)
         else:
             found.append(row)
-    if report.bad and on_bad_row == "stop" and use.split == "train":
+    if report.bad and mixture.on_bad_row == "stop" and use.split == "train":
         raise DataError(faults(source, report))
     return found[:SAMPLED]
 

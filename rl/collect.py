@@ -160,20 +160,32 @@ class StepRollouts:
     """None on processes that judge nothing."""
     steps: int
     """Optimizer steps of the stage."""
+    held_out: bool = False
+    """All prompts make up one step, number 0: answers are greedy, one for each prompt, and are measured by the rewards
+    as they are when the stage ends, not trained on."""
 
     def __post_init__(self) -> None:
-        self.groups = self.stage.train.batch_size // self.stage.group_size
-        self.schedule = row_schedule(len(self.prompts), self.steps * self.groups, self.seed)
+        self.rollouts, self.group_size = self.stage.rollouts, self.stage.group_size
+        self.groups = self.stage.train.batch_size // self.group_size
+        if self.held_out:
+            self.rollouts = self.rollouts.model_copy(update={"temperature": 0.0})
+            self.group_size, self.groups, self.schedule = 1, len(self.prompts), list(range(len(self.prompts)))
+        else:
+            self.schedule = row_schedule(len(self.prompts), self.steps * self.groups, self.seed)
+
+    def progress(self, step: int) -> Progress:
+        """How far training is, for rewards that follow a schedule."""
+        return Progress(self.steps if self.held_out else step, self.steps)
 
     def asked(self, step: int, first: int, count: int) -> list[Prompt]:
         """The prompt of each completion."""
         places = range(first, first + count)
-        return [self.prompts[self.schedule[step * self.groups + place // self.stage.group_size]] for place in places]
+        return [self.prompts[self.schedule[step * self.groups + place // self.group_size]] for place in places]
 
     def begin(self, engine: Any, step: int, first: int, count: int) -> Callable[[], list[Any]]:
         """Asks an engine that takes questions at any time; what is returned waits for the answers, or asks now."""
         requests = [
-            Request(prompt.ids, sampling(self.stage.rollouts, prompt.mode, derive_seed(self.seed, step, first + place)))
+            Request(prompt.ids, sampling(self.rollouts, prompt.mode, derive_seed(self.seed, step, first + place)))
             for place, prompt in enumerate(self.asked(step, first, count))
         ]
         if not hasattr(engine, "submit"):
@@ -193,7 +205,7 @@ class StepRollouts:
                    self.tokenizer, prompt.task)
             for prompt, completion in zip(asked, completions, strict=True)
         ]  # fmt: skip
-        scores = self.rewards.components(samples, Progress(step, self.steps))
+        scores = self.rewards.components(samples, self.progress(step))
         total = self.rewards.combine(scores)
         tally = Tally()
         tally.add((sample.answer for sample in samples), total)
@@ -241,12 +253,19 @@ class StepRollouts:
             [[not trained for trained in collected.trained[place]] for place in places],
         )
 
+    def scores(self, step: int, first: int, answers: Sequence[Any]) -> list[list[float]]:
+        """The rewards alone, in the order of the recipe's, of each of :meth:`judge`'s completions."""
+        if not answers:
+            return []
+        rewards = self.judge(step, first, answers).rewards
+        return [list(row) for row in zip(*(rewards[name] for name in self.stage.weights), strict=True)]
+
     def keep_samples(
         self, asked: Sequence[Prompt], samples: Sequence[Sample], scores: Mapping[str, list[float]],
         total: Sequence[float], step: int, first: int,
     ) -> None:  # fmt: skip
         """The best and the worst answer to the step's first prompt, every so often; on the first process."""
-        if first or step % max(1, self.steps // SAMPLE_TABLES):
+        if self.held_out or first or step % max(1, self.steps // SAMPLE_TABLES):
             return
         group = range(min(self.stage.group_size, len(samples)))  # a process may have a part of a group
         for place in sorted({max(group, key=total.__getitem__), min(group, key=total.__getitem__)}):
@@ -269,12 +288,7 @@ class OwnEngine:
 
     def __call__(self, step: int, first: int, count: int) -> Collected:
         sync_at = time.perf_counter()
-        if self.engine is not self.rollouts.scorer:
-            model = self.rollouts.scorer.model
-            if is_split(model):
-                self.engine.stream_weights(whole_weights(model))
-            else:
-                self.engine.load_weights(WholeWeights(model))
+        self._give_weights()
         started = time.perf_counter()
         answers = self.rollouts.begin(self.engine, step, first, count)()
         seconds = time.perf_counter() - started
@@ -287,6 +301,23 @@ class OwnEngine:
         if self.engine is not self.rollouts.scorer:
             collected.metrics["engines_lost"] = self.engine.lost
         return collected
+
+    def measure(self, held_out: StepRollouts, step: int, process: int, processes: int) -> list[list[float]]:
+        """The rewards of this process's share of answers to ``held_out``, by the weights after ``step`` steps."""
+        self._give_weights()
+        first, end = (len(held_out.prompts) * part // processes for part in (process, process + 1))
+        answers = held_out.begin(self.engine, 0, first, end - first)() if end > first else []
+        self.engine.sleep()
+        return held_out.scores(0, first, answers)
+
+    def _give_weights(self) -> None:
+        if self.engine is self.rollouts.scorer:
+            return
+        model = self.rollouts.scorer.model
+        if is_split(model):
+            self.engine.stream_weights(whole_weights(model))
+        else:
+            self.engine.load_weights(WholeWeights(model))
 
     def close(self) -> None:
         self.engine.close()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nanoalign.common.config import RUNTIME_ONLY, Section
-from nanoalign.models.config import Training
+from nanoalign.models.config import Measured, Training
 from nanoalign.reward.config import Judge, Rewards, weights_of
 from nanoalign.rollouts.config import EnvironmentOrName, Rollouts, Thinking
 
@@ -80,7 +80,7 @@ class GRPOStage(Section):
     group_size: int = Field(8, ge=2)
     """Completions a prompt."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
-    """Loss aggregation and importance ratio."""
+    """Loss aggregation and importance ratio; in an environment, what is said of a completion holds for an episode."""
     clip: tuple[float, float] = Field((0.2, 0.28), strict=False)
     """Lower and upper clip of the importance ratio."""
     kl: float = Field(0.0, ge=0)
@@ -92,13 +92,17 @@ class GRPOStage(Section):
     a device (more only for one that is longer); null pads them, train.micro_batch_size in a pass."""
     importance: Literal["clip", "token", "sequence"] | None = None
     """How completions of older weights are corrected (`rollouts.ahead`): by the importance ratio within the loss's
-    clip, or by a weight on the loss, of each token or each completion, truncated at importance_cap. null: clip where
-    nothing is sampled ahead, else token."""
+    clip, or by a weight on the loss, of each token or each completion (in an environment: each episode), truncated at
+    importance_cap. null: clip where nothing is sampled ahead, else token."""
     importance_cap: float = Field(2.0, gt=1)
-    """Largest weight that a token or a completion can have."""
+    """Largest weight that a token, a completion or an episode can have."""
     max_mismatch: float = Field(1.05, gt=1)
     """Largest mean exp|logprob difference| between engine and trainer after a weight sync."""
-    train: Training
+    held_out: Annotated[int, Field(ge=1)] | str | None = None
+    """What train.evaluate_every measures the reward on, by one greedy answer or episode each: a mixture (of `split:
+    test`), or so many prompts of `data`, which are then not trained on (null: 2% of them, 64 at most); in an
+    environment so many of its test tasks (null: 64)."""
+    train: Measured
     """batch_size counts completions and is a multiple of group_size."""
 
     @property

@@ -7,17 +7,19 @@ episodes, its pairs, its model and, when all is done, ``round.json``; a resumed 
 
 import gc
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from nanoalign.common.files import atomic_file, write_json
+from nanoalign.common.files import atomic_file, atomic_folder, write_json
 from nanoalign.common.intervals import proportion
 from nanoalign.common.stage import StageContext
 from nanoalign.data_recipes.chat.base import ChatFormat
@@ -104,7 +106,8 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
             break
     player.close()
     if first:
-        save_model(load_model(current), tokenizer, context.folder / "model")
+        with atomic_folder(context.folder / "model") as temporary:
+            shutil.copytree(current, temporary, dirs_exist_ok=True)
     processes.wait_for_everyone()
     return {
         "success_first": rounds[0]["held_out"],
@@ -220,21 +223,15 @@ def train_round(
     folder: Path, device: str, phase: str,
 ) -> None:  # fmt: skip
     """One round's training of the model in ``source``, from the round's newest checkpoint; writes ``folder/model``."""
-    from nanoalign.models.adapters import attach, merge_adapter
-    from nanoalign.models.loading import load_model, save_model
+    from nanoalign.models.adapters import load_trainable
+    from nanoalign.models.loading import save_model
     from nanoalign.rl.dpo_trainer import dpo_arguments, make_trainer
 
     arguments = dpo_arguments(config.train, len(pairs), config.beta, folder / "checkpoints", device, context.seed)
-
-    def fresh_model(device: str) -> Any:
-        model = load_model(source, device=device)
-        return model if config.train.lora is None else attach(model, config.train.lora, context.seed)
-
+    fresh_model = partial(load_trainable, source, config.train.lora, context.seed)
     trainer = make_trainer(fresh_model(device), tokenizer, pairs, arguments, config.train, context.log, phase)
     trainer.train_or_resume()
-    trained = trainer.full_model(lambda: fresh_model("cpu"))
-    if trained is not None and trainer.is_world_process_zero():
-        trained = merge_adapter(trained) if config.train.lora is not None else trained
+    if (trained := trainer.full_model(fresh_model)) is not None:
         save_model(trained, tokenizer, folder / "model")
     if trainer.is_deepspeed_enabled:
         trainer.model_wrapped.destroy()

@@ -9,7 +9,7 @@ from typing import Any
 
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Message
-from nanoalign.reward.base import Progress, Sample, Tally
+from nanoalign.reward.base import Sample, Tally
 from nanoalign.rl.collect import REASON, Collected, Prompt, StepRollouts
 from nanoalign.rollouts.base import Mode, Sampling, draw_mode, sampling
 from nanoalign.rollouts.config import Thinking
@@ -83,13 +83,13 @@ class EpisodeRollouts(StepRollouts):
     tasks: Sequence[Task] = field(kw_only=True)
 
     def begin(self, engine: Any, step: int, first: int, count: int) -> Callable[[], list[EpisodeRecord]]:
-        group = self.stage.group_size
+        group = self.group_size
         places = range(first, first + count)
         rows = [self.schedule[step * self.groups + place // group] for place in places]
 
         def settings(place: int, turn: int) -> tuple[Mode, Sampling]:
             mode = self.prompts[rows[place]].mode
-            return mode, sampling(self.stage.rollouts, mode, derive_seed(self.seed, step, first + place, turn))
+            return mode, sampling(self.rollouts, mode, derive_seed(self.seed, step, first + place, turn))
 
         attempts = [(self.tasks[row], place % group) for row, place in zip(rows, places, strict=True)]
         limits = Limits(self.stage.max_turns, self.stage.episode_tokens, self.stage.budget_per == "episode")
@@ -100,7 +100,7 @@ class EpisodeRollouts(StepRollouts):
         assert self.rewards is not None
         started = time.perf_counter()
         samples = [self._sample(record) for record in answers]
-        scores = self.rewards.components(samples, Progress(step, self.steps))
+        scores = self.rewards.components(samples, self.progress(step))
         total = self.rewards.combine(scores)
         tally = Tally()
         tally.add((turn.answer for record in answers for turn in record.turns), total)

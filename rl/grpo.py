@@ -12,18 +12,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nanoalign.common.intervals import mean
 from nanoalign.common.stage import StageContext
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.data_recipes.selection import build
 from nanoalign.models.schedules import optimizer_steps
 from nanoalign.reward import make_reward
 from nanoalign.reward.base import Tally
-from nanoalign.rl.collect import REASON, OwnEngine, StepRollouts, prompts_of
+from nanoalign.rl.collect import REASON, OwnEngine, StepRollouts
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.episodes import EpisodeRollouts, prompts_of_tasks
+from nanoalign.rl.episodes import EpisodeRollouts
+from nanoalign.rl.questions import questions
 from nanoalign.rl.shared_engine import SharedEngine
 
 PARTS = ("sync_s", "rollout_s", "reward_s", "train_s", "trainer_idle_share", "engine_idle_share", "staleness/mean")
@@ -37,34 +38,21 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
         ConfigError: settings that cannot work. DataError: bad rows. StaleWeightsError: the engine's weights are old.
     """
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.models.adapters import attach, merge_adapter
+    from nanoalign.models.adapters import load_trainable
+    from nanoalign.models.held_out import restore_best
     from nanoalign.models.loading import load_model, load_tokenizer, save_model
     from nanoalign.models.training import resolve_device
     from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
     from nanoalign.rollouts import open_engine
-    from nanoalign.rollouts.environments import environment
 
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
     device, first_process = resolve_device(context.device), int(os.environ.get("RANK", "0")) == 0
-    more: dict[str, Any] = {}
-    report: dict[str, Any] = {}
-    if config.environment is not None:
-        played = environment(config.environment, context.data_root)
-        tasks = list(played.tasks("train"))
-        prompts = prompts_of_tasks(tasks, config.thinking, chat, tokenizer, context.seed)
-        more = {"environment": played, "tasks": tasks}
-    else:
-        built = build(mixtures[str(config.data)], context.data_root, context.seed, chat=chat)
-        prompts = prompts_of(built.conversations, config.thinking, chat, tokenizer, context.seed)
-        report = {"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
+    asked = questions(config, mixtures, context, chat, tokenizer)
+    prompts, everything = asked.prompts, [*asked.prompts, *asked.held_out]
     steps = optimizer_steps(config.train, len(prompts) * config.group_size)
     arguments = grpo_arguments(config, context.folder / "checkpoints", context.device, context.seed, steps)
-
-    def fresh_model(device: str) -> Any:
-        model = load_model(context.inputs["from"], device=device)
-        return model if config.train.lora is None else attach(model, config.train.lora, context.seed)
-
+    fresh_model = partial(load_trainable, context.inputs["from"], config.train.lora, context.seed)
     model = fresh_model(device)
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype
     scorer = open_engine("hf", model, tokenizer, chat, batch_size=batch_size, dtype=dtype)
@@ -73,9 +61,10 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     if kind == "vllm" or (kind == "vllm_server" and first_process):
         engine = open_engine(
             config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-            max_length=None if more else max(len(prompt.ids) for prompt in prompts) + config.rollouts.max_tokens,
+            max_length=None if asked.environment is not None
+            else max(len(prompt.ids) for prompt in everything) + config.rollouts.max_tokens,
             exchange=context.folder / "exchange",
-            budgets=any(prompt.mode.budget is not None for prompt in prompts),
+            budgets=any(prompt.mode.budget is not None for prompt in everything),
         )  # fmt: skip
     rewards = None
     if engine is not None:
@@ -86,26 +75,33 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
             judge_device = device if config.reward_gpu is None else f"cuda:{config.reward_gpu}"
             judge = load_reward_model(context.inputs["reward_model"], judge_device)
         rewards = make_reward(config.reward, reward_model=judge, judge=config.judge)
-        rewards.know(prompt.task for prompt in prompts)
-    rollouts = (EpisodeRollouts if more else StepRollouts)(
-        config, prompts, scorer, chat, tokenizer, context.seed, context.log, rewards, steps, **more
-    )
+        rewards.know(prompt.task for prompt in everything)
+    rollouts: StepRollouts
+    common = (scorer, chat, tokenizer, context.seed, context.log, rewards, steps)
+    if asked.environment is None:
+        rollouts = StepRollouts(config, prompts, *common)
+        held_out = replace(rollouts, prompts=asked.held_out, held_out=True)
+    else:
+        rollouts = EpisodeRollouts(config, prompts, *common, environment=asked.environment, tasks=asked.tasks)
+        held_out = replace(rollouts, prompts=asked.held_out, tasks=asked.held_out_tasks, held_out=True)
     collect = SharedEngine(rollouts, engine) if kind == "vllm_server" else OwnEngine(rollouts, engine)
     # without adapters the reference is a model of its own, with them the model below them
     reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
     trainer = make_trainer(
         model, tokenizer, config, arguments, collect, context.log,
         correct_engine=kind != "hf" and config.rollouts.temperature == 1.0, reference=reference,
+        measure=partial(collect.measure, held_out) if asked.held_out else None,
     )  # fmt: skip
     with closing(collect):
         trainer.train_or_resume()
-    trained = trainer.full_model(lambda: fresh_model("cpu"))
-    if trained is not None and first_process:
-        trained = merge_adapter(trained) if config.train.lora else trained
-        in_half = trainer.split and config.train.dtype == "bfloat16"  # the weights that were split
-        save_model(trained.bfloat16() if in_half else trained, tokenizer, context.folder / "model")
+    restore_best(trainer)
+    if (trained := trainer.full_model(fresh_model)) is not None:
+        save_model(trained, tokenizer, context.folder / "model")
     trainer.accelerator.wait_for_everyone()
-    return learning_figures(trainer.state.log_history, config) | report
+    figures = learning_figures(trainer.state.log_history, config) | asked.report
+    if config.train.early_stop is not None:  # the model is that of the best measurement
+        figures |= {"held_out_reward_last": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
+    return figures
 
 
 def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) -> dict[str, Any]:
@@ -120,6 +116,7 @@ def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) 
         )
         return {"first": first.as_dict(), "last": last.as_dict(), "gain": last.value - first.value}
 
+    unseen = [row["held_out_reward"] for row in history if "held_out_reward" in row]
     total = ends("reward")
     counted: Counter[str] = Counter()
     for row in rows:
@@ -132,6 +129,7 @@ def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) 
         "reward_last": total["last"],
         **{f"reward_{name}": ends(f"rewards/{name}/mean") for name in config.weights},
         **({"success": ends("success")} if "success" in rows[0] else {}),
+        **({"held_out_reward_first": unseen[0], "held_out_reward_last": unseen[-1]} if unseen else {}),
         "steps": len(rows),
         "answers": tally.as_dict(),
         "groups": groups * len(rows),

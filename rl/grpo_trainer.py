@@ -6,27 +6,30 @@ Shapes: B completions, P prompt columns (padded on the left), C completion colum
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer import add_fused_lm_head
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.processes import shared
 from nanoalign.common.stage import StageLog
+from nanoalign.models.adapters import base_of
+from nanoalign.models.config import EarlyStop
+from nanoalign.models.held_out import HeldOut
 from nanoalign.models.isolation import require_isolation
 from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.packing import pack
@@ -35,46 +38,15 @@ from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.models.zero3 import gather_blocks
 from nanoalign.rl.collect import Collect, Collected
 from nanoalign.rl.config import GRPOStage
-from nanoalign.rl.loss import LOSSES, advantages, behaviour, kl_to, reduce, token_losses
+from nanoalign.rl.loss import LOSSES, Whole, advantages, behaviour, kl_to, reduce, token_losses
+from nanoalign.rl.rows import Rows, with_rest
 from nanoalign.rl.shares import share_out
 
+Measure = Callable[[int, int, int], list[list[float]]]
+"""(optimizer steps taken, this process's number, processes) to rewards of what is held out: a row an answer, this
+process's part of them."""
 
-@dataclass(frozen=True)
-class Rows:
-    """Completions of one optimizer step on this process, or a micro-batch of them."""
-
-    prompt_ids: list[Tensor]
-    completion_ids: list[Tensor]
-    logprobs: list[Tensor]
-    trained: list[Tensor]
-    advantages_B: Tensor
-
-    def to(self, device: torch.device | str) -> "Rows":
-        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
-        prompts, completions, logprobs, trained = ([each.to(device) for each in column] for column in columns)
-        return Rows(prompts, completions, logprobs, trained, self.advantages_B.to(device))
-
-    @classmethod
-    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
-        """The rows of all parts, in their order."""
-        columns = [(rows.prompt_ids, rows.completion_ids, rows.logprobs, rows.trained) for rows in parts]
-        prompts, completions, logprobs, trained = ([*chain(*column)] for column in zip(*columns, strict=True))
-        return cls(prompts, completions, logprobs, trained, torch.cat([rows.advantages_B for rows in parts]))
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each prompt and completion together."""
-        return [len(prompt) + len(ids) for prompt, ids in zip(self.prompt_ids, self.completion_ids, strict=True)]
-
-    def untrained(self) -> "Rows":
-        """The rows with nothing to train on."""
-        return replace(self, trained=[torch.zeros_like(trained) for trained in self.trained])
-
-    def take(self, places: Tensor) -> "Rows":
-        """The rows at these places."""
-        columns = (self.prompt_ids, self.completion_ids, self.logprobs, self.trained)
-        prompts, completions, logprobs, trained = ([column[place] for place in places] for column in columns)
-        return Rows(prompts, completions, logprobs, trained, self.advantages_B[places])
+HELD_OUT = "held_out_reward"
 
 
 class PolicyTrainer(RecipeTrainer):
@@ -83,24 +55,28 @@ class PolicyTrainer(RecipeTrainer):
 
     def __init__(
         self, *args: Any, stage: GRPOStage, collect: Collect, correct_engine: bool,
-        reference: PreTrainedModel | None, **kwargs: Any,
+        reference: PreTrainedModel | None, measure: Measure | None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """``correct_engine``: the engine's log-probabilities are the old ones of the importance ratio, so that clipping
         bounds what a difference between engine and trainer can do (for engines with weights of their own).
-        ``reference``: the model that `kl` ties to; None is the model without its adapters.
+        ``reference``: the model that `kl` ties to; None is the model without its adapters. ``measure``: what
+        `train.evaluate_every` asks; None measures nothing.
         """
         super().__init__(*args, **kwargs)
         self.split = is_deepspeed_zero3_enabled()
         self.model_accepts_loss_kwargs = True  # a micro-batch's loss is its part of the step's already
         self.stage, self.collect, self.correct_engine = stage, collect, correct_engine
+        self.measure = measure
+        if measure is not None and (every := stage.train.evaluate_every) is not None:
+            self.add_callback(_FromStart(self.log_held_out_reward, every, stage.train.early_stop, self.log))
         self.objective = LOSSES[stage.loss]
         for model in (self.model, reference):
             if model is not None:
                 # The head in float32, as rollouts/hf.py has it: bfloat16 rounds a logit of 20 by up to 0.06, which is
                 # most of what engine and trainer would differ by.
                 add_fused_lm_head(
-                    model.get_base_model() if isinstance(model, PeftModel) else model, stage.rollouts.temperature,
-                    cast_lm_head_to_fp32=self.args.bf16, outputs=("log_probs", "entropy"),
+                    base_of(model), stage.rollouts.temperature, cast_lm_head_to_fp32=self.args.bf16,
+                    outputs=("log_probs", "entropy"),
                 )  # fmt: skip
         if reference is not None:
             reference = reference.to(self.args.device).eval()
@@ -130,11 +106,12 @@ class PolicyTrainer(RecipeTrainer):
         if self.stage.pack_tokens and not self.isolated:
             fullest = max(micro_batches, key=lambda rows: len(rows.prompt_ids))
             if self.split:  # all processes gather weights as often as one does: they check the same pack
-                fullest = broadcast_object_list([fullest.to("cpu")])[0].to(self.args.device)
+                fullest = shared(fullest.to("cpu")).to(self.args.device)
             if len(fullest.prompt_ids) > 1:  # one alone has no other that it could see
                 with self.accelerator.autocast():
                     require_isolation(self.model, self.packed(fullest))
                 self.isolated = True
+        micro_batches = self.whole_episodes(micro_batches)
         losses = []
         for number, rows in enumerate(micro_batches, 1):
             # gradients meet those of other processes with the last micro-batch
@@ -153,13 +130,31 @@ class PolicyTrainer(RecipeTrainer):
         self.logged["train_s"].append(ended - collected_at)
         return torch.stack(losses).sum()
 
+    def readable(self) -> AbstractContextManager[Any]:
+        """In here an engine on the trainer's own weights reads them whole: each process generates at its own pace."""
+        if self.split and self.stage.rollouts.engine.kind == "hf":
+            return unwrap_model_for_generation(self.model_wrapped, self.accelerator)
+        return nullcontext()
+
+    def log_held_out_reward(self) -> float:
+        """The mean reward on what is held out, which the log's next row has."""
+        assert self.measure is not None
+        started = time.perf_counter()
+        processes = (self.accelerator.process_index, self.accelerator.num_processes)
+        with self.readable():
+            scores_BK = gather_object(self.measure(self.state.global_step, *processes))
+        for name, column in zip(self.stage.weights, zip(*scores_BK, strict=True), strict=True):
+            self.logged[f"held_out_rewards/{name}/mean"] = [fmean(column)]
+        weights = self.stage.weights.values()
+        reward = fmean(sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in scores_BK)
+        self.logged[HELD_OUT], self.logged["held_out_s"] = [reward], [time.perf_counter() - started]
+        return reward
+
     def collect_step(self) -> list[Rows]:
         """Fetches the step's completions, and cuts them into micro-batches."""
         count = self.args.per_device_train_batch_size
         first = self.accelerator.process_index * count
-        # an engine on the trainer's own weights reads them whole: each process generates at its own pace
-        whole = self.split and self.stage.rollouts.engine.kind == "hf"
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) if whole else nullcontext():
+        with self.readable():
             collected = self.collect(self.state.global_step, first, count)
         device = self.args.device
         scores_BK = self.accelerator.gather(
@@ -176,10 +171,14 @@ class PolicyTrainer(RecipeTrainer):
         prompts, completions, logprobs, trained = (
             [torch.tensor(x, device=device) for x in column] for column in columns
         )
-        own_B = advantages_B[first : first + count]
-        if collected.episodes is not None:
-            own_B = own_B[collected.episodes]
-        rows = Rows(prompts, completions, logprobs, trained, own_B)
+        of_B = torch.arange(count) if collected.episodes is None else torch.tensor(collected.episodes)
+        of_B = of_B.to(device)
+        tokens_B = torch.stack([each.sum() for each in trained])
+        tokens_B = tokens_B.new_zeros(count).index_add(0, of_B, tokens_B)[of_B]
+        rows = Rows(
+            prompts, completions, logprobs, trained, advantages_B[first + of_B], first + of_B, tokens_B,
+            torch.zeros(len(of_B), device=device),
+        )  # fmt: skip
         self.tokens = self._log_step(collected, scores_BK, rewards_B, deviation_B)
         if self.stage.pack_tokens:
             return self.packs(rows, self.stage.pack_tokens)
@@ -215,21 +214,50 @@ class PolicyTrainer(RecipeTrainer):
         most = int(self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).max())
         return batches + [batches[-1].untrained()] * (most - len(batches))
 
+    def whole_episodes(self, micro_batches: list[Rows]) -> list[Rows]:
+        """The rows, each knowing the log-ratio of the rest of its episode: where episodes were cut into several rows,
+        which may be in different micro-batches and on different processes, and are corrected as a whole. That takes a
+        forward pass more."""
+        correction = self.stage.correction
+        if not self.correct_engine or not (
+            correction == "sequence" or (correction == "clip" and self.objective.ratio == "sequence")
+        ):
+            return micro_batches
+        parts = Counter(gather_object([each for rows in micro_batches for each in rows.trained_episodes]))
+        if max(parts.values(), default=0) < 2:
+            return micro_batches
+        sums = []
+        with torch.no_grad():
+            for rows in micro_batches:
+                trained_BC = pad_sequence(rows.trained, batch_first=True)
+                apart_BC = self.logprobs(self.model, rows)[0] - self.engine_logprobs(rows, trained_BC)
+                sums.append((apart_BC * trained_BC).sum(1).double())
+        own = [pair for rows, sums_B in zip(micro_batches, sums, strict=True)
+               for pair in zip(rows.episodes_B.tolist(), sums_B.tolist(), strict=True)]  # fmt: skip
+        pairs = gather_object(own)
+        return [with_rest(rows, sums_B, pairs) for rows, sums_B in zip(micro_batches, sums, strict=True)]
+
+    def engine_logprobs(self, rows: Rows, trained_BC: Tensor) -> Tensor:
+        """The engine's log-probabilities (B, C). Engines report forced tokens as they like (-9999, over HTTP): their
+        ratio could be infinite, and times the mask's 0 not a number."""
+        return pad_sequence(rows.logprobs, batch_first=True).masked_fill(trained_BC == 0, 0.0)
+
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Tensor:
         """One micro-batch's part of the step's loss."""
         rows: Rows = inputs["rows"]
         trained_BC = pad_sequence(rows.trained, batch_first=True)
         logprobs_BC, entropy_BC = self.logprobs(model, rows)
         old_BC, weight = logprobs_BC.detach(), torch.ones_like(logprobs_BC)
+        whole = Whole(rows.tokens_B, rows.elsewhere_B)
         if self.correct_engine:
-            # Engines report forced tokens as they like (-9999, over HTTP): their ratio could be infinite, and times the
-            # mask's 0 not a number.
-            engine_BC = pad_sequence(rows.logprobs, batch_first=True).masked_fill(trained_BC == 0, 0.0)
             old_BC, weight = behaviour(
-                self.stage.correction, logprobs_BC, engine_BC, trained_BC, self.stage.importance_cap
-            )
+                self.stage.correction, logprobs_BC, self.engine_logprobs(rows, trained_BC), trained_BC,
+                self.stage.importance_cap, whole,
+            )  # fmt: skip
+            if self.stage.correction != "clip":  # the loss's own ratio is 1, in all rows
+                whole = replace(whole, elsewhere_B=torch.zeros_like(whole.elsewhere_B))
         found = token_losses(
-            self.objective, logprobs_BC, old_BC, trained_BC, rows.advantages_B.unsqueeze(1), self.stage.clip
+            self.objective, logprobs_BC, old_BC, trained_BC, rows.advantages_B.unsqueeze(1), self.stage.clip, whole
         )
         losses_BC, logged = found.losses_BC * weight, {"entropy": entropy_BC}
         if self.correct_engine and self.stage.correction != "clip":
@@ -243,7 +271,7 @@ class PolicyTrainer(RecipeTrainer):
             self.sums[name] = self.sums[name] + (values.detach().expand_as(trained_BC) * trained_BC).sum()
         self.sums["tokens"] = self.sums["tokens"] + trained_BC.sum()
         completions, longest = self.args.per_device_train_batch_size, self.stage.rollouts.max_tokens
-        return reduce(self.objective, losses_BC, trained_BC, completions, self.tokens, longest)
+        return reduce(self.objective, losses_BC, trained_BC, completions, self.tokens, longest, whole)
 
     def logprobs(self, model: nn.Module, rows: Rows) -> tuple[Tensor, Tensor]:
         """Each completion token's log-probability at the sampling temperature, and the entropy there, both (B, C)."""
@@ -317,6 +345,24 @@ class PolicyTrainer(RecipeTrainer):
         self.logged.clear()
 
 
+class _FromStart(HeldOut):
+    """Measures before the first step too, and after the last."""
+
+    def __init__(
+        self, measure: Callable[[], float], every: int, stop: EarlyStop | None, log: Callable[[dict[str, float]], None]
+    ) -> None:
+        super().__init__(measure, every, stop, larger=True, at_end=True)
+        self.log = log
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.global_step == 0:
+            self.measure()
+            self.log({})
+
+
 def grpo_arguments(stage: GRPOStage, folder: Path, device: str, seed: int, steps: int) -> TrainingArguments:
     """Arguments for ``steps`` optimizer steps; checkpoints in ``folder``. Made before the model is loaded: ZeRO-3 then
     splits it while it loads.
@@ -348,6 +394,7 @@ def make_trainer(
     *,
     correct_engine: bool = False,
     reference: PreTrainedModel | None = None,
+    measure: Measure | None = None,
 ) -> PolicyTrainer:
     """A trainer of as many optimizer steps as :func:`grpo_arguments` were made for."""
     if is_deepspeed_zero3_enabled():
@@ -357,5 +404,5 @@ def make_trainer(
     return PolicyTrainer(
         model=model, args=arguments, train_dataset=range(arguments.max_steps * stage.train.batch_size),
         processing_class=tokenizer, train=stage.train, log=log, stage=stage, collect=collect,
-        correct_engine=correct_engine, reference=reference,
+        correct_engine=correct_engine, reference=reference, measure=measure,
     )  # fmt: skip

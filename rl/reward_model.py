@@ -49,9 +49,9 @@ def run(config: RewardModelStage, mixtures: Mapping[str, Mixture], context: Stag
         lambda: load_scorer(context.inputs["from"], tokenizer.pad_token_id, "cpu", fresh_head=True)
     )
     right = {}
-    if trained is not None and trainer.is_world_process_zero():  # the others wait, where ZeRO-3 has split it
+    if trained is not None:
         save_model(trained, tokenizer, context.folder / "model")
-        right = accuracy(trained, held_out)
+        right = accuracy(trained.float(), held_out)  # as it judges, see reward/preference.py
     trainer.accelerator.wait_for_everyone()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     return {

@@ -13,13 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYetError
 from typing import TYPE_CHECKING, TypeVar
 
-from accelerate.utils import broadcast_object_list
-
+from nanoalign.common.processes import shared
 from nanoalign.models.weights import whole_weights
 from nanoalign.rl.collect import PROBE, Collected, StepRollouts, mismatch, require_fresh
 
 if TYPE_CHECKING:
     from nanoalign.rollouts.pool import ServerPool
+
+T = TypeVar("T")
 
 LOOK_S = 0.2
 """Seconds between two looks at whether an engine has been replaced."""
@@ -52,6 +53,20 @@ class SharedEngine:
             apart = self.rollouts.require_fresh(collected, step)
         collected.metrics.update(mismatch=apart, sync_s=synced - entered)
         return collected.part(first, count)
+
+    def measure(self, held_out: StepRollouts, step: int, process: int, processes: int) -> list[list[float]]:
+        """The rewards of answers to all of ``held_out``, on the first process, by the weights after ``step`` steps;
+        what is sampled ahead meanwhile goes on under these."""
+        self._give_weights(step)
+        scores: Future[list[list[float]]] | None = None
+        if self.pool is not None:
+            answers = held_out.begin(self.pool, 0, 0, len(held_out.prompts))
+            scores = self.steps.submit(lambda: held_out.scores(0, 0, answers()))
+        while not shared((found := self._await(scores)) is not None):
+            self._give_weights(step)
+        if self.pool is not None:
+            self.left_at, self.busy_s = time.perf_counter(), self.pool.busy_s()
+        return found or []
 
     def close(self) -> None:
         if self.pool is not None:
@@ -89,15 +104,8 @@ class SharedEngine:
     def _next(self, step: int, entered: float, synced: float) -> Collected | None:
         """A step's completions; None where a replaced engine waits for weights first, and on processes that did not
         ask. ``entered`` and ``synced`` say when the step began and when its weights were given."""
-        if self.pool is None:
-            return None
-        while not self.pool.wants_weights():
-            try:
-                collected = self.asked[step].result(LOOK_S)
-            except NotYetError:
-                if self.asked[step].done():  # a time-out of the judge's own
-                    raise
-                continue
+        collected = self._await(self.asked.get(step))
+        if collected is not None and self.pool is not None:
             del self.asked[step]
             now, busy_s = time.perf_counter(), self.pool.busy_s()
             wall, busy = now - self.left_at, busy_s - self.busy_s
@@ -107,17 +115,17 @@ class SharedEngine:
                 trainer_idle_share=(now - entered) / wall, engine_idle_share=max(0.0, 1 - busy / wall),
                 engines_lost=self.pool.lost, **staleness(collected, step, self.ahead),
             )  # fmt: skip
-            return collected
+        return collected
+
+    def _await(self, future: "Future[T] | None") -> T | None:
+        """A result; None where a replaced engine waits for weights first, and where there is none to wait for."""
+        while future is not None and self.pool is not None and not self.pool.wants_weights():
+            try:
+                return future.result(LOOK_S)
+            except NotYetError:
+                if future.done():  # a time-out of the judge's own
+                    raise
         return None
-
-
-T = TypeVar("T")
-
-
-def shared(value: T) -> T:
-    """The first process's value, on every process."""
-    first: T = broadcast_object_list([value])[0]
-    return first
 
 
 def staleness(collected: Collected, step: int, ahead: int) -> dict[str, float]:

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from nanoalign.common.files import atomic_folder
-from nanoalign.rollouts.nccl import BUCKET_BYTES, buckets, pack
+from nanoalign.models.weights import BUCKET_BYTES, buckets
+from nanoalign.rollouts.nccl import pack
 from nanoalign.rollouts.server import Server
 
 Each = Callable[[Callable[[Server], object]], None]

@@ -9,7 +9,7 @@ group is aborted where either end fails or is late.
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -20,26 +20,11 @@ import torch
 from nanoalign.common.errors import NanoalignError
 from nanoalign.rollouts.base import EngineLostError
 
-BUCKET_BYTES = 2**30
 PACKED = {"packed": True, "packed_buffer_size_bytes": 2**40}
 """vLLM's workers expect a broadcast whenever tensors exceed this size: never within a bucket. They allocate what comes.
 """
 
 Tensors = Sequence[tuple[str, torch.Tensor]]
-
-
-def buckets(tensors: Iterable[tuple[str, torch.Tensor]], limit: int = BUCKET_BYTES) -> Iterator[Tensors]:
-    """Neighbouring tensors, each bucket closed by the one that exceeds ``limit`` bytes; only one bucket is held."""
-    bucket: list[tuple[str, torch.Tensor]] = []
-    size = 0
-    for name, tensor in tensors:
-        bucket.append((name, tensor))
-        size += tensor.numel() * tensor.element_size()
-        if size > limit:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,12 @@
 """Recipe section of a supervised fine-tuning stage."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from nanoalign.common.config import Section
 from nanoalign.data_recipes.config import TruncateReasoning
-from nanoalign.models.config import Training
-
-HELD_OUT = 64
-"""At most this many samples are held out of training, to measure the loss on."""
-HELD_OUT_SHARE = 50
-"""One of this many samples is held out."""
+from nanoalign.models.config import Measured
 
 
 class Pack(Section):
@@ -26,30 +21,6 @@ class Pack(Section):
     sequence_parallel: int = Field(1, ge=1)
     """Processes that share each pack, one shard each: a divisor of the launch's processes and the model's heads
     (attention and Mamba). Each step's packs are dealt out to processes / sequence_parallel groups of neighbours."""
-
-
-class EarlyStop(Section):
-    """End training when the held-out loss falls no more; the stage's model is that of the best measurement. Each
-    improvement writes a checkpoint."""
-
-    patience: int = Field(3, ge=1)
-    """Measurements in a row without an improvement after which training ends."""
-    min_improvement: float = Field(0.0, ge=0)
-    """Nats per token by which the loss has to fall to count as improved."""
-
-
-class SFTTraining(Training):
-    """Training with a look at the samples that are held out of it (2% of them, 64 at most)."""
-
-    evaluate_every: int | None = Field(None, ge=1)
-    """Optimizer steps between two measurements of the held-out loss; None measures it before and after training."""
-    early_stop: EarlyStop | None = None
-    """End before `epochs` or `steps` are done; needs evaluate_every."""
-
-
-def _with_held_out(train: Any) -> Any:
-    """A :class:`Training` made in Python, without those two keys, is one of a stage's too."""
-    return SFTTraining.model_validate(train.model_dump()) if type(train) is Training else train
 
 
 class SFTStage(Section):
@@ -70,7 +41,7 @@ class SFTStage(Section):
     """Without packing: the longest sample in tokens; longer ones follow over_long."""
     over_long: Literal["error", "drop"] = "error"
     """Without packing: what happens to longer samples."""
-    train: Annotated[SFTTraining, BeforeValidator(_with_held_out)]
+    train: Measured
 
     @property
     def limit(self) -> tuple[int | None, Literal["error", "drop", "split"]]:

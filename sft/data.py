@@ -27,9 +27,10 @@ from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.prepared import Prepared
 from nanoalign.data_recipes.selection import ProgressFn, no_progress
 from nanoalign.data_recipes.transforms import Teaching
+from nanoalign.models.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.models.packing import turn_pieces
 from nanoalign.sft.collate import Documents
-from nanoalign.sft.config import HELD_OUT, HELD_OUT_SHARE, SFTStage
+from nanoalign.sft.config import SFTStage
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""

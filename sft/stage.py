@@ -3,13 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import DataError
 from nanoalign.common.files import write_json
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture
-from nanoalign.sft.config import HELD_OUT_SHARE, SFTStage
+from nanoalign.models.config import HELD_OUT_SHARE
+from nanoalign.sft.config import SFTStage
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
@@ -34,13 +36,13 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         IsolationError: documents of a batch see each other.
     """
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.models.adapters import attach, merge_adapter
-    from nanoalign.models.loading import load_model, load_tokenizer, save_model
+    from nanoalign.models.adapters import base_of, load_trainable
+    from nanoalign.models.held_out import restore_best
+    from nanoalign.models.loading import load_tokenizer, save_model
     from nanoalign.models.packing import pack, singly
     from nanoalign.models.sequence_parallel import parallelize, sequence_group
     from nanoalign.sft.collate import Collator
     from nanoalign.sft.data import prepare_stage, progress_log, sft_data
-    from nanoalign.sft.held_out import restore_best
     from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)
@@ -68,16 +70,12 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
 
     # Model and trainer.
     arguments = sft_arguments(train, context.folder / "checkpoints", batches, context.device, context.seed)
-    frozen_in_half = train.lora is not None and train.dtype == "bfloat16"
-
-    def fresh_model(spread_over: int = 1) -> Any:
-        device = str(arguments.device) if is_deepspeed_zero3_enabled() else "cpu"  # ZeRO-3 splits while it loads
-        model = load_model(source, "bfloat16" if frozen_in_half else "float32", device)
-        if spread_over > 1:
-            parallelize(model, sequence_group(spread_over))
-        return attach(model, train.lora, context.seed) if train.lora else model
-
-    model = fresh_model(ranks)
+    in_half = train.dtype == "bfloat16"
+    frozen = "bfloat16" if train.lora and in_half else "float32"
+    fresh_model = partial(load_trainable, source, train.lora, context.seed, dtype=frozen)
+    model = fresh_model(str(arguments.device) if is_deepspeed_zero3_enabled() else "cpu")  # ZeRO-3 splits as it loads
+    if ranks > 1:
+        parallelize(base_of(model), sequence_group(ranks))
     trainer = make_trainer(model, tokenizer, arguments, train, batches, held_out, context.log)
 
     account = {
@@ -102,11 +100,8 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         restore_best(trainer)
     trainer.log_held_out_loss()
 
-    model = trainer.full_model(fresh_model)
-    if trainer.is_world_process_zero():
-        if train.lora:
-            model = merge_adapter(model)
-        save_model(model.bfloat16() if train.dtype == "bfloat16" else model, tokenizer, context.folder / "model")
+    if (trained := trainer.full_model(fresh_model)) is not None:
+        save_model(trained.bfloat16() if in_half else trained, tokenizer, context.folder / "model")
     trainer.accelerator.wait_for_everyone()
     counted = ("documents", "document_tokens", "trained_tokens", "rows", "fill")
     return {

@@ -25,12 +25,12 @@ from trl import SFTConfig, SFTTrainer
 
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import require_trained
+from nanoalign.models.config import MeasuredTraining
+from nanoalign.models.held_out import HeldOut
 from nanoalign.models.isolation import full_precision, require_isolation
 from nanoalign.models.training import RecipeTrainer, training_arguments
 from nanoalign.models.zero3 import gather_blocks
 from nanoalign.sft.collate import Collator
-from nanoalign.sft.config import SFTTraining
-from nanoalign.sft.held_out import HeldOutLoss
 
 HELD_OUT = "held_out_loss"
 
@@ -200,7 +200,7 @@ def probe_rows(collator: Collator) -> list[int]:
     return [int(lengths.argmin()), int(lengths.argmax())]
 
 
-def sft_arguments(train: SFTTraining, folder: Path, collator: Collator, device: str, seed: int) -> SFTConfig:
+def sft_arguments(train: MeasuredTraining, folder: Path, collator: Collator, device: str, seed: int) -> SFTConfig:
     """The trainer's arguments.
 
     Raises:
@@ -225,7 +225,7 @@ def make_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: SFTConfig,
-    train: SFTTraining,
+    train: MeasuredTraining,
     collator: Collator,
     held_out: Collator,
     log: StageLog,
@@ -244,5 +244,5 @@ def make_trainer(
         held_out=held_out,
     )
     if train.evaluate_every is not None:
-        trainer.add_callback(HeldOutLoss(trainer, train.evaluate_every, train.early_stop))
+        trainer.add_callback(HeldOut(trainer.log_held_out_loss, train.evaluate_every, train.early_stop, larger=False))
     return trainer

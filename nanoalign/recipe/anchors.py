@@ -38,6 +38,22 @@ def anchor_environments(source: YamlTree) -> None:
         section["environment"] = _environment(section["environment"], folder)
 
 
+def anchor_sources(source: YamlTree) -> None:
+    """Tells every mixture with a `file:` source, in place, which folders the files lie in that name its sources. Names
+    stay as they are: they seed what is drawn."""
+    mixtures = source.data.get("data") if isinstance(source.data, dict) else None
+    for name, mixture in mixtures.items() if isinstance(mixtures, dict) else ():
+        if not isinstance(mixture, dict) or mixture.get("look_in"):
+            continue
+        named = [(key, each) for key in ("sources", "decontaminate") if isinstance(mixture.get(key), dict | list)
+                 for each in (mixture[key] if key == "sources" else range(len(mixture[key])))]  # fmt: skip
+        files = [(key, each) for key, each in named
+                 if str(each if key == "sources" else mixture[key][each]).startswith("file:")]  # fmt: skip
+        places = [source.place(("data", name, key, each)) for key, each in files]
+        if folders := dict.fromkeys(str(Path(place.file).resolve().parent) for place in places if place.line):
+            mixture["look_in"] = list(folders)
+
+
 def _environment(use: Any, folder: Path) -> Any:
     if not isinstance(use, dict):
         return _absolute(use, folder)

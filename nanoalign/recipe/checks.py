@@ -4,7 +4,7 @@ Each check is a generator of (path, message). They run, and report, even where s
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
-from nanoalign.models.config import Training
+from nanoalign.models.config import HELD_OUT_SHARE, Training
 from nanoalign.recipe.source import Path_
 from nanoalign.recipe.user_code import environment_faults
 from nanoalign.reward.config import is_own, section_of
@@ -20,7 +20,7 @@ from nanoalign.reward.own.source import check as check_own
 from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
-from nanoalign.sft.config import HELD_OUT_SHARE, SFTStage
+from nanoalign.sft.config import SFTStage
 from nanoalign.stages import STAGES, suites_of, uses
 
 Finding = tuple[Path_, str]
@@ -30,8 +30,8 @@ Finding = tuple[Path_, str]
 class Known:
     """Names known to the rooms."""
 
-    source_fault: Callable[[str, str], str | None]
-    """What is wrong with a source (name, split), or None."""
+    source_fault: Callable[[str, str, Sequence[str]], str | None]
+    """What is wrong with a source (name, split, folders of its mixture), or None."""
     unscored: Callable[[str], str | None]
     """Why no reward can judge a single answer to a source's tasks, or None."""
     missing: Callable[[str], str | None]
@@ -61,12 +61,13 @@ class Parts:
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
     """Everything wrong between the parts of a recipe."""
     for name, sources in parts.sources.items():
+        look_in = parts.mixtures[name].look_in if name in parts.mixtures else []
         for source, split in sources.items():
-            if (fault := known.source_fault(source, split)) is not None:
+            if (fault := known.source_fault(source, split, look_in)) is not None:
                 yield ("data", name, "sources", source), fault
     for name, mixture in parts.mixtures.items():
         for index, benchmark in enumerate(mixture.decontaminate):
-            if (fault := known.source_fault(benchmark, "test")) is not None:
+            if (fault := known.source_fault(benchmark, "test", mixture.look_in)) is not None:
                 yield ("data", name, "decontaminate", index), fault
     yield from _files_apart(parts.sources)
     for name, suite in parts.suites.items():
@@ -77,8 +78,8 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
-            if isinstance(stage, SFTStage):
-                found = _held_out(stage, parts.mixtures, parts.launch)
+            if isinstance(stage, SFTStage | GRPOStage):
+                found = _held_out(stage, parts, known)
                 yield from ((("stages", name, *path), message) for path, message in found)
             if parts.launch is not None:
                 yield from ((("stages", name, *path), message) for path, message in _spread(stage, parts.launch))
@@ -237,16 +238,30 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
 
 
-def _held_out(stage: SFTStage, mixtures: Mapping[str, Mixture], launch: Any) -> Iterator[Finding]:
-    """What measures the held-out loss needs samples that are held out."""
-    every, mixture = stage.train.evaluate_every, mixtures.get(stage.data)
+def _held_out(stage: SFTStage | GRPOStage, parts: Parts, known: Known) -> Iterator[Finding]:
+    """What measures the held-out loss or reward needs something that is held out."""
+    every, mixture, launch = stage.train.evaluate_every, parts.mixtures.get(stage.data or ""), parts.launch
+    held_out = getattr(stage, "held_out", None)
     if stage.train.early_stop is not None and every is None:
         yield ("train", "early_stop"), "needs `train.evaluate_every`, the steps between two measurements"
     if stage.train.early_stop is not None and launch is not None and launch.zero:
         yield ("train", "early_stop"), "takes back the best weights, which DeepSpeed keeps; use launch.zero: 0"
     samples = sum(use.samples for use in mixture.uses.values()) if mixture is not None else None
-    if every is not None and samples is not None and samples < HELD_OUT_SHARE:
-        yield ("train", "evaluate_every"), f"none of {samples} samples is held out; one of {HELD_OUT_SHARE} would be"
+    if every is not None and samples is not None and samples < HELD_OUT_SHARE and held_out is None:
+        say = "; say how many with `held_out`" if isinstance(stage, GRPOStage) else ""
+        yield (
+            ("train", "evaluate_every"),
+            f"none of {samples} samples is held out; one of {HELD_OUT_SHARE} would be{say}",
+        )
+    if held_out is not None and every is None:
+        yield ("held_out",), "is what `train.evaluate_every` measures on, and that is not given"
+    if isinstance(held_out, int) and samples is not None and held_out >= samples:
+        yield ("held_out",), f"{held_out} of {samples} prompts would leave none to train on"
+    if isinstance(held_out, str) and stage.data is None:
+        yield ("held_out",), "names a mixture; this stage measures on test tasks of its environment: say how many"
+    elif isinstance(held_out, str):
+        yield from _mixture(("held_out",), held_out, "test", parts)
+        yield from _scored(held_out, getattr(stage, "reward", None), parts, known)
 
 
 def _spread(stage: Any, launch: Any) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
-from nanoalign.recipe.anchors import anchor_environments, anchor_rewards
+from nanoalign.recipe.anchors import anchor_environments, anchor_rewards, anchor_sources
 from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.engines import nest, write_out
 from nanoalign.recipe.explain import describe, locate, relevant
@@ -80,6 +80,7 @@ def load(
     for each in [*notes, *(each for each in more if not each.place.line)]:
         note(str(each))
     anchor_environments(source)
+    anchor_sources(source)
     result, found = validate(source, known(data_root, check_files))
     problems += found
     if problems or result is None:
@@ -115,9 +116,9 @@ def known(data_root: Path | None, check_files: bool) -> Known:
     from nanoalign.reward import PLAYED
     from nanoalign.trackers import missing
 
-    def source_fault(name: str, split: str) -> str | None:
+    def source_fault(name: str, split: str, look_in: Sequence[str]) -> str | None:
         try:
-            describe_source(name, data_root, "test" if split == "test" else "train")
+            describe_source(name, data_root, "test" if split == "test" else "train", look_in)
         except DataError as error:
             return str(error) if check_files else None
         except ConfigError as error:

@@ -47,7 +47,8 @@ class SlurmLaunch(Section):
     nodes: int = Field(default=1, ge=1)
     """Nodes of a training stage; stages that do not train in parallel take one."""
     gpus_per_node: int = Field(default=8, ge=1)
-    """GPUs, and processes, on each node."""
+    """Processes on each node, a GPU for each; those that a stage names for vLLM servers or a reward model of its own
+    are asked for besides."""
     partition: str | None = None
     """srun --partition."""
     account: str | None = None
@@ -75,7 +76,8 @@ class RayLaunch(Section):
     address: str = "auto"
     """Ray's job server, e.g. http://head:8265."""
     gpus: int = Field(default=8, ge=1)
-    """GPUs, and processes, of a training stage."""
+    """Processes of a training stage, a GPU for each; those that it names for vLLM servers or a reward model of its own
+    are asked for besides."""
     zero: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of training; 0 is plain data parallelism."""
 

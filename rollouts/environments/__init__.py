@@ -31,6 +31,11 @@ ENVIRONMENTS = {
     "reasoning-gym": EnvironmentEntry(
         "nanoalign.rollouts.environments.reasoning:ReasoningGym", "a data set of reasoning-gym, one answer a task",
         params=True),
+    "openenv": EnvironmentEntry(
+        "nanoalign.rollouts.environments.user:openenv_server", "the environment behind an OpenEnv server", params=True),
+    "nemo-gym": EnvironmentEntry(
+        "nanoalign.rollouts.environments.user:nemo_gym_server", "the environment behind a NeMo Gym resources server",
+        params=True),
 }  # fmt: skip
 
 

@@ -12,14 +12,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanoalign.common.errors import UserCodeError
+from nanoalign.common.errors import ConfigError, UserCodeError
 from nanoalign.common.printable import nearest
-from nanoalign.common.user_code import UserCode, load, reason
+from nanoalign.common.user_code import UserCode, find, load, reason
 from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
 from nanoalign.rollouts.environments.base import Environment, Outcome, Task
 from nanoalign.rollouts.environments.calls import Caller, DeadlineError, submit, wait
 from nanoalign.rollouts.environments.guarded import called_here, guarded
 from nanoalign.rollouts.environments.mcp_tools import McpServer, McpTool
+from nanoalign.rollouts.environments.nemo_gym import NemoGym
+from nanoalign.rollouts.environments.openenv_bridge import Local, OpenEnvEnvironment, Remote, Served, is_openenv
 from nanoalign.rollouts.environments.reading import kind_of, listed_tools, messages_of, number_of
 from nanoalign.rollouts.environments.tools import FunctionTool, as_text, error_text, function_tool
 from nanoalign.rollouts.environments.verifiers_bridge import VerifiersEnvironment, is_verifiers_environment
@@ -44,7 +46,7 @@ def open_user_environment(
     One that already has the stages' form (``start``) is taken as it is.
     """
     caller = Caller(code.file.parent)
-    made = load(code)
+    made = factory = load(code)
     if callable(made):
         what = f"making `{code.name}`"
         if "verifiers" in sys.modules:
@@ -56,10 +58,30 @@ def open_user_environment(
         return environment
     if is_verifiers_environment(made):
         made = VerifiersEnvironment(made)
+    if is_openenv(made):
+        if not callable(factory):
+            raise ConfigError(f"{code.file}: `{code.name}`: name its class: each episode has an environment of its own")
+        made = OpenEnvEnvironment(code.name, made, lambda: Local(factory(**params)))
     for method in ("tasks", "reset"):
         if not callable(getattr(made, method, None)):
             raise UserCodeError(f"{code.file}: `{code.name}` has no method `{method}`; it makes a {kind_of(made)}")
     return UserEnvironment(made, code, caller, tuple(tools), deadline_s)
+
+
+def openenv_server(url: str, deadline_s: float = 60.0) -> Environment:
+    """The environment behind an OpenEnv server; no call takes longer than ``deadline_s`` seconds."""
+    url = url.rstrip("/")
+    code = find("nanoalign.rollouts.environments.user:openenv_server")
+    served = Served(url)
+    made = OpenEnvEnvironment(served.name, served, lambda: Remote(url, served.action))
+    return UserEnvironment(made, code, Caller(code.file.parent), deadline_s=deadline_s)
+
+
+def nemo_gym_server(url: str, train: str, test: str, deadline_s: float = 60.0) -> Environment:
+    """The environment behind a resources server of NeMo Gym, with files of its tasks."""
+    code = find("nanoalign.rollouts.environments.user:nemo_gym_server")
+    made = NemoGym(url.rstrip("/"), train, test, deadline_s)
+    return UserEnvironment(made, code, Caller(code.file.parent), deadline_s=deadline_s)
 
 
 @dataclass

@@ -8,36 +8,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
-from nanoalign import runner
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.chat.render import call_object
 from nanoalign.data_recipes.conversation import Message, ToolCall
-from nanoalign.recipe.load import load
+from tests.nanoalign.small_runs import run_real
 
-RECIPE = """\
-name: made
-seed: 3
-model: builtin:miniature-base
-chat: nemotron-nano-v2
-device: cpu
-data: {mixed: {sources: {miniature:math: 60, miniature:tools: 20}}}
-stages:
-  first:
-    kind: sft
-    from: base
-    data: mixed
-    strip_reasoning: 0.3
-    pack: {length: 512}
-    train: {learning_rate: 1e-3, batch_size: 1, steps: 2, dtype: float32}
-"""
 CHAT = chat_format("nemotron-nano-v2")
 TOOLS = ({"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {"a": {}}}},)
 TALK = [
@@ -55,9 +36,7 @@ TALK = [
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model folder of a stage that the runner has run."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    (folder / "made.yaml").write_text(RECIPE, encoding="utf-8")
-    runner.run(load(str(folder / "made.yaml")), runner.Options(root=folder), Console(file=StringIO()))
-    return folder / "made" / "first" / "model"
+    return run_real(folder, "made", "stages.first.train.steps=2") / "model"
 
 
 def as_dicts(messages: list[Message]) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from nanoalign.recipe.schema import Recipe
 
 LEFT_OUT = {
     "Training.checkpoint_every",
-    "SFTTraining.checkpoint_every",
+    "MeasuredTraining.checkpoint_every",
     *(f"{engine}.{field}" for engine in ("VLLMSettings", "ServerSettings")
       for field in ("gpu_memory", "cache_gb", "restarts")),
     "VLLMSettings.sleep", "ServerSettings.server", "ServerSettings.weights", "ServerSettings.deadline_s",
-    "GRPOStage.reward_gpu", "McpTools.folder",
+    "GRPOStage.reward_gpu", "McpTools.folder", "Mixture.look_in",
     "Judge.deadline_s", "Judge.retries", "Judge.parallel", "Judge.key_variable",
     "OwnReward.workers", "OwnReward.deadline_s",
 }  # fmt: skip

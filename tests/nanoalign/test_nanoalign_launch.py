@@ -104,6 +104,22 @@ def test_a_servers_gpus_are_others_than_the_trainers(tmp_path: Path) -> None:
     load(str(tmp_path / "spread.yaml"), [*nodes, "stages.asked.rollouts.engine.gpus=[2]"])
 
 
+@pytest.mark.parametrize(
+    ("launch", "option"),
+    [
+        ("{kind: slurm, nodes: 2, gpus_per_node: 2}", "--gpus-per-node="),
+        ("{kind: ray, gpus: 2}", "--entrypoint-num-gpus="),
+    ],
+)
+def test_a_job_asks_for_its_servers_gpus_too(tmp_path: Path, launch: str, option: str) -> None:
+    (tmp_path / "spread.yaml").write_text(GRPO, encoding="utf-8")
+    for engine, gpus in (("hf", 2), ("{kind: vllm_server, gpus: [2, 3, 4]}", 5), ("{kind: vllm_server, gpus: [3]}", 4)):
+        loaded = load(str(tmp_path / "spread.yaml"), [f"launch={launch}", f"stages.asked.rollouts.engine={engine}"])
+        line = command(loaded, "asked", tmp_path / "job.json").argv
+        assert f"{option}{gpus}" in line
+        assert "--nproc-per-node=2" in " ".join(line)
+
+
 def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:
     plan = planning.make_plan(load(recipe(tmp_path)), tmp_path / "runs", None)
     (stage,) = plan.stages

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.cli import app
 from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.chat import chat_format
@@ -17,6 +16,7 @@ from nanoalign.data_recipes.chat.saved import save_stop_tokens
 from nanoalign.model_card import write_card
 from nanoalign.push import push
 from nanoalign.recipe.load import dump, load
+from tests.nanoalign.small_runs import record_stage
 
 
 class Hub:
@@ -54,8 +54,7 @@ def run(tmp_path: Path) -> Path:
     (folder / "tools" / "model" / "model.safetensors").touch()
     (folder / "recipe.yaml").write_text(dump(load("miniature")), encoding="utf-8")
     for name, state in (("tools", "finished"), ("foundation", "failed"), ("measure", "finished")):
-        record = StageRecord(name, "sft", state, "f", {}, {}, {}, {}, 1, {}, 1.0, figures={"loss_last": 0.25})
-        write_record(folder / name, record)
+        record_stage(folder, name, state, figures={"loss_last": 0.25})
     return folder
 
 

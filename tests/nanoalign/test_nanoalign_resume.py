@@ -6,12 +6,10 @@ import random
 import signal
 import threading
 import time
-from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
-from rich.console import Console
 from transformers import AutoTokenizer
 
 from nanoalign import runner
@@ -19,33 +17,7 @@ from nanoalign.artifacts import read_jsonl, read_record
 from nanoalign.common.errors import StageError
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.conversation import Message
-from nanoalign.recipe.load import load
-
-RECIPE = """\
-name: NAME
-seed: 3
-model: builtin:miniature-base
-chat: nemotron-nano-v2
-device: cpu
-data: {mixed: {sources: {miniature:math: 60, miniature:tools: 20}}}
-stages:
-  first:
-    kind: sft
-    from: base
-    data: mixed
-    strip_reasoning: 0.1
-    pack: {length: 256}
-    train: {learning_rate: 1e-3, batch_size: 1, steps: 6, dtype: float32, checkpoint_every: 2}
-"""
-
-
-def run(folder: Path, name: str, *overrides: str) -> Path:
-    """Runs the recipe under ``name`` and returns the stage's folder."""
-    recipe = folder / f"{name}.yaml"
-    recipe.write_text(RECIPE.replace("NAME", name), encoding="utf-8")
-    stage = folder / name / "first"
-    runner.run(load(str(recipe), overrides), runner.Options(root=folder), Console(file=StringIO()))
-    return stage
+from tests.nanoalign.small_runs import run_real
 
 
 def weights(stage: Path) -> str:
@@ -71,16 +43,16 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_killed_sft_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
-    whole = run(tmp_path, "whole")
+    whole = run_real(tmp_path, "whole")
     rng = random.Random(17)
     killer = threading.Thread(
         target=kill_after, args=(tmp_path / "killed" / "first", rng.randint(3, 5), rng.random() / 2)
     )
     killer.start()
     with pytest.raises(StageError, match="SIGKILL"):
-        run(tmp_path, "killed")
+        run_real(tmp_path, "killed")
     killer.join()
-    killed = run(tmp_path, "killed", "stages.first.train.checkpoint_every=3")
+    killed = run_real(tmp_path, "killed", "stages.first.train.checkpoint_every=3")
     assert AutoTokenizer.from_pretrained(killed / "model").apply_chat_template(
         [{"role": "user", "content": "2+2?"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
     ) == chat_format("nemotron-nano-v2").prompt([Message("user", "2+2?")], thinking=False)

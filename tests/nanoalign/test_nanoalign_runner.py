@@ -29,6 +29,7 @@ from nanoalign.common.errors import ConfigError, StageError
 from nanoalign.common.stage import StageLog
 from nanoalign.recipe.load import load
 from nanoalign.recipe.schema import Recipe
+from tests.nanoalign.small_runs import write_recipe
 
 STAND_IN = """
 import os, sys
@@ -70,18 +71,6 @@ if any("nanoalign.stage_process" in argument for argument in sys.orig_argv):
     nanoalign.stages.run_stage = run_stage
 """
 
-RECIPE = """\
-name: tiny
-seed: 1
-model: builtin:miniature-base
-chat: nemotron-nano-v2
-data: {mixed: {sources: {miniature:math: 10}}}
-stages:
-  left: {kind: sft, from: start, data: mixed, train: {learning_rate: 1e-3}}
-  right: {kind: sft, from: start, data: mixed, train: {learning_rate: 1e-3}}
-  start: {kind: sft, from: base, data: mixed, train: {learning_rate: 1e-3}}
-"""
-
 Run = Callable[..., list[str]]
 REPORT = runner._report
 
@@ -93,9 +82,7 @@ def output() -> StringIO:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(RECIPE, encoding="utf-8")
-    return path
+    return write_recipe(tmp_path, left="start", right="start", start="base")
 
 
 @pytest.fixture

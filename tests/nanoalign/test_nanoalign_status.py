@@ -6,46 +6,30 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.cli import app
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.files import exclusive_lock
 from nanoalign.common.stage import StageLog
 from nanoalign.recipe.load import dump, load
 from nanoalign.status import find_run, render, status_of
-
-RECIPE = """\
-name: tiny
-seed: 1
-model: builtin:miniature-base
-chat: nemotron-nano-v2
-data: {mixed: {sources: {miniature:math: 10}}}
-stages:
-  first: {kind: sft, from: base, data: mixed, train: {learning_rate: 1e-3}}
-  second: {kind: sft, from: first, data: mixed, train: {learning_rate: 1e-3}}
-  third: {kind: sft, from: second, data: mixed, train: {learning_rate: 1e-3}}
-  other: {kind: sft, from: base, data: mixed, train: {learning_rate: 1e-3}}
-"""
+from tests.nanoalign.small_runs import record_stage, write_recipe
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run whose first stage is finished and whose second one was at step 3 of 12 when it was last seen."""
-    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    recipe = write_recipe(tmp_path, first="base", second="first", third="second", other="base")
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(dump(load(str(tmp_path / "tiny.yaml"))), encoding="utf-8")
-    record(folder, "first", "finished", figures={"steps": 12, "loss_last": 0.25, "dropped": {"a": 1}}, wall_s=65.0)
-    record(folder, "second", "running")
+    (folder / "recipe.yaml").write_text(dump(load(str(recipe))), encoding="utf-8")
+    record_stage(
+        folder, "first", "finished", figures={"steps": 12, "loss_last": 0.25, "dropped": {"a": 1}}, wall_s=65.0
+    )
+    record_stage(folder, "second", "running")
     log = StageLog(folder / "second")
     for step in (1, 2, 3):
         log._append("metrics.jsonl", {"time": 100.0 + 2 * step, "step": step, "total_steps": 12, "loss": 1 / step})
     return folder
-
-
-def record(folder: Path, name: str, state: str, **more: object) -> None:
-    made = StageRecord(name, "sft", state, "f", {}, {}, {}, {}, 1, {}, 100.0)
-    write_record(folder / name, StageRecord(**{**made.__dict__, **more}))  # type: ignore[arg-type]
 
 
 def test_a_running_stage_has_its_step_its_figures_and_the_time_left(run: Path) -> None:
@@ -70,7 +54,7 @@ def test_a_stage_whose_runner_is_gone_was_killed(run: Path) -> None:
 
 
 def test_a_failed_stage_says_why_and_how_to_go_on(run: Path) -> None:
-    record(run, "second", "failed", error="rows.jsonl:7: missing role")
+    record_stage(run, "second", "failed", error="rows.jsonl:7: missing role")
     text = render(status_of(run))
     assert "second failed: rows.jsonl:7: missing role" in text and "it reached: step 3 of 12" in text
     for how in ("--set seeds.second=2", "--force second", "--until other"):
@@ -91,7 +75,7 @@ def test_a_run_that_is_not_there_is_named_with_the_nearest(run: Path) -> None:
 
 def test_finished(run: Path) -> None:
     for name in ("second", "third", "other"):
-        record(run, name, "finished")
+        record_stage(run, name, "finished")
     assert status_of(run).state == "finished"
     (run / "second" / "stage.json").unlink()
     assert status_of(run).state == "begun"

@@ -14,7 +14,10 @@ from tests.ranks import on_ranks
 from tests.rl.test_rl_dpo import EvenEnvironment
 from tests.rl.test_rl_episodes import config
 
-WAYS = {"padded": {"train": {"micro_batch_size": 2}}, "packed": {"pack_tokens": 700}}
+WAYS = {
+    "padded": {"train": {"micro_batch_size": 2}},
+    "packed": {"pack_tokens": 700, "held_out": 3, "train": {"evaluate_every": 1}},
+}
 
 
 def play_and_train(base: Path, folder: Path, way: str) -> None:

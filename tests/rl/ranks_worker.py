@@ -30,6 +30,7 @@ from tests.ranks import on_ranks
 from tests.rl.test_rl_dpo import EvenEnvironment
 from tests.rl.test_rl_grpo_trainer import random_collected
 from tests.rl.test_rl_reward_model import preferences
+from tests.rl.test_rl_whole_episodes import cut
 from tests.sft.ranks_worker import split_everything
 from tests.toy import toy_model, toy_tokenizer
 
@@ -53,6 +54,9 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "lora": (1, {"lora": LoRA(rank=4)}),
     "lora_zero3": (2, {"lora": LoRA(rank=4), "zero": 3, "shared": True}),
     "lora_two": (2, {"lora": LoRA(rank=4), "pack_tokens": 40}),
+    "cut": (1, {"loss": "gspo"}),
+    "cut_two": (2, {"loss": "gspo", "pack_tokens": 40}),
+    "cut_zero3": (2, {"loss": "gspo", "micro_batch_size": 4, "zero": 3}),
     "kl": (1, {"kl": 0.1}),
     "kl_zero3": (2, {"kl": 0.1, "zero": 3}),
     "kl_two": (2, {"kl": 0.1, "pack_tokens": 40}),
@@ -64,6 +68,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "dpo_own": (2, {"engine": "vllm"}),
     "dpo_server": (2, {"engine": "vllm_server"}),
     "dpo_zero3_killed": (2, {"zero": 3, "killed": True, "engine": "vllm_server"}),
+    "dpo_half_zero3": (2, {"zero": 3, "lora": LoRA(rank=4), "dtype": "bfloat16"}),
     "dpo_lora": (1, {"lora": LoRA(rank=4)}),
     "dpo_lora_zero3": (2, {"zero": 3, "lora": LoRA(rank=4), "engine": "vllm"}),
 }
@@ -72,6 +77,11 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 
 def share(step: int, first: int, count: int) -> Collected:
     return random_collected(step, 0, WHOLE).part(first, count)
+
+
+def share_in_rows(step: int, first: int, count: int) -> Collected:
+    """Some completions are episodes of two rows."""
+    return cut(random_collected(step, 0, WHOLE)).part(first, count)
 
 
 class Answers:
@@ -110,12 +120,13 @@ class Answers:
 
 def train(
     folder: Path, lora: LoRA | None = None, pack_tokens: int | None = None, shared: bool = False, killed: bool = False,
-    micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0,
+    micro_batch_size: int | None = None, kl: float = 0.0, ahead: int = 0, loss: str = "dapo",
 ) -> None:  # fmt: skip
     engine = "vllm_server" if shared else "hf"
     stage = GRPOStage(**{
         "kind": "grpo", "from": "base", "data": "prompts", "reward": {"task": 1.0, "length": 0.5}, "group_size": 4,
         "rollouts": Rollouts(engine=engine, max_tokens=12, ahead=ahead), "pack_tokens": pack_tokens, "kl": kl,
+        "loss": loss,
         "train": Training(learning_rate=1e-3, batch_size=WHOLE, micro_batch_size=micro_batch_size, steps=3,
                           dtype="float32", checkpoint_every=1, lora=lora),
     })  # fmt: skip
@@ -131,6 +142,7 @@ def train(
         arguments = grpo_arguments(stage, folder / "checkpoints", "cpu", 3, 3)
         trainer = make_trainer(
             policy, toy_tokenizer(), stage, arguments, collect, StageLog(folder), reference=reference,
+            correct_engine=loss == "gspo",
         )  # fmt: skip
         assert trainer.is_deepspeed_enabled == ("ACCELERATE_USE_DEEPSPEED" in os.environ)
         trainer.train_or_resume()
@@ -145,7 +157,7 @@ def train(
 
         with contextlib.suppress(KeyboardInterrupt):
             run(dies)
-    trainer = run(share)
+    trainer = run(share_in_rows if loss == "gspo" else share)
     whole = trainer.full_model(lambda: attach(toy_model("hybrid"), lora, 0) if lora else toy_model("hybrid"))
     if rank == 0:
         log = [row for row in trainer.state.log_history if "reward" in row]
@@ -172,12 +184,12 @@ open_hf = rollouts.open_engine
 
 
 def play_and_train(
-    folder: Path, base: Path, engine: str = "hf", lora: LoRA | None = None, killed: bool = False
+    folder: Path, base: Path, engine: str = "hf", lora: LoRA | None = None, killed: bool = False, dtype: str = "float32"
 ) -> None:
     """A whole stage, on an environment of the tests; ``killed``: first until the second step of a round."""
     rollouts.environments.environment = lambda name, data_root: EvenEnvironment()
     rollouts.open_engine = open_copy
-    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype="float32", checkpoint_every=1, lora=lora)
+    train = Training(learning_rate=1e-3, batch_size=4, steps=2, dtype=dtype, checkpoint_every=1, lora=lora)
     stage = DPOStage(**{
         "kind": "dpo", "from": "base", "environment": "even", "rounds": 2, "tasks_per_round": 4, "samples_per_task": 4,
         "held_out_tasks": 5, "max_turns": 2, "train": train, "thinking": Thinking(on=0.5),

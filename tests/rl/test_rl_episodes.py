@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from nanoalign.common.errors import ConfigError, UserCodeError
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.conversation import Answer
-from nanoalign.models.config import Training
+from nanoalign.models.config import MeasuredTraining
 from nanoalign.rl import grpo
 from nanoalign.rl.collect import Collected
 from nanoalign.rl.config import GRPOStage
@@ -96,7 +96,7 @@ def test_parts_have_the_rows_of_their_episodes(rows: list[int]) -> None:
 
 
 def config(steps: int = 3, **changes: Any) -> GRPOStage:
-    train = Training(
+    train = MeasuredTraining(
         learning_rate=3e-3, schedule="constant", warmup_ratio=0.0, batch_size=16, steps=steps, dtype="float32",
         checkpoint_every=1, **changes.pop("train", {}),
     )  # fmt: skip
@@ -168,7 +168,10 @@ def test_two_processes_train_as_one(small_base, tmp_path):
         assert parts[0] != parts[1]
         whole = json.loads((one / "rows.0.json").read_text())
         assert parts[0][0] + parts[1][0] == whole[0]
-        first, other = logged(one)[0], logged(two)[0]
+        first, other = (next(row for row in logged(folder) if "reward" in row) for folder in (one, two))
+        if way == "packed":  # what is held out is shared out too
+            before = [logged(folder)[0]["held_out_reward"] for folder in (one, two)]
+            assert before[0] == pytest.approx(before[1], rel=1e-6) and "held_out_reward" in first
         for name in ("reward", "reward_std", "success", "episodes/rows", "episodes/turns", "completions/mean_length"):
             assert first[name] == pytest.approx(other[name], rel=1e-6), name
         for name in ("loss", "grad_norm"):

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.models.weights import buckets
 from nanoalign.rollouts import nccl
 from nanoalign.rollouts.base import EngineLostError
 from nanoalign.rollouts.delivery import ByFolder, ByNCCL
-from nanoalign.rollouts.nccl import NCCLTransfer, buckets, pack
+from nanoalign.rollouts.nccl import NCCLTransfer, pack
 from nanoalign.rollouts.pool import ServerPool
 from nanoalign.rollouts.server import Server
 from tests.rollouts.fake_server import FakeServer
