@@ -4,6 +4,7 @@ Small enough for a model of a few million parameters and a vocabulary of 2k toke
 word, results a few characters.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -114,3 +115,15 @@ def same(left: Office, right: Office) -> bool:
         return events, sorted((to.lower(), text.lower()) for to, text in office.mails)
 
     return normal(left) == normal(right)
+
+
+def changes(before: Office, after: Office) -> frozenset[tuple[Any, ...]]:
+    """Events that are new, other or gone, and mails that were sent; case does not count."""
+    events = {
+        (id, str(after.events[id]).lower() if id in after.events else None)
+        for id in before.events.keys() | after.events.keys()
+        if before.events.get(id) != after.events.get(id)
+    }
+    mails = Counter((to.lower(), text.lower()) for to, text in after.mails)
+    mails.subtract((to.lower(), text.lower()) for to, text in before.mails)
+    return frozenset(events) | {(*mail, number) for mail, count in mails.items() for number in range(count)}
