@@ -40,12 +40,16 @@ HELD_OUT = 1_000_000
 def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
     """Trains round after round and writes ``context.folder/model``.
 
-    Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round, and how many pairs
-    each round found, with intervals and counts.
+    Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round, how many pairs each
+    round found, with intervals and counts, and the share of weights that it changed as the engine has them, in
+    ``train.dtype``: a step that bfloat16 rounds away is none that plays.
     """
+    import torch
+
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.models.loading import load_model, load_tokenizer, save_model
+    from nanoalign.models.loading import load_model, load_tokenizer, resolve, save_model
     from nanoalign.models.training import resolve_device
+    from nanoalign.models.weights import changed_share
     from nanoalign.rollouts.environments import environment
 
     device = resolve_device(context.device)
@@ -90,6 +94,9 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 elif first:
                     save_model(load_model(current), tokenizer, folder / "model")
                 processes.wait_for_everyone()
+                outcome["changed"] = changed_share(
+                    resolve(current), folder / "model", getattr(torch, config.train.dtype)
+                )
             outcome["held_out"] = player.held_out_success(folder / "model" if number else current)
             if first:
                 write_json(folder / "round.json", outcome)
@@ -113,6 +120,7 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
         **{f"success_round_{each['round']}": each["held_out"] for each in rounds},
         **{f"sampled_round_{each['round']}": each["sampled"] for each in rounds[1:]},
         **{f"pairs_round_{each['round']}": each["pairs"] for each in rounds[1:]},
+        **{f"changed_round_{each['round']}": each["changed"] for each in rounds[1:]},
         **{f"ended_round_{each['round']}": each["ended"] for each in rounds[1:]},
         **{f"tool_faults_round_{each['round']}": found for each in rounds if (found := each.get("tool_faults"))},
         "answers": Tally.from_dicts(each["answers"] for each in rounds[1:]).as_dict(),
@@ -264,5 +272,6 @@ def train_round(
 def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) -> None:
     values: dict[str, Any] = {"phase": "rounds", "held_out_success": outcome["held_out"]["value"]}
     if "sampled" in outcome:
-        values |= {"sampled_success": outcome["sampled"]["value"], "pairs": outcome["pairs"]}
+        values |= {name: outcome[name] for name in ("pairs", "changed")}
+        values["sampled_success"] = outcome["sampled"]["value"]
     context.log.metrics(outcome["round"], rounds, **values)

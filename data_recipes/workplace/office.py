@@ -119,11 +119,8 @@ def same(left: Office, right: Office) -> bool:
 
 def changes(before: Office, after: Office) -> frozenset[tuple[Any, ...]]:
     """Events that are new, other or gone, and mails that were sent; case does not count."""
-    events = {
-        (id, str(after.events[id]).lower() if id in after.events else None)
-        for id in before.events.keys() | after.events.keys()
-        if before.events.get(id) != after.events.get(id)
-    }
+    old, new = ({id: str(event).lower() for id, event in office.events.items()} for office in (before, after))
+    events = {(id, new.get(id)) for id in old.keys() | new.keys() if old.get(id) != new.get(id)}
     mails = Counter((to.lower(), text.lower()) for to, text in after.mails)
     mails.subtract((to.lower(), text.lower()) for to, text in before.mails)
     return frozenset(events) | {(*mail, number) for mail, count in mails.items() for number in range(count)}
