@@ -7,6 +7,7 @@ for one, anywhere among those still to come, whose length closes the gap. As wit
 one length are interchangeable, so only lengths are exchanged.
 """
 
+from array import array
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from nanoalign.models.best_fit import Amounts, best_fit
 
+CHUNK = 1 << 16
+"""Lengths that are Python numbers at a time."""
 TOLERATED = 1000
 """One pack more than best fit needs, of this many, is room enough for a random order."""
 
@@ -39,16 +42,15 @@ def mixed_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int
 def _mixed_until(lengths: NDArray[np.int64], capacity: int, last: int) -> tuple[NDArray[np.int32], int]:
     """As :func:`mixed_fit`, ``last`` tokens being left to best fit."""
     pool = _Pool(lengths, capacity)
-    slots: list[int] = []
-    sizes: list[int] = []
+    slots, sizes = array("q"), array("q")
     while pool.tokens > last:
         pack = _fill(pool, capacity)
-        slots += pack
+        slots.extend(pack)
         sizes.append(len(pack))
     counts = np.array(pool.counts, dtype=np.int64)
     rest, packs = best_fit(counts, capacity)
     descending = np.flatnonzero(counts)[::-1]
-    slot_lengths = np.concatenate([np.array(slots, dtype=np.int64), np.repeat(descending, counts[descending])])
+    slot_lengths = np.concatenate([np.array(slots), np.repeat(descending, counts[descending])])
     slot_packs = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), rest + len(sizes)]).astype(np.int32)
     return slot_packs[np.argsort(-slot_lengths, kind="stable")], len(sizes) + packs
 
@@ -103,7 +105,8 @@ class _Pool:
         self._room_beside = Amounts(capacity)
         for length in np.unique(lengths).tolist():
             self._room_beside.add(capacity - length)
-        self._order = iter(lengths.tolist())
+        chunks = (lengths[start : start + CHUNK] for start in range(0, lengths.size, CHUNK))
+        self._order = (length for chunk in chunks for length in chunk.tolist())
         self._put_back: list[int] = []
         self._ahead: Counter[int] = Counter()
         """Lengths taken out of turn, to be passed over when they come."""
