@@ -42,16 +42,16 @@ def mixed_fit(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int
 def _mixed_until(lengths: NDArray[np.int64], capacity: int, last: int) -> tuple[NDArray[np.int32], int]:
     """As :func:`mixed_fit`, ``last`` tokens being left to best fit."""
     pool = _Pool(lengths, capacity)
-    slots, sizes = array("q"), array("q")
+    slots, sizes = array("i"), array("i")
     while pool.tokens > last:
         pack = _fill(pool, capacity)
         slots.extend(pack)
         sizes.append(len(pack))
     counts = np.array(pool.counts, dtype=np.int64)
     rest, packs = best_fit(counts, capacity)
-    descending = np.flatnonzero(counts)[::-1]
+    descending = np.flatnonzero(counts)[::-1].astype(np.int32)
     slot_lengths = np.concatenate([np.array(slots), np.repeat(descending, counts[descending])])
-    slot_packs = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), rest + len(sizes)]).astype(np.int32)
+    slot_packs = np.concatenate([np.repeat(np.arange(len(sizes), dtype=np.int32), sizes), rest + np.int32(len(sizes))])
     return slot_packs[np.argsort(-slot_lengths, kind="stable")], len(sizes) + packs
 
 
