@@ -71,7 +71,7 @@ def dpo_arguments(
     Raises:
         ConfigError: as :func:`models.training.training_arguments`.
     """
-    nll = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]} if nll_weight else {}
+    nll: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]} if nll_weight else {}
     arguments = training_arguments(
         train, folder, pairs, device, seed, cls=DPOConfig, **nll,
         beta=beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True,
