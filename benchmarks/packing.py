@@ -1,4 +1,4 @@
-"""Packing at the size of the post-training mixture, and beside TRL's `pack_dataset` on the same lengths.
+"""Best-fit and mixed packs at the size of the post-training mixture, and beside TRL's `pack_dataset`.
 
     python benchmarks/packing.py [--samples 11500000] [--peer-samples 20000] [--json FILE]
 
@@ -26,9 +26,10 @@ def post_training_lengths(samples: int, seed: int = 0) -> np.ndarray:
     return np.clip(lengths, 20, CAPACITY).astype(np.int32)
 
 
-def timed(lengths: np.ndarray) -> tuple[Packs, float]:
+def timed(lengths: np.ndarray, seed: int | None = None) -> tuple[Packs, float]:
+    """Best fit, or with a seed packs of documents drawn at random."""
     start = time.perf_counter()
-    packs = pack(lengths, CAPACITY)
+    packs = pack(lengths, CAPACITY, seed=seed)
     return packs, time.perf_counter() - start
 
 
@@ -55,8 +56,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    packs, seconds = timed(post_training_lengths(options.samples))
+    lengths = post_training_lengths(options.samples)
+    mixed, mixed_seconds = timed(lengths, seed=0)
+    packs, seconds = timed(lengths)
     figures = {
+        "mixed.packs": len(mixed),
+        "mixed.seconds": mixed_seconds,
+        "mixed.fill": mixed.fill,
         "pack.samples": options.samples,
         "pack.tokens": packs.tokens,
         "pack.packs": len(packs),
@@ -69,10 +75,12 @@ def main() -> None:
         end="",
     )
     print(f"{seconds:.1f} s, fill {packs.fill:.5%}, peak memory {figures['pack.peak_rss_gb']:.2f} GB")
+    print(f"at random: {len(mixed):,} packs in {mixed_seconds:.1f} s, fill {mixed.fill:.5%}")
 
     short = np.random.default_rng(0).integers(200, 5000, 1000).astype(np.int32)
     for name, lengths in {"mixture": post_training_lengths(options.peer_samples, 1), "short": short}.items():
         ours, ours_s = timed(lengths)
+        random, random_s = timed(lengths, seed=0)
         theirs, theirs_s = trl_fill(lengths)
         most = int(lengths.sum()) / (-(-int(lengths.sum()) // CAPACITY) * CAPACITY)
         print(
@@ -80,6 +88,7 @@ def main() -> None:
         )
         print(f"{ours_s:.2f} s, possible {most:.3%}, ours / TRL {ours.fill / theirs:.4f}")
         figures |= {f"{name}.trl_fill": theirs, f"{name}.fill": ours.fill, f"{name}.possible_fill": most}
+        figures |= {f"{name}.mixed_fill": random.fill, f"{name}.mixed_s": random_s}
         figures |= {f"{name}.trl_s": theirs_s, f"{name}.s": ours_s, f"{name}.fill_ratio": ours.fill / theirs}
     if options.json:
         write_json(options.json, {"figures": figures})

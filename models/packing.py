@@ -1,9 +1,4 @@
-"""Best-fit-decreasing packing over a whole data set, by multiplicities of lengths rather than sample by sample.
-
-Samples of one length are interchangeable, and so are packs with one amount of room. For each length, from the longest
-down, the packs with the least sufficient room are filled first (Johnson 1973; for training data Ding et al. 2024,
-arXiv 2404.10830), as many at once as there are. The result depends on nothing but the lengths and the capacity.
-"""
+"""Which samples share a pack, over a whole data set: from their lengths alone, before any token is read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nanoalign.common.errors import ConfigError, DataError
-
-WORD = 512
-"""Amounts of room that one word of the occupancy bitmap covers."""
+from nanoalign.models.best_fit import best_fit
+from nanoalign.models.mixed_fit import mixed_fit
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,14 @@ class Packs:
         return self.tokens / (len(self) * self.capacity) if len(self) else 1.0
 
 
-def pack(lengths: ArrayLike, capacity: int, over_long: Literal["error", "drop"] = "error") -> Packs:
+def pack(
+    lengths: ArrayLike, capacity: int, over_long: Literal["error", "drop"] = "error", seed: int | None = None
+) -> Packs:
     """Packs samples of ``lengths`` (N,) tokens into packs of at most ``capacity`` tokens.
+
+    Args:
+        seed: packs of samples drawn at random (:mod:`models.mixed_fit`); None: best fit (:mod:`models.best_fit`), which
+            puts samples of one length together.
 
     Raises:
         ConfigError: ``capacity`` is not positive.
@@ -71,12 +71,14 @@ def pack(lengths: ArrayLike, capacity: int, over_long: Literal["error", "drop"] 
             f"{too_long.size} of {lengths.size} samples are longer than a pack of {capacity} tokens (longest: sample "
             f"{int(lengths.argmax())} with {int(lengths.max())}); make pack.length longer or set pack.over_long"
         )
-    counts = np.bincount(np.where(lengths > capacity, 0, lengths), minlength=capacity + 1)
-    counts[0] = 0
-    pack_of_placed, packs = _place(counts, capacity)
-    # Samples from the longest down, ties in the data set's order: the order in which _place counted them.
-    order = np.argsort(np.where(lengths > capacity, 0, -lengths).astype(np.int32), kind="stable").astype(np.int32)
-    order = order[: lengths.size - too_long.size]
+    fitting = np.flatnonzero(lengths <= capacity).astype(np.int32)
+    if seed is not None:
+        fitting = np.random.default_rng(seed).permutation(fitting)
+        pack_of_placed, packs = mixed_fit(lengths[fitting], capacity)
+    else:
+        pack_of_placed, packs = best_fit(np.bincount(lengths[fitting], minlength=capacity + 1), capacity)
+    # Samples from the longest down, ties in their order: the order in which the two count them.
+    order = fitting[np.argsort(-lengths[fitting].astype(np.int32), kind="stable")]
     pack_of = np.full(lengths.size, packs, dtype=np.int32)
     pack_of[order] = pack_of_placed
     samples = np.argsort(pack_of, kind="stable")[: order.size].astype(np.int32)
@@ -90,93 +92,6 @@ def singly(lengths: ArrayLike) -> Packs:
     capacity = int(lengths.max(initial=1))
     each = np.arange(lengths.size + 1)
     return Packs(each[:-1].astype(np.int32), each, np.empty(0, np.int32), capacity, int(lengths.sum()))
-
-
-def _place(counts: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int32], int]:
-    """The pack of every sample, samples taken from the longest down, and the number of packs.
-
-    ``counts[l]`` (capacity + 1,) is the number of samples of ``l`` tokens.
-    """
-    room = _Room(capacity)
-    placed: list[NDArray[np.int32]] = []
-    batch: list[int] = []
-    packs = 0
-    for length in np.flatnonzero(counts)[::-1].tolist():
-        left = int(counts[length])
-        free = room.at_least(length)
-        while left and free <= capacity:
-            each = free // length  # a pack stays the best fit until no further sample of this length fits
-            open_packs = room.packs[free]
-            many = min(len(open_packs), left // each)
-            if many:
-                chosen = open_packs[-many:]
-                del open_packs[-many:]
-                batch += chosen * each
-                left -= many * each
-                room.add(free - each * length, chosen)
-            if open_packs and left:  # fewer samples than fit into the next pack
-                last = open_packs.pop()
-                batch += [last] * left
-                room.add(free - left * length, [last])
-                left = 0
-            if not open_packs:
-                room.clear(free)
-            free = room.at_least(free + 1)
-        while left:
-            each = min(capacity // length, left)
-            many = left // each
-            chosen = list(range(packs, packs + many))
-            packs += many
-            batch += chosen * each
-            left -= many * each
-            room.add(capacity - each * length, chosen)
-        if len(batch) > 1 << 20:
-            placed.append(np.array(batch, dtype=np.int32))
-            batch = []
-    placed.append(np.array(batch, dtype=np.int32))
-    return np.concatenate(placed), packs
-
-
-class _Room:
-    """Open packs by the tokens they still have room for, with a two-level bitmap of the amounts that occur."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.packs: dict[int, list[int]] = {}
-        self.words = [0] * (capacity // WORD + 1)
-        self.used_words = 0
-
-    def add(self, free: int, packs: list[int]) -> None:
-        if free == 0:
-            return
-        held = self.packs.get(free)
-        if held is not None:
-            held += packs
-            return
-        self.packs[free] = packs
-        self.words[free // WORD] |= 1 << free % WORD
-        self.used_words |= 1 << free // WORD
-
-    def clear(self, free: int) -> None:
-        del self.packs[free]
-        self.words[free // WORD] ^= 1 << free % WORD
-        if not self.words[free // WORD]:
-            self.used_words ^= 1 << free // WORD
-
-    def at_least(self, free: int) -> int:
-        """The least room of an open pack that is ``free`` or more; more than the capacity if there is none."""
-        if free > self.capacity:
-            return free
-        word, bit = divmod(free, WORD)
-        bits = self.words[word] >> bit
-        if bits:
-            return free + (bits & -bits).bit_length() - 1
-        used = self.used_words >> (word + 1)
-        if not used:
-            return self.capacity + 1
-        word += (used & -used).bit_length()
-        bits = self.words[word]
-        return word * WORD + (bits & -bits).bit_length() - 1
 
 
 def turn_pieces(loss_mask: ArrayLike, capacity: int) -> list[tuple[int, int]]:

@@ -14,6 +14,8 @@ from nanoalign.models.adapters import base_of
 
 BUCKET_BYTES = 2**30
 """Of weights that are gathered at once: beside its own part a GPU holds this much, and the copy that is sent."""
+SEEN_ROWS = 1024
+"""Of a tensor, where a share of all weights is wanted: enough of them, and quickly read."""
 
 
 def whole_weights(
@@ -83,6 +85,31 @@ def stored_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
                 yield name, tensors.get_tensor(name)
+
+
+def changed_share(before: Path, after: Path, dtype: torch.dtype) -> float:
+    """The share of a model's weights that differ between two of its folders once both are rounded to ``dtype``: what an
+    engine in this dtype can see of a training. Of each tensor the first ``SEEN_ROWS`` rows.
+    """
+    held = {name: file for file in before.glob("*.safetensors") for name in _names(file)}
+    changed = seen = 0
+    for file in sorted(after.glob("*.safetensors")):
+        for name in _names(file):
+            if name in held:
+                old, new = (_first_rows(each, name).to(dtype) for each in (held[name], file))
+                changed, seen = changed + int((old != new).sum()), seen + new.numel()
+    return changed / max(1, seen)
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def _first_rows(file: Path, name: str) -> Tensor:
+    with safe_open(file, framework="pt") as tensors:
+        stored = tensors.get_slice(name)
+        return stored[:SEEN_ROWS] if stored.get_shape() else tensors.get_tensor(name)
 
 
 def _gathered(bucket: Sequence[tuple[str, nn.Parameter, LoraLayer | None]], want: bool) -> list[tuple[str, Tensor]]:

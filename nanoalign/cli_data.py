@@ -60,8 +60,9 @@ def show(
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.data_recipes.show import show as show_samples
     from nanoalign.data_recipes.tokenize import encode_batch
+    from nanoalign.graph import stage_seed
     from nanoalign.models.loading import load_tokenizer
-    from nanoalign.models.packing import pack
+    from nanoalign.sft.data import packed
 
     loaded = load_recipe(recipe, set_, None, data_root)
     name = _stage(loaded, stage)
@@ -74,9 +75,8 @@ def show(
             raise ConfigError(f"stage {name} does not pack its samples")
         lengths = [len(e.input_ids) for each in encode_batch(conversations, chat, tokenizer) for e in each]
         fitting = [place for place, length in enumerate(lengths) if length <= section.pack.length]
-        packed = pack([lengths[place] for place in fitting], section.pack.length)
-        rows = [packed.samples[a:b].tolist() for a, b in zip(packed.starts[:-1], packed.starts[1:], strict=True)]
-        groups = [[fitting[place] for place in row] for row in rows]
+        rows = packed([lengths[place] for place in fitting], section.pack, stage_seed(loaded, name))
+        groups = [[fitting[place] for place in row.tolist()] for row in rows]
         if left := len(lengths) - len(fitting):
             console.print(f"{left} examples are longer than a pack of {section.pack.length} tokens: not shown")
     show_samples(conversations, chat, tokenizer, console, groups)

@@ -106,15 +106,15 @@ def _sft(
 ) -> "Export":
     """The documents of :func:`sft.stage.run`, or its packs if they are concatenated without isolation."""
     from nanoalign.data_recipes.tokenize import Example
-    from nanoalign.models.packing import pack, singly
+    from nanoalign.models.packing import singly
     from nanoalign.nemo_rl.supervised import Packing, export_sft
-    from nanoalign.sft.data import prepare_stage, sft_data
+    from nanoalign.sft.data import packed, prepare_stage, sft_data
 
     prepared = prepare_stage(stage, mixture, chat, tokenizer, folder, data_root, target.seed)
     documents = sft_data(stage, prepared, target.seed).documents
     packing, rows = None, singly(documents.lengths)
     if stage.pack:
-        packs = pack(documents.lengths, stage.pack.length)
+        packs = packed(documents.lengths, stage.pack, target.seed)
         if stage.pack.isolate:
             packing = Packing(stage.pack.length, len(packs))
         else:

@@ -187,8 +187,8 @@ class _Sizes:
         self._training(plan, stage, max(1, rows), length, kept * tokens / max(1, rows), sign="~")
 
     def _dpo(self, plan: StagePlan, stage: Any) -> None:
-        pairs = stage.rounds * stage.tasks_per_round * stage.pairs_per_task
-        episodes = stage.rounds * stage.tasks_per_round * stage.samples_per_task
+        pairs = stage.rounds * stage.most_tasks * stage.pairs_per_task
+        episodes = stage.rounds * stage.most_tasks * stage.samples_per_task
         episodes += (stage.rounds + 1) * stage.held_out_tasks
         plan.samples = Amount(pairs, "<=")
         self._training(plan, stage, pairs, stage.rollouts.max_tokens * 2, 2 * stage.rollouts.max_tokens, sign="<=")

@@ -24,22 +24,39 @@ class DPOStage(Section):
     """Training tasks sampled in a round."""
     samples_per_task: int = Field(4, ge=2)
     """Episodes sampled for each task."""
+    revisit: float = Field(0.0, ge=0, le=1)
+    """At most this share of a round's tasks are those of the round before that both succeeded and failed; the others
+    are new ones."""
+    min_pairs: int | None = Field(None, ge=1)
+    """A round plays on with further tasks, tasks_per_round at a time, until it has so many pairs."""
+    max_batches: int = Field(4, ge=1)
+    """With min_pairs: a round has at most so many times tasks_per_round tasks."""
     held_out_tasks: int = Field(ge=1)
     """Test tasks on which success is measured before the first and after every round."""
     pairs_per_task: int = Field(2, ge=1)
     """At most this many success-failure pairs per task."""
     pairing: Literal["random", "closest_length", "same_prefix"] = "closest_length"
     """Which successes meet which failures; same_prefix prefers pairs that part latest."""
+    partial_credit: bool = False
+    """Where all episodes of a task failed, those whose end state came nearest to the wanted one (of environments that
+    say so) are preferred to the others. Success is measured as ever."""
     stop_when_flat: bool = False
     """End before `rounds` when held-out success did not rise in the last round."""
     beta: float = Field(0.1, gt=0)
     """DPO's beta."""
+    nll_weight: float = Field(0.0, ge=0)
+    """Weight of the chosen answers' negative log-likelihood (nats per token) beside DPO's loss."""
     max_turns: int = Field(6, ge=1)
     """Assistant turns in an episode."""
     rollouts: Rollouts
     thinking: Thinking = Thinking()
     train: Training
     """Training within one round."""
+
+    @property
+    def most_tasks(self) -> int:
+        """Of a round."""
+        return self.tasks_per_round * (self.max_batches if self.min_pairs is not None else 1)
 
 
 class RewardModelStage(Section):

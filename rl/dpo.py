@@ -10,7 +10,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from nanoalign.common.files import atomic_file, atomic_folder, write_json
+from nanoalign.common.files import atomic_folder, write_json
 from nanoalign.common.intervals import proportion
 from nanoalign.common.stage import StageContext
 from nanoalign.data_recipes.chat.base import ChatFormat
@@ -28,7 +27,9 @@ from nanoalign.reward.base import Tally
 from nanoalign.rl.collect import row_schedule
 from nanoalign.rl.config import DPOStage
 from nanoalign.rl.pairs import PreferencePair, pair_up
-from nanoalign.rollouts.base import Completion, Mode, RolloutEngine, Sampling, draw_mode, sampling
+from nanoalign.rl.round_files import pair_of, read_lines, tally, write_lines
+from nanoalign.rl.round_tasks import batches, differing
+from nanoalign.rollouts.base import Mode, RolloutEngine, Sampling, draw_mode, sampling
 from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.environments.base import Environment, Task
 from nanoalign.rollouts.episodes import EpisodeRecord, play
@@ -41,12 +42,16 @@ HELD_OUT = 1_000_000
 def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
     """Trains round after round and writes ``context.folder/model``.
 
-    Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round, and how many pairs
-    each round found, with intervals and counts.
+    Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round, how many pairs each
+    round found, with intervals and counts, and the share of weights that it changed as the engine has them, in
+    ``train.dtype``: a step that bfloat16 rounds away is none that plays.
     """
+    import torch
+
     from nanoalign.data_recipes.chat import chat_format
-    from nanoalign.models.loading import load_model, load_tokenizer, save_model
+    from nanoalign.models.loading import load_model, load_tokenizer, resolve, save_model
     from nanoalign.models.training import resolve_device
+    from nanoalign.models.weights import changed_share
     from nanoalign.rollouts.environments import environment
 
     device = resolve_device(context.device)
@@ -65,24 +70,22 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
             outcome: dict[str, Any] = {"round": number}
             if number:
                 if not (folder / "pairs.jsonl").is_file():
-                    episodes = player.train_episodes(current, number)
+                    episodes, pairs = player.train_episodes(current, number)
                     if first:
-                        pairs = pair_up(
-                            episodes, config.pairs_per_task, config.pairing, derive_seed(context.seed, number)
-                        )
-                        _write_lines(folder / "episodes.jsonl", episodes)
-                        _write_lines(folder / "pairs.jsonl", pairs)
+                        write_lines(folder / "episodes.jsonl", episodes)
+                        write_lines(folder / "pairs.jsonl", pairs)
                     processes.wait_for_everyone()
-                rows = _read_lines(folder / "episodes.jsonl")
+                rows = read_lines(folder / "episodes.jsonl")
                 successes = [row["success"] for row in rows]
                 outcome["ended"] = dict(Counter(row["ended"] for row in rows).most_common())
-                outcome["answers"] = _tally(rows).as_dict()
+                outcome["answers"] = tally(rows).as_dict()
                 faults: Counter[str] = Counter()
                 for row in rows:
                     faults.update(row.get("faults", {}))
                 if faults:
                     outcome["tool_faults"] = dict(faults.most_common())
-                pairs = [_pair(row) for row in _read_lines(folder / "pairs.jsonl")]
+                pairs = [pair_of(row) for row in read_lines(folder / "pairs.jsonl")]
+                outcome["tasks"] = len({row["task"] for row in rows})
                 outcome["sampled"] = proportion(sum(successes), len(successes)).as_dict()
                 outcome["pairs"] = len(pairs)
                 outcome["tasks_with_pairs"] = len({pair.task for pair in pairs})
@@ -93,6 +96,9 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 elif first:
                     save_model(load_model(current), tokenizer, folder / "model")
                 processes.wait_for_everyone()
+                outcome["changed"] = changed_share(
+                    resolve(current), folder / "model", getattr(torch, config.train.dtype)
+                )
             outcome["held_out"] = player.held_out_success(folder / "model" if number else current)
             if first:
                 write_json(folder / "round.json", outcome)
@@ -117,6 +123,7 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
         **{f"success_round_{each['round']}": each["held_out"] for each in rounds},
         **{f"sampled_round_{each['round']}": each["sampled"] for each in rounds[1:]},
         **{f"pairs_round_{each['round']}": each["pairs"] for each in rounds[1:]},
+        **{f"changed_round_{each['round']}": each["changed"] for each in rounds[1:]},
         **{f"ended_round_{each['round']}": each["ended"] for each in rounds[1:]},
         **{f"tool_faults_round_{each['round']}": found for each in rounds if (found := each.get("tool_faults"))},
         "answers": Tally.from_dicts(each["answers"] for each in rounds[1:]).as_dict(),
@@ -134,7 +141,7 @@ class _Player:
         self.device = device
         self.chat, self.tokenizer = chat, tokenizer
         self.train_tasks = list(environment.tasks("train"))
-        self.order = row_schedule(len(self.train_tasks), config.rounds * config.tasks_per_round, context.seed)
+        self.order = row_schedule(len(self.train_tasks), config.rounds * config.most_tasks, context.seed)
         test = list(environment.tasks("test"))
         chosen = row_schedule(len(test), min(config.held_out_tasks, len(test)), derive_seed(context.seed, HELD_OUT))
         self.test_tasks = [test[row] for row in chosen]
@@ -175,10 +182,29 @@ class _Player:
         """Makes room for training."""
         self.loaded = None
 
-    def train_episodes(self, model: Path, number: int) -> list[EpisodeRecord]:
-        size = self.config.tasks_per_round
-        tasks = [self.train_tasks[row] for row in self.order[(number - 1) * size : number * size]]
-        return self._play(model, tasks, self.config.samples_per_task, number, self.config.rollouts)
+    def train_episodes(self, model: Path, number: int) -> tuple[list[EpisodeRecord], list[PreferencePair]]:
+        """A round's episodes and their pairs, the same on every process."""
+        config, episodes, pairs = self.config, list[EpisodeRecord](), list[PreferencePair]()
+        new = self.order[(number - 1) * config.most_tasks : number * config.most_tasks]
+        played = 0
+        for batch in batches(new, self._again(number), config.tasks_per_round):
+            tasks = [self.train_tasks[row] for row in batch]
+            episodes += self._play(model, tasks, config.samples_per_task, number, config.rollouts, played)
+            played += len(tasks)
+            seed = derive_seed(self.context.seed, number)
+            pairs = pair_up(episodes, config.pairs_per_task, config.pairing, seed, config.partial_credit)
+            if len(pairs) >= (config.min_pairs or 0):
+                break
+        return episodes, pairs
+
+    def _again(self, number: int) -> list[int]:
+        """The tasks of the round before that are played once more."""
+        most = int(self.config.revisit * self.config.tasks_per_round)
+        if number == 1 or not most:
+            return []
+        rows = {task.id: row for row, task in enumerate(self.train_tasks)}
+        before = read_lines(self.context.folder / f"round-{number - 1}" / "episodes.jsonl")
+        return [rows[task] for task in differing(before)][:most]
 
     def held_out_success(self, model: Path) -> dict[str, float]:
         greedy = self.config.rollouts.model_copy(update={"temperature": 0.0})
@@ -186,12 +212,13 @@ class _Player:
         return proportion(sum(each.success for each in episodes), len(episodes)).as_dict()
 
     def _play(
-        self, model: Path, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts
+        self, model: Path, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts, before: int = 0
     ) -> list[EpisodeRecord]:
         """On every process the episodes of all: each plays its share of the tasks where each has an engine of its own,
-        the first plays all where servers are asked."""
+        the first plays all where servers are asked. ``before``: tasks of the round that were played already."""
         seed, rank = self.context.seed, self.processes.process_index
-        modes = [draw_mode(self.config.thinking, derive_seed(seed, number, task)) for task in range(len(tasks))]
+        places = range(before, before + len(tasks))
+        modes = [draw_mode(self.config.thinking, derive_seed(seed, number, place)) for place in places]
         if self.each:
             bounds = [len(tasks) * part // self.processes.num_processes for part in (rank, rank + 1)]
         else:
@@ -200,7 +227,7 @@ class _Player:
 
         def settings(place: int, sample: int, turn: int) -> tuple[Mode, Sampling]:
             task = mine[place]
-            return modes[task], sampling(rollouts, modes[task], derive_seed(seed, number, task, sample, turn))
+            return modes[task], sampling(rollouts, modes[task], derive_seed(seed, number, before + task, sample, turn))
 
         episodes: list[EpisodeRecord] = []
         engine = self.engine(model)  # of all processes, also those with no task: they start together
@@ -227,7 +254,9 @@ def train_round(
     from nanoalign.models.loading import save_model
     from nanoalign.rl.dpo_trainer import dpo_arguments, make_trainer
 
-    arguments = dpo_arguments(config.train, len(pairs), config.beta, folder / "checkpoints", device, context.seed)
+    arguments = dpo_arguments(
+        config.train, len(pairs), config.beta, folder / "checkpoints", device, context.seed, config.nll_weight
+    )
     fresh_model = partial(load_trainable, source, config.train.lora, context.seed)
     trainer = make_trainer(fresh_model(device), tokenizer, pairs, arguments, config.train, context.log, phase)
     trainer.train_or_resume()
@@ -240,51 +269,6 @@ def train_round(
 def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) -> None:
     values: dict[str, Any] = {"phase": "rounds", "held_out_success": outcome["held_out"]["value"]}
     if "sampled" in outcome:
-        values |= {"sampled_success": outcome["sampled"]["value"], "pairs": outcome["pairs"]}
+        values |= {name: outcome[name] for name in ("pairs", "changed")}
+        values["sampled_success"] = outcome["sampled"]["value"]
     context.log.metrics(outcome["round"], rounds, **values)
-
-
-def _write_lines(path: Path, items: Sequence[EpisodeRecord] | Sequence[PreferencePair]) -> None:
-    """One JSON object a line, token ids and log-probabilities included. Mode, task and messages of an episode follow
-    from its seed and ids."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for item in items:
-            row = asdict(item) if isinstance(item, PreferencePair) else _episode_row(item)
-            file.write(json.dumps(row) + "\n")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def _tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
-    """What was wrong with the turns of episodes."""
-    faults = [turn["faults"] for row in rows for turn in row["turns"]]
-    return Tally(len(faults), Counter(fault for each in faults for fault in each))
-
-
-def _episode_row(record: EpisodeRecord) -> dict[str, Any]:
-    turns = [
-        {"prompt_ids": turn.prompt_ids, **asdict(turn.completion), "faults": turn.answer.faults}
-        for turn in record.turns
-    ]
-    return {
-        "task": record.task.id,
-        "sample": record.sample,
-        **asdict(record.mode),
-        "success": record.success,
-        "ended": record.ended,
-        "reward": record.reward,
-        "faults": record.faults,
-        "turns": turns,
-    }
-
-
-def _pair(row: Mapping[str, Any]) -> PreferencePair:
-    chosen, rejected = (_completion(row[side]) for side in ("chosen", "rejected"))
-    return PreferencePair(row["task"], row["turn"], tuple(row["prompt_ids"]), chosen, rejected)
-
-
-def _completion(row: Mapping[str, Any]) -> Completion:
-    return Completion(tuple(row["token_ids"]), tuple(row["logprobs"]), tuple(row["forced"]), row["finish"])

@@ -62,15 +62,18 @@ class PairCollator(DataCollatorForPreference):
         return batch
 
 
-def dpo_arguments(train: Training, pairs: int, beta: float, folder: Path, device: str, seed: int) -> DPOConfig:
+def dpo_arguments(
+    train: Training, pairs: int, beta: float, folder: Path, device: str, seed: int, nll_weight: float = 0.0
+) -> DPOConfig:
     """Arguments of a round on so many pairs; checkpoints in ``folder``. Made before the model is loaded: ZeRO-3 then
     splits it while it loads.
 
     Raises:
         ConfigError: as :func:`models.training.training_arguments`.
     """
+    nll: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]} if nll_weight else {}
     arguments = training_arguments(
-        train, folder, pairs, device, seed, cls=DPOConfig,
+        train, folder, pairs, device, seed, cls=DPOConfig, **nll,
         beta=beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True,
     )  # fmt: skip
     assert isinstance(arguments, DPOConfig)

@@ -55,8 +55,13 @@ def parted(success: EpisodeRecord, failure: EpisodeRecord) -> PreferencePair:
     )  # fmt: skip
 
 
-def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, seed: int) -> list[PreferencePair]:
+def pair_up(
+    records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, seed: int, partial: bool = False
+) -> list[PreferencePair]:
     """At most ``per_task`` pairs per task; records of one task are adjacent.
+
+    With ``partial``, where all episodes of a task failed, those that came nearest by ``credit`` take the part of
+    successes before those that came less near.
 
     Episodes that are in fewer pairs so far come first. Among these ``random`` draws, ``closest_length`` takes the
     smallest difference in tokens, ``same_prefix`` the pair that parts latest (then the smallest difference). Pairs of
@@ -65,18 +70,22 @@ def pair_up(records: Iterable[EpisodeRecord], per_task: int, pairing: Pairing, s
     generator = random.Random(seed)
     pairs: list[PreferencePair] = []
     for _, group in groupby(records, key=lambda record: record.task.id):
-        pairs += _pairs_of_task(list(group), per_task, pairing, generator)
+        pairs += _pairs_of_task(list(group), per_task, pairing, generator, partial)
     return pairs
 
 
 def _pairs_of_task(
-    records: Sequence[EpisodeRecord], per_task: int, pairing: Pairing, generator: random.Random
+    records: Sequence[EpisodeRecord], per_task: int, pairing: Pairing, generator: random.Random, partial: bool
 ) -> list[PreferencePair]:
+    good = [record.success for record in records]
+    if partial and not any(good):
+        nearest = max(record.credit for record in records)
+        good = [record.credit == nearest for record in records]
     candidates = [
         (success, failure, parted(records[success], records[failure]), generator.random())
         for success in range(len(records))
         for failure in range(len(records))
-        if records[success].success and not records[failure].success
+        if good[success] and not good[failure]
     ]
     uses = [0] * len(records)
     pairs: list[PreferencePair] = []

@@ -57,6 +57,8 @@ class EpisodeRecord:
     """The environment's, from 0 to 1, however the episode ended."""
     faults: Mapping[str, int] = field(default_factory=dict)
     """How often its tools went wrong, by kind."""
+    credit: float = 0.0
+    """How near it came, from 0 to 1, where the environment says so; else its reward."""
 
     @property
     def tokens(self) -> int:
@@ -268,7 +270,8 @@ def _answer(each: _Play, request: Request, completion: Completion, chat: ChatFor
 
 def _record(each: _Play, outcome: Outcome) -> EpisodeRecord:
     success = outcome.success and each.ended == "done"
+    credit = getattr(each.episode, "credit", None)
     return EpisodeRecord(
         each.task, each.sample, each.mode, tuple(each.turns), tuple(each.messages), success, each.ended, outcome.reward,
-        dict(getattr(each.episode, "faults", {})),
+        dict(getattr(each.episode, "faults", {})), outcome.reward if credit is None else credit(),
     )  # fmt: skip

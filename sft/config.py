@@ -14,6 +14,9 @@ class Pack(Section):
 
     length: int = Field(131072, ge=16)
     """Tokens in a pack."""
+    strategy: Literal["mixed", "best_fit"] = "mixed"
+    """Which documents share a pack: any, drawn at random, or by best fit those of like length and so of like domain,
+    which makes steps uneven and cost a small model tool calls. Packs are equally full."""
     isolate: bool = True
     """Documents in a pack cannot see each other; false reproduces the paper's plain concatenation."""
     over_long: Literal["error", "drop", "split"] = "error"

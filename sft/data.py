@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nanoalign.budget_control.transforms import teaching
 from nanoalign.common.errors import DataError
@@ -28,9 +28,9 @@ from nanoalign.data_recipes.prepared import Prepared
 from nanoalign.data_recipes.selection import ProgressFn, no_progress
 from nanoalign.data_recipes.transforms import Teaching
 from nanoalign.models.config import HELD_OUT, HELD_OUT_SHARE
-from nanoalign.models.packing import turn_pieces
+from nanoalign.models.packing import Packs, pack, singly, turn_pieces
 from nanoalign.sft.collate import Documents
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import Pack, SFTStage
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""
@@ -96,6 +96,17 @@ def sft_data(stage: SFTStage, data: Prepared, seed: int) -> SFTData:
     by_domain = Counter(dict(zip(names, counts.tolist(), strict=True)))
     held_out_samples = len(np.unique(data.column("sample")[unseen]))
     return SFTData(documents, held_out, held_out_samples, by_domain, changed, dropped)
+
+
+def packed(lengths: ArrayLike, packing: Pack | None, seed: int) -> Packs:
+    """The rows of documents of ``lengths`` (N,) tokens: packs, or each alone where a stage does not pack.
+
+    Raises:
+        DataError: a document is longer than a pack.
+    """
+    if packing is None:
+        return singly(lengths)
+    return pack(lengths, packing.length, seed=seed if packing.strategy == "mixed" else None)
 
 
 def hold_out(

@@ -39,10 +39,10 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     from nanoalign.models.adapters import base_of, load_trainable
     from nanoalign.models.held_out import restore_best
     from nanoalign.models.loading import load_tokenizer, save_model
-    from nanoalign.models.packing import pack, singly
+    from nanoalign.models.packing import singly
     from nanoalign.models.sequence_parallel import parallelize, sequence_group
     from nanoalign.sft.collate import Collator
-    from nanoalign.sft.data import prepare_stage, progress_log, sft_data
+    from nanoalign.sft.data import packed, prepare_stage, progress_log, sft_data
     from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
     source, chat = context.inputs["from"], chat_format(context.chat)
@@ -62,7 +62,7 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     if train.evaluate_every is not None and not len(data.held_out):
         kept = data.held_out_samples + sum(data.by_domain.values())
         raise DataError(f"train.evaluate_every: of {kept} samples none is held out (one of {HELD_OUT_SHARE} would be)")
-    rows = pack(documents.lengths, packing.length) if packing else singly(documents.lengths)
+    rows = packed(documents.lengths, packing, context.seed)
     ranks = packing.sequence_parallel if packing else 1
     rank = int(os.environ.get("RANK", "0")) % ranks
     batches = Collator(documents, rows, bool(packing and packing.isolate), tokenizer.pad_token_id, rank, ranks)

@@ -4,6 +4,7 @@ Small enough for a model of a few million parameters and a vocabulary of 2k toke
 word, results a few characters.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -114,3 +115,12 @@ def same(left: Office, right: Office) -> bool:
         return events, sorted((to.lower(), text.lower()) for to, text in office.mails)
 
     return normal(left) == normal(right)
+
+
+def changes(before: Office, after: Office) -> frozenset[tuple[Any, ...]]:
+    """Events that are new, other or gone, and mails that were sent; case does not count."""
+    old, new = ({id: str(event).lower() for id, event in office.events.items()} for office in (before, after))
+    events = {(id, new.get(id)) for id in old.keys() | new.keys() if old.get(id) != new.get(id)}
+    mails = Counter((to.lower(), text.lower()) for to, text in after.mails)
+    mails.subtract((to.lower(), text.lower()) for to, text in before.mails)
+    return frozenset(events) | {(*mail, number) for mail, count in mails.items() for number in range(count)}

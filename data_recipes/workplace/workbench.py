@@ -84,6 +84,17 @@ def same(left: WorkBench, right: WorkBench) -> bool:
     )  # fmt: skip
 
 
+def changes(before: WorkBench, after: WorkBench) -> frozenset[tuple[Any, ...]]:
+    """Rows that are new, other or gone, with the case that :func:`same` counts."""
+    return frozenset(
+        (name, id, None if row is None else tuple(sorted(_folded(row).items())))
+        for name, table in after.tables.items()
+        for id in table.keys() | before.tables[name].keys()
+        if (row := table.get(id)) is not (old := before.tables[name].get(id))
+        and (row is None or old is None or _folded(row) != _folded(old))
+    )
+
+
 def _folded(row: Row) -> dict[str, str]:
     return {key: value if key in CASE_MATTERS else value.lower() for key, value in row.items()}
 

@@ -15,6 +15,8 @@ class ToolEpisode:
     """The simulator, with a state of this episode's own."""
     is_solved: Callable[[], bool]
     """Whether that state is the reference's now."""
+    changed: Callable[[], tuple[frozenset[Any], frozenset[Any]]] | None = None
+    """What differs from the beginning in that state, and in the reference's."""
     over: bool = field(default=False, init=False)
 
     def step(self, answer: Answer) -> Sequence[Message]:
@@ -28,3 +30,11 @@ class ToolEpisode:
     def success(self) -> bool:
         """Whether the end state is the reference's and the assistant ended the episode itself."""
         return self.over and self.is_solved()
+
+    def credit(self) -> float:
+        """How much of what changed, or should have, changed as it should: 1 in the reference's state, 0 where nothing
+        is right."""
+        if self.changed is None:
+            return float(self.is_solved())
+        ours, wanted = self.changed()
+        return len(ours & wanted) / len(ours | wanted) if ours or wanted else 1.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from nanoalign.data_recipes.conversation import Message
-from nanoalign.data_recipes.workplace.office import TOOLS, same
+from nanoalign.data_recipes.workplace.office import TOOLS, changes, same
 from nanoalign.data_recipes.workplace.office_tasks import OfficeTask, expected, tasks
 from nanoalign.rollouts.environments.base import Task
 from nanoalign.rollouts.environments.episode import ToolEpisode
@@ -40,4 +40,8 @@ class MiniatureWorkplace:
     def start(self, task: Task) -> ToolEpisode:
         drawn = _drawn(task.split)[task.id]
         office, reference = drawn.office.copy(), drawn.reference()
-        return ToolEpisode(office.call, lambda: same(office, reference))
+        return ToolEpisode(
+            office.call,
+            lambda: same(office, reference),
+            lambda: (changes(drawn.office, office), changes(drawn.office, reference)),
+        )

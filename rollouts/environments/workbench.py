@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanoalign.data_recipes.conversation import Message
-from nanoalign.data_recipes.workplace.workbench import SYSTEM, same
+from nanoalign.data_recipes.workplace.workbench import SYSTEM, changes, same
 from nanoalign.data_recipes.workplace.workbench_data import WorkBenchTask, load_office, load_tasks
 from nanoalign.data_recipes.workplace.workbench_tools import TOOLS
 from nanoalign.rollouts.environments.base import Task
@@ -42,7 +42,11 @@ class WorkBenchEnvironment:
         office, reference = self._office.copy(), self._office.copy()
         for call in self._tasks[task.id].calls:
             reference.call(call.name, call.arguments)
-        return ToolEpisode(office.call, lambda: same(office, reference))
+        return ToolEpisode(
+            office.call,
+            lambda: same(office, reference),
+            lambda: (changes(self._office, office), changes(self._office, reference)),
+        )
 
 
 def all_tools(data_root: Path) -> WorkBenchEnvironment:

@@ -10,7 +10,7 @@ import torch
 
 from nanoalign.models.adapters import merge_adapter
 from nanoalign.models.loading import load_model
-from nanoalign.models.weights import whole_weights
+from nanoalign.models.weights import changed_share, whole_weights
 from tests.models.weights_worker import KINDS, adapted, plain
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +69,16 @@ def test_split_over_processes_they_are_those_of_one():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, str(worker)], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_a_step_below_bfloat16s_resolution_changes_nothing_that_an_engine_sees(tmp_path):
+    from safetensors.torch import save_file
+
+    weights = torch.full((4, 5), 0.5)
+    for name, step in (("before", 0.0), ("small", 1e-4), ("large", 1e-2)):
+        (tmp_path / name).mkdir()
+        save_file({"a": weights, "b": weights + step, "scale": torch.tensor(1.0)}, tmp_path / name / "x.safetensors")
+    before = tmp_path / "before"
+    assert changed_share(before, tmp_path / "small", torch.float32) == 20 / 41
+    assert changed_share(before, tmp_path / "small", torch.bfloat16) == 0
+    assert changed_share(before, tmp_path / "large", torch.bfloat16) == 20 / 41

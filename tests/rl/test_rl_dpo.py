@@ -11,6 +11,7 @@ from nanoalign.data_recipes.conversation import Answer, Message
 from nanoalign.models.config import Training
 from nanoalign.rl import dpo
 from nanoalign.rl.config import DPOStage
+from nanoalign.rl.round_tasks import differing
 from nanoalign.rollouts.config import Rollouts, Thinking
 from nanoalign.rollouts.environments.base import Task
 
@@ -112,6 +113,24 @@ def test_a_round_without_pairs_leaves_the_weights(stage_inputs, tmp_path, small_
 
     before, after = load_file(small_base / "model.safetensors"), load_file(tmp_path / "model/model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_round_plays_on_until_it_has_its_pairs_and_comes_back_to_what_differed(stage_inputs, tmp_path):
+    settings = config(tasks_per_round=2, min_pairs=1000, max_batches=3, revisit=1.0, nll_weight=2.0)
+    dpo.run(settings, {}, stage_inputs(tmp_path))
+    rounds = [json.loads((tmp_path / f"round-{number}/round.json").read_text()) for number in (1, 2)]
+    assert [each["tasks"] for each in rounds] == [6, 6]
+    first, second = (
+        [json.loads(line) for line in (tmp_path / f"round-{number}/episodes.jsonl").read_text().splitlines()]
+        for number in (1, 2)
+    )
+    again = list(dict.fromkeys(row["task"] for row in second))[:2]
+    assert again == differing(first)[:2]
+    assert len({(row["task"], row["sample"]) for row in first}) == len(first) == 24
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["step"] == 1 and "loss" in row]
+    assert all(loss > math.log(2) + 1 for loss in losses)  # two times the chosen answers' nats a token
+    assert all(0 < each["changed"] <= 1 for each in rounds)
 
 
 def test_forced_tokens_are_outside_the_loss(tokenizer):

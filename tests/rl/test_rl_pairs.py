@@ -1,11 +1,14 @@
 """Which successes meet which failures, and at which turn."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoalign.data_recipes.conversation import Answer
 from nanoalign.rl.pairs import pair_up, parted
+from nanoalign.rl.round_tasks import batches, differing
 from nanoalign.rollouts.base import Completion, Mode
 from nanoalign.rollouts.environments.base import Task
 from nanoalign.rollouts.episodes import EpisodeRecord, Turn
@@ -45,6 +48,20 @@ def test_pairings_prefer_what_they_say():
     assert len(pair_up([good, early, late], 5, "random", 0)) == 2
 
 
+def test_partial_credit_pairs_failures_only_where_nothing_succeeds():
+    near, far, further = (
+        replace(episode("a", i, False, ((1,), (5 + i,))), credit=credit) for i, credit in enumerate([0.5, 0.2, 0.0])
+    )
+    assert pair_up([near, far, further], 5, "random", 0) == []
+    pairs = pair_up([near, far, further], 5, "random", 0, partial=True)
+    assert {pair.chosen.token_ids for pair in pairs} == {(5,)}
+    assert {pair.rejected.token_ids for pair in pairs} == {(6,), (7,)}
+    success = episode("a", 3, True, ((1,), (9,)))
+    assert {pair.chosen.token_ids for pair in pair_up([near, far, success], 5, "random", 0, partial=True)} == {(9,)}
+    alike = [replace(each, credit=0.5) for each in (near, far)]
+    assert pair_up(alike, 5, "random", 0, partial=True) == []
+
+
 completions = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple)
 outcomes = st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), completions), max_size=14)
 
@@ -67,3 +84,23 @@ def test_pairs_are_of_one_task_unique_and_limited(outcomes, per_task, pairing, s
         for pair in ours:
             assert pair.chosen.token_ids in good
             assert pair.rejected.token_ids in bad
+
+
+@given(
+    st.lists(st.integers(0, 30), unique=True, max_size=20), st.lists(st.integers(0, 30), unique=True), st.integers(1, 8)
+)
+def test_batches_of_a_round_begin_with_what_comes_again(new, again, size):
+    again = again[:size]
+    found = list(batches(new, again, size))
+    played = [row for batch in found for row in batch]
+    assert played == [*again, *(row for row in new if row not in again)]
+    assert all(len(batch) == size for batch in found[:-1]) and len(found[-1]) <= size
+
+
+def test_the_first_batch_is_the_schedules_and_keeps_what_it_repeats():
+    assert next(batches([3, 3, 1, 2], [], 3)) == [3, 3, 1]
+
+
+def test_tasks_that_differ():
+    rows = [{"task": task, "success": success} for task, success in zip("aabbcc", [1, 0, 1, 1, 0, 1])]
+    assert differing(rows) == ["a", "c"]

@@ -20,9 +20,9 @@ from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.rows import to_row
 from nanoalign.data_recipes.selection import build
 from nanoalign.data_recipes.tokenize import Example, encode_batch
-from nanoalign.models.packing import pack, turn_pieces
-from nanoalign.sft.config import SFTStage
-from nanoalign.sft.data import SFTData, hold_out, prepare_stage, prompt_and_answer, runs, sft_data
+from nanoalign.models.packing import pack, singly, turn_pieces
+from nanoalign.sft.config import Pack, SFTStage
+from nanoalign.sft.data import SFTData, hold_out, packed, prepare_stage, prompt_and_answer, runs, sft_data
 
 CHAT = chat_format("nemotron-nano-v2")
 EXTENDING = chat_format("chatml")
@@ -100,6 +100,17 @@ def test_documents_and_packs_are_those_of_the_mixture_in_memory(
     one, other = pack(data.documents.lengths, 128), pack([len(e.input_ids) for e in documents], 128)
     assert np.array_equal(one.samples, other.samples) and np.array_equal(one.starts, other.starts)
     assert data.by_domain.keys() == {"math", "tools", "chat", "safety"}
+
+
+def test_rows_are_mixed_or_best_fit_packs_or_single_documents() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, 200)
+    for packing, expected in (
+        (Pack(length=128), pack(lengths, 128, seed=4)),
+        (Pack(length=128, strategy="best_fit"), pack(lengths, 128)),
+        (None, singly(lengths)),
+    ):
+        rows = packed(lengths, packing, 4)
+        assert np.array_equal(rows.samples, expected.samples) and np.array_equal(rows.starts, expected.starts)
 
 
 def made_up(kind: str, count: int) -> list[Conversation]:

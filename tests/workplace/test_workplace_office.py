@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.conversation import Answer, ToolCall
-from nanoalign.data_recipes.workplace.office import DAYS, HOURS, PARAMETERS, PEOPLE, TITLES, TOOLS, Event, Office, same
+from nanoalign.data_recipes.workplace.office import (
+    DAYS,
+    HOURS,
+    PARAMETERS,
+    PEOPLE,
+    TITLES,
+    TOOLS,
+    Event,
+    Office,
+    changes,
+    same,
+)
 from nanoalign.data_recipes.workplace.office_tasks import KINDS, REQUESTS, demonstration, tasks
 from nanoalign.rollouts.environments import environment
 
@@ -180,3 +191,38 @@ def test_an_unknown_environment_names_the_nearest() -> None:
         environment("miniature-workspace", None)
     with pytest.raises(ConfigError, match="data-root"):
         environment("workbench", None)
+
+
+calls = st.lists(
+    st.one_of(
+        st.builds(lambda id, hour: ("move", {"id": id, "day": "Mon", "hour": hour}), st.sampled_from(["e10", "e20"]),
+                  st.integers(8, 9)),
+        st.builds(lambda id: ("drop", {"id": id}), st.sampled_from(["e20", "e30"])),
+        st.builds(lambda title: ("add", {"title": title, "day": "Fri", "hour": 9}), st.sampled_from(["a", "A", "b"])),
+        st.builds(lambda to: ("mail", {"to": to, "text": "hi"}), st.sampled_from(PEOPLE[:2])),
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
+@given(ours=calls, wanted=calls)
+def test_changes_are_equal_where_the_states_are(
+    ours: list[tuple[str, dict[str, object]]], wanted: list[tuple[str, dict[str, object]]]
+) -> None:
+    left, right = office(), office()
+    for state, asked in ((left, ours), (right, wanted)):
+        for name, arguments in asked:
+            state.call(name, arguments)
+    assert (changes(office(), left) == changes(office(), right)) == same(left, right)
+    assert not changes(left, left.copy())
+
+
+def test_credit_is_the_share_of_what_changed_as_it_should() -> None:
+    workplace = environment("miniature-workplace", None)
+    task = next(each for each in workplace.tasks("train") if len(each.data["calls"]) > 1)
+    wanted = [ToolCall(call["name"], call["arguments"]) for call in task.data["calls"]]
+    half, whole, idle = (workplace.start(task) for _ in range(3))
+    whole.step(Answer("", tool_calls=tuple(wanted)))
+    half.step(Answer("", tool_calls=(ToolCall("mail", {"to": "Ann", "text": "unasked"}), *wanted)))
+    assert whole.credit() == 1 and idle.credit() == 0
+    assert 0 < half.credit() < 1

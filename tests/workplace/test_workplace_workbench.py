@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.conversation import Answer, ToolCall
 from nanoalign.data_recipes.workplace import workbench_tools as spec
-from nanoalign.data_recipes.workplace.workbench import LONGEST_RESULT, LONGEST_VALUE, MAX_ROWS, NOW, WorkBench, same
+from nanoalign.data_recipes.workplace.workbench import (
+    LONGEST_RESULT,
+    LONGEST_VALUE,
+    MAX_ROWS,
+    NOW,
+    WorkBench,
+    changes,
+    same,
+)
 from nanoalign.data_recipes.workplace.workbench_data import load_office, load_tasks
 from nanoalign.data_recipes.workplace.workbench_tools import TOOLS
 from nanoalign.rollouts.environments import environment
@@ -55,8 +63,11 @@ def test_each_reference_runs_and_equals_itself_and_side_effects_fail(start: Work
             for call in task.calls:
                 assert not office.call(call.name, call.arguments).startswith("Error"), (task.id, call)
         assert same(reference, again)
+        assert changes(start, reference) == changes(start, again)
+        assert bool(changes(start, reference)) == (not same(reference, start))
         again.call("analytics_create_plot", _plot())
         assert not same(reference, again)
+        assert len(changes(start, again)) == len(changes(start, reference)) + 1
         no_change += same(reference, start)
     assert no_change == 83  # 81 without calls, and two that ask for what is so already
     assert not start.tables["plots"], "a copy's calls changed the original"
