@@ -21,6 +21,8 @@ OF_THE_LAUNCHER = (
 )  # fmt: skip
 """Variables of a rank of the trainer, by how they begin: a server that finds them waits for that launcher's store in
 place of opening its own."""
+LOUD = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+"""Its log is a file, which says what a slow start waits for."""
 START_S = 900.0
 """Seconds in which a server must answer: loading weights and capturing graphs takes minutes for large models."""
 STOP_S = 10.0
@@ -49,8 +51,9 @@ class LocalServer:
         self.model, self.log = model, log
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=vllm_arguments, budgets=budgets)
-        environment = serve_environment("127.0.0.1", None, budgets) | {"VLLM_SERVER_DEV_MODE": "1"}
+        arguments = ["--disable-uvicorn-access-log", *vllm_arguments]
+        command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=arguments, budgets=budgets)
+        environment = serve_environment("127.0.0.1", None, budgets) | LOUD
         for name in [name for name in environment if name.startswith(OF_THE_LAUNCHER)]:
             del environment[name]
         if gpus is not None:
