@@ -98,7 +98,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     if (trained := trainer.full_model(fresh_model)) is not None:
         save_model(trained, tokenizer, context.folder / "model")
     trainer.accelerator.wait_for_everyone()
-    figures = learning_figures(trainer.state.log_history, config) | asked.report
+    figures = {**learning_figures(trainer.state.log_history, config), **asked.report}
     if config.train.early_stop is not None:  # the model is that of the best measurement
         figures |= {"held_out_reward_last": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
     return figures

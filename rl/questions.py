@@ -50,11 +50,11 @@ def questions(
         return Questions(ask(tasks), ask(chosen), played, tasks, chosen)
     asked = partial(prompts_of, thinking=config.thinking, chat=chat, tokenizer=tokenizer, seed=seed)
     built = build(mixtures[str(config.data)], context.data_root, seed, chat=chat)
-    prompts, held_out = asked(built.conversations), list[Prompt]()
-    if measured and isinstance(config.held_out, str):
-        held_out = asked(build(mixtures[config.held_out], context.data_root, seed, chat=chat).conversations)
-    elif measured:
-        prompts, held_out = hold_out(prompts, config.held_out, seed)
+    prompts, held_out, wanted = asked(built.conversations), list[Prompt](), config.held_out
+    if measured and isinstance(wanted, str):
+        held_out = asked(build(mixtures[wanted], context.data_root, seed, chat=chat).conversations)
+    elif measured and not isinstance(wanted, str):
+        prompts, held_out = hold_out(prompts, wanted, seed)
     return Questions(
         prompts, held_out, report={"dropped": dict(built.report.dropped), "not_read": dict(built.report.not_read)}
     )

@@ -121,4 +121,6 @@ def _notes(target: Target, stage: GRPOStage) -> list[tuple[str, str]]:
         ("rollouts.engine", "always vLLM, colocated; its log-probabilities correct the importance ratio"),
         ("rollouts.grace, batch_size", "no meaning there: no budgets, and vLLM batches by itself"),
         ("max_mismatch", "not a gate there: watch its metric `token_mult_prob_error`, which is the same figure"),
+        *([("train.evaluate_every, early_stop, held_out", "not measured there: play or evaluate the checkpoint here")]
+          if stage.train.evaluate_every is not None else []),
     ]  # fmt: skip

@@ -109,7 +109,7 @@ class NemoGymEpisode:
 def _rows(file: Path) -> list[Mapping[str, Any]]:
     if not file.is_file():
         raise DataError(f"nemo-gym: no such file {file} in {Path.cwd()}")
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         row = json.loads(line) if line.strip() else None
         if row is None:

@@ -24,7 +24,9 @@ PARAMETERS = {"type": "object", "properties": {"to": {"type": "string"}}, "requi
 ROW = {
     "responses_create_params": {
         "input": [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "Greet ann."}],
-        "tools": [{"type": "function", "name": "greet", "description": "Greets.", "parameters": PARAMETERS}],
+        "tools": [
+            {"type": "function", "name": "greet", "description": "Greets.", "parameters": PARAMETERS, "strict": False}
+        ],
     },
     "whom": "ann",
 }
