@@ -11,7 +11,7 @@ from nanoalign.data_recipes.chat.render import special_token_in
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.readers import BadRow, Row, RowError, read_rows, without_nulls
 from nanoalign.data_recipes.rows import from_row
-from nanoalign.evaluation.benchmarks import Benchmark, Data, Reading
+from nanoalign.evaluation.benchmarks import Benchmark, Data, TaskReading
 
 
 def files_of(benchmark: Benchmark, data_root: Path | None) -> list[Path]:
@@ -20,7 +20,7 @@ def files_of(benchmark: Benchmark, data_root: Path | None) -> list[Path]:
     return [file for data in benchmark.data for file in _mirrored(data, root)]
 
 
-def rows(reading: Reading) -> Iterator[Row]:
+def rows(reading: TaskReading) -> Iterator[Row]:
     """(where it is, row) of all its data, in order.
 
     Raises DataError where they are neither mirrored nor on the hub, and where a row cannot be read.
@@ -35,7 +35,7 @@ def rows(reading: Reading) -> Iterator[Row]:
             yield origin, row
 
 
-def conversation(reading: Reading, origin: str, row: dict[str, Any]) -> Conversation:
+def conversation(reading: TaskReading, origin: str, row: dict[str, Any]) -> Conversation:
     """A task from a row of the normal form. Raises DataError with its place where it is none."""
     try:
         return from_row(
@@ -81,7 +81,7 @@ def _how_to_mirror(data: Data, root: Path | None) -> str:
     )
 
 
-def checked(reading: Reading, made: Iterable[Conversation]) -> list[Conversation]:
+def checked(reading: TaskReading, made: Iterable[Conversation]) -> list[Conversation]:
     """As many tasks as are wanted. Raises DataError where there are none, or one holds a special token of the chat
     format."""
     tasks = list(islice(made, reading.samples))

@@ -11,7 +11,7 @@ from nanoalign.data_recipes.adapters import tool_use
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.readers import read_rows
 from nanoalign.evaluation.benchmark_data import conversation, rows
-from nanoalign.evaluation.benchmarks import Reading
+from nanoalign.evaluation.benchmarks import TaskReading
 
 Raw = Mapping[str, Any]
 BOXED = "Solve the following problem. Reason step by step, and put your final answer within \\boxed{}."
@@ -21,7 +21,7 @@ CHOICE = (
 )
 
 
-def mathematics(reading: Reading) -> Iterable[Conversation]:
+def mathematics(reading: TaskReading) -> Iterable[Conversation]:
     """``problem`` and ``answer``; MATH's ``subject`` is its domain."""
 
     def row(raw: Raw) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def mathematics(reading: Reading) -> Iterable[Conversation]:
     return _each(reading, row)
 
 
-def gpqa(reading: Reading) -> Iterable[Conversation]:
+def gpqa(reading: TaskReading) -> Iterable[Conversation]:
     """GPQA's own columns; the order of a question's options follows from its record id alone."""
 
     def row(raw: Raw) -> dict[str, Any]:
@@ -54,12 +54,12 @@ def gpqa(reading: Reading) -> Iterable[Conversation]:
     return _each(reading, row)
 
 
-def ifeval(reading: Reading) -> Iterable[Conversation]:
+def ifeval(reading: TaskReading) -> Iterable[Conversation]:
     """IFEval's prompts as they are."""
     return _each(reading, lambda raw: adapters.ifeval(raw)[0] | {"domain": "ifeval"})
 
 
-def _each(reading: Reading, row: Callable[[Raw], dict[str, Any]]) -> Iterable[Conversation]:
+def _each(reading: TaskReading, row: Callable[[Raw], dict[str, Any]]) -> Iterable[Conversation]:
     """A task a row. Raises DataError with the place of a row of another layout."""
     for number, (origin, raw) in enumerate(rows(reading)):
         try:

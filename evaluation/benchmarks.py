@@ -63,7 +63,7 @@ class Benchmark(Entry):
 
 
 @dataclass(frozen=True)
-class Reading:
+class TaskReading:
     """What a benchmark's tasks are read with."""
 
     name: str

@@ -19,7 +19,7 @@ class Suite(Section):
     environment: EnvironmentOrName | None = None
     """Environment whose test tasks are run: a name, or your own (`my_env.py:Shop`)."""
     benchmark: str | None = None
-    """A public benchmark (docs/names.md). A stage may also name it where it names suites, without a suite of its own."""
+    """A public benchmark (docs/names.md). A stage may also name one in place of a suite."""
     samples: int | None = Field(default=None, ge=1)
     """Tasks taken; None takes all."""
     completions: int | None = Field(default=None, ge=1)

@@ -13,7 +13,7 @@ from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import without_signals
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.evaluation.benchmarks import Reading, benchmark
+from nanoalign.evaluation.benchmarks import TaskReading, benchmark
 from nanoalign.evaluation.config import Suite
 from nanoalign.reward.base import Reward, Tally
 from nanoalign.reward.config import is_own
@@ -94,7 +94,7 @@ def load_suite(
         from nanoalign.evaluation.benchmark_data import checked
 
         entry, length = benchmark(suite.benchmark)
-        reading = Reading(suite.benchmark, entry, length, data_root, seed, suite.samples, tokenizer, chat)
+        reading = TaskReading(suite.benchmark, entry, length, data_root, seed, suite.samples, tokenizer, chat)
         return Tasks(name, suite, checked(reading, entry.load()(reading)))
     if suite.environment is not None:
         from nanoalign.rollouts.environments import environment
