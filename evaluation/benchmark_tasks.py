@@ -2,14 +2,11 @@
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.adapters import tasks as adapters
-from nanoalign.data_recipes.adapters import tool_use
 from nanoalign.data_recipes.conversation import Conversation
-from nanoalign.data_recipes.readers import read_rows
 from nanoalign.evaluation.benchmark_data import conversation, rows
 from nanoalign.evaluation.benchmarks import TaskReading
 
