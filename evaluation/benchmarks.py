@@ -50,6 +50,8 @@ class Benchmark(Entry):
     """What the mean of the scores is called."""
     data: tuple[Data, ...] = ()
     """Empty where the tasks are made here."""
+    tasks: int = 100
+    """How many there are, for plans."""
     completions: int = 1
     """Answers to each task, unless the suite says otherwise: more where there are few tasks."""
     temperature: float = 0.6
@@ -87,7 +89,7 @@ class TaskReading:
     chat: "ChatFormat | None" = None
 
 
-_AIME = {"reward": "math", "completions": 16}
+_AIME: dict[str, Any] = {"reward": "math", "tasks": 30, "completions": 16}
 BENCHMARKS = {
     "aime24": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:mathematics", "AIME 2024, both papers: 30 problems", "MAA", **_AIME,
@@ -97,17 +99,18 @@ BENCHMARKS = {
         data=(Data("math-ai/aime25", "test", ("math-ai/aime25/test.jsonl",)),)),
     "math500": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:mathematics", "MATH-500: 500 problems of MATH's test split", "MIT",
-        "math", data=(Data("HuggingFaceH4/MATH-500", "test", ("HuggingFaceH4/MATH-500/test.jsonl",)),), completions=4),
+        "math", data=(Data("HuggingFaceH4/MATH-500", "test", ("HuggingFaceH4/MATH-500/test.jsonl",)),),
+        tasks=500, completions=4),
     "gpqa-diamond": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:gpqa", "GPQA Diamond: 198 questions with four options", "CC-BY-4.0",
-        "math", data=(
+        "math", tasks=198, data=(
             Data("Idavidrein/gpqa", "train", ("Idavidrein/gpqa/gpqa_diamond.csv",), "gpqa_diamond"),
         ), completions=4),
     "ifeval": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:ifeval", "IFEval: 541 prompts with instructions that can be verified",
         "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
             Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
-        ), figures="nanoalign.evaluation.benchmark_figures:ifeval"),
+        ), tasks=541, figures="nanoalign.evaluation.benchmark_figures:ifeval"),
 }  # fmt: skip
 """Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
 
