@@ -111,6 +111,13 @@ BENCHMARKS = {
         "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
             Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
         ), tasks=541, figures="nanoalign.evaluation.benchmark_figures:ifeval"),
+    "bfcl": Benchmark(
+        "nanoalign.evaluation.benchmark_tasks:bfcl", "BFCL v4, single-turn Python categories: calls by its AST rule",
+        "Apache-2.0", "bfcl", "accuracy over tasks", (
+            Data("gorilla-llm/Berkeley-Function-Calling-Leaderboard", "train", (
+                "bfcl_v4/BFCL_v4_*.json", "gorilla-llm/Berkeley-Function-Calling-Leaderboard/BFCL_v3_*.json",
+            ), loads=False),
+        ), tasks=1058, temperature=0.0, top_p=1.0, figures="nanoalign.evaluation.benchmark_figures:bfcl"),
 }  # fmt: skip
 """Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
 
