@@ -79,8 +79,8 @@ def written(folders: Iterable[Path], suite: str) -> list[dict[str, Any]]:
 
 
 def ifeval(data_root: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
-    """Every prompt with every shape of a person's text, and the models' answers; prompt by prompt, strictly and loosely,
-    and instruction by instruction."""
+    """Every prompt with every shape of a person's text, and the models' answers; prompt by prompt and instruction by
+    instruction, strictly and loosely."""
     reference, draw = references.IFEval(), random.Random(0)
     rows = {
         str(row["key"]): row

@@ -161,7 +161,7 @@ def math_shapes(gold: str, wrong: Sequence[str], draw: random.Random) -> Iterato
         yield "respelled", f"Therefore \\boxed{{{respelled}}}"
     for other in wrong:
         yield "another's answer", f"Therefore the answer is $\\boxed{{{other}}}$."
-    yield "two boxes", f"First \\boxed{{{wrong[0]}}}, then corrected: \\boxed{{{gold}}}"
+    yield "corrected", f"So it is $\\boxed{{{wrong[0]}}}$. But that is wrong.\n\nThe answer is $\\boxed{{{gold}}}$."
     yield "changed", f"Therefore the answer is $\\boxed{{{_changed(gold, draw)}}}$."
     yield "no answer", "I do not know how to solve this problem."
 
