@@ -3,6 +3,7 @@
 Run: ``python benchmarks/agreement.py --reference FOLDER --data-root DATA [--records FOLDER ...] [--json FILE]``.
 ``--reference`` holds the packages of agreement_references.py; ``--records`` are folders of ``nanoalign evaluate``.
 ``eval.*_agreement`` is the share of answers with the same verdict; every difference is listed in ``--differences``.
+``eval.math_unusual_agreement`` is that of boxes on which scorers have conventions (``24.``, ``24\\%``, ``\\approx 24``).
 """
 
 import argparse
@@ -120,7 +121,11 @@ def mathematics(data_root: Path, records: list[Path], tally: Callable[[str], Tal
     by_problem = {row["problem"].strip(): row["answer"] for row in golds}
     drawn = [row["answer"] for row in random.Random(0).sample(golds, limit or 700) if row["answer"].strip()]
     answers = _math_answers(drawn, written(records, "math500"), by_problem)
-    _math(answers, references.Mathematics().math_verify, tally("eval.math_agreement"))
+    reference = references.Mathematics().math_verify
+    _math(answers, reference, tally("eval.math_agreement"))
+    draw = random.Random(4)
+    unusual = [("made", shape, gold, text) for gold in drawn for shape, text in cases.unusual_boxes(gold, draw)]
+    _math(unusual, reference, tally("eval.math_unusual_agreement"))
 
 
 def aime(data_root: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
@@ -212,6 +217,9 @@ def main() -> None:
     args.differences.write_text(
         "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in found), encoding="utf-8"
     )
+    kinds = Counter((each["scorer"], each["shape"], "ours" if each["ours"] else "theirs") for each in found)
+    for (scorer, shape, accepts), count in kinds.most_common():
+        print(f"{count:5} {scorer}: {shape}: right by {accepts} alone")
     for name, value in figures.items():
         print(f"{name}: {value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}] n {value['n']}")
     if args.json:

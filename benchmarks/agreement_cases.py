@@ -166,6 +166,29 @@ def math_shapes(gold: str, wrong: Sequence[str], draw: random.Random) -> Iterato
     yield "no answer", "I do not know how to solve this problem."
 
 
+def unusual_boxes(gold: str, draw: random.Random) -> Iterator[tuple[str, str]]:
+    """Three of the ways to write the same, or nearly the same, inside a box, on which scorers have conventions."""
+    ways = {
+        "full stop": f"{gold}.", "dollars": f"${gold}$", "named": f"x = {gold}", "braces": f"{{{gold}}}",
+        "displaystyle": f"\\displaystyle {gold}", "space": f"{gold}\\,", "unit": f"{gold} \\text{{ units}}",
+        "approximately": f"\\approx {gold}", "brackets": f"({gold})", "percent": f"{gold}\\%",
+        "doubled": f"2 \\cdot {gold}",
+    }  # fmt: skip
+    if re.fullmatch(r"-?\d+", gold):
+        ways |= {"decimal": f"{gold}.0", "fraction": f"\\frac{{{2 * int(gold)}}}{{2}}", "rounded": f"{gold}.1",
+                 "sum": f"{int(gold) - 3} + 3"}  # fmt: skip
+    if found := re.fullmatch(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", gold):
+        over, under = int(found[1]), int(found[2])
+        ways |= {"slash": f"{over}/{under}", "decimal": f"{over / under:.10g}", "rounded": f"{over / under:.2f}",
+                 "unreduced": f"\\frac{{{3 * over}}}{{{3 * under}}}"}  # fmt: skip
+    if "," in gold and not re.search(r"\d,\d{3}|\d\{,\}", gold):
+        parts = gold.strip("()[]").split(",")
+        ways |= {"reversed": ",".join(parts[::-1]), "bare": gold.strip("()[]"), "set": f"\\{{{gold}\\}}"}
+    for shape, text in draw.sample(sorted(ways.items()), 3):
+        yield shape, f"Therefore $\\boxed{{{text}}}$."
+    yield "two boxes in a sentence", f"First \\boxed{{1}}, then corrected: \\boxed{{{gold}}}"
+
+
 def _respelled(gold: str) -> str:
     text = re.sub(r"\\frac(?![a-zA-Z])", r"\\dfrac", gold)
     text = text.replace(r"\left", "").replace(r"\right", "").replace("\\!", "").replace(",", ", ")
