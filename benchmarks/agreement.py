@@ -3,7 +3,7 @@
 Run: ``python benchmarks/agreement.py --reference FOLDER --data-root DATA [--records FOLDER ...] [--json FILE]``.
 ``--reference`` holds the packages of agreement_references.py; ``--records`` are folders of ``nanoalign evaluate``.
 ``eval.*_agreement`` is the share of answers with the same verdict; every difference is listed in ``--differences``.
-``eval.math_unusual_agreement`` is that of boxes on which scorers have conventions (``24.``, ``24\\%``, ``\\approx 24``).
+``eval.math_unusual_agreement``: of boxes on which scorers have conventions (``24.``, ``24\\%``, ``\\approx 24``).
 """
 
 import argparse

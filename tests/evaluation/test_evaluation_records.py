@@ -261,3 +261,40 @@ def test_a_table_of_an_evaluation(tmp_path: Path) -> None:
     report = run(question, tmp_path / "out")
     [shown] = table(report)
     assert shown["seen in training"] == "1 of 2" and "avg@2" in shown["score"] and "pass@2" in shown
+
+
+def test_the_stage_and_its_report(tmp_path: Path) -> None:
+    from nanoalign.common.stage import StageContext, StageLog
+    from nanoalign.evaluation import stage
+    from nanoalign.evaluation.config import EvaluateStage
+    from nanoalign.report import benchmarks
+
+    ifeval_rows(tmp_path, 2)
+    row = {"messages": [{"role": "user", "content": "Write about number 1, at length, for the fourth time, if you may"},
+                        {"role": "assistant", "content": "No."}]}  # fmt: skip
+    (tmp_path / "seen.jsonl").write_text(json.dumps(row) + "\n")
+    config = EvaluateStage.model_validate({
+        "kind": "evaluate", "of": ["base"], "suites": ["ifeval", "sums"], "suite_budgets": [4, 8],
+        "rollouts": {"max_tokens": 24, "grace": 2, "temperature": 0.0},
+    })  # fmt: skip
+    suites = {"ifeval": Suite(benchmark="ifeval", completions=2), "sums": Suite(data="tests")}
+    mixtures = {**MIXTURES, "train": Mixture.model_validate({"sources": {f"file:{tmp_path / 'seen.jsonl'}": 1}})}
+    context = StageContext("look", tmp_path / "look", {"base": MODEL}, "nemotron-nano-v2", 0, tmp_path, "cpu",
+                           log=StageLog(tmp_path / "look"))  # fmt: skip
+    figures = stage.run(config, mixtures, context, suites)
+    for name in ("ifeval.on", "ifeval.budget_4", "ifeval.on.pass_at_2", "ifeval.off.prompt_loose", "sums.budget_8"):
+        assert f"base.{name}" in figures
+    assert figures["ifeval.contaminated"]["value"] == 0.5  # type: ignore[index]
+    names = {path.name for path in (tmp_path / "look/records/base").glob("*.jsonl") if "completions" not in path.name}
+    modes = ("think", "no_think", "think@4", "think@8")
+    assert names == {f"{suite}.{mode}.jsonl" for suite in suites for mode in modes}
+    result = json.loads((tmp_path / "look/evaluation.json").read_text())
+
+    class Stage:
+        pass
+
+    Stage.result = result  # type: ignore[attr-defined]
+    shown = {table.title: table for table in benchmarks.tables(Stage)}  # type: ignore[arg-type]
+    assert "without tasks seen in training" in shown["ifeval: further figures"].head
+    assert [cell.text for cell in shown["Tasks met in the training data, by 13 words in a row"].rows[0]][1] == "1 of 2"
+    assert [plot.title for plot in benchmarks.curves(Stage)] == ["ifeval", "sums"]  # type: ignore[arg-type]
