@@ -230,7 +230,11 @@ def main() -> None:
     if args.json:
         about = {"python": platform.python_version(), "math-verify": version("math-verify"), "seed": 0}
         about |= {"lm-eval": "0.4.13", "bfcl-eval": "2026.3.23", "machine": platform.processor() or platform.machine()}
-        write_json(args.json, {**kept, "about": about, "figures": {**kept["figures"], **figures}})
+        values = {name: value["value"] for name, value in figures.items()}
+        write_json(args.json, {
+            "about": about, "figures": {**kept["figures"], **values},
+            "intervals": {**kept.get("intervals", {}), **figures},
+        })  # fmt: skip
 
 
 if __name__ == "__main__":
