@@ -34,6 +34,10 @@ REWARDS = {
     "instruction_loose": RewardEntry(
         "nanoalign.reward.instructions.score:share_loosely_followed", "the same share by IFEval's loose rule",
         kind="instruction", each=True),
+    "ifeval": RewardEntry(
+        "nanoalign.reward.instructions.score:followed_by_ifeval",
+        "all instructions are followed by IFEval's strict rule, as published, which can be gamed",
+        kind="instruction", each=True),
     "tools": RewardEntry(
         "nanoalign.reward.tools:score_tools", "the end state is right, or the calls match",
         kind="tools", each=True, verifier=True),
@@ -45,6 +49,9 @@ REWARDS = {
     "bfcl_multi_turn": RewardEntry(
         "nanoalign.reward.tools:score_first_turn", "the first request's calls are made, in order, and no other",
         kind="bfcl_multi_turn", each=True, verifier=True),
+    "bfcl": RewardEntry(
+        "nanoalign.reward.bfcl:score_bfcl", "BFCL's AST rule for one turn, as published, quirks included",
+        kind="bfcl", each=True, verifier=True),
     "environment": RewardEntry(
         "nanoalign.reward.shape:score_environment", "what a GRPO stage's environment gives the episode", each=True),
     "format": RewardEntry(
