@@ -15,7 +15,7 @@ from typing import Any
 
 from nanoalign.common.files import write_json
 
-WAYS = {"alone": "alone", "mixed": "mixed packs", "isolated": "best-fit packs", "plain": "best fit, not isolated"}
+WAYS = {"alone": "alone", "mixed": "mixed packs", "isolated": "best-fit packs", "plain": "best-fit packs, plain"}
 SUITES = ("calls", "reasoning", "instruction")
 FIGURES = [f"{suite}.{mode}" for suite in SUITES for mode in ("on", "off")] + ["held_out_loss_last"]
 TRAINING = ("held_out_loss_last", "steps", "tokens", "fill")
@@ -118,12 +118,7 @@ def main() -> None:
     kept = json.loads(options.json.read_text()) if options.json.exists() else {"figures": {}}
     found = read(options.runs, kept["figures"])
     new = figures(found)
-    others = {
-        name: value
-        for name, value in kept["figures"].items()
-        if name.startswith(("composition.", "noise.", "constant"))
-    }
-    write_json(options.json, kept | {"figures": new | others})
+    write_json(options.json, kept | {"figures": kept["figures"] | new})
     for way in found:
         print(f"{way:10}", *(f"{name} {100 * new[f'{way}.{name}.mean']:.1f}" for name in FIGURES[:-1]), sep="  ")
     for name, value in new.items():
