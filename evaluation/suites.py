@@ -13,6 +13,7 @@ from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import without_signals
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
+from nanoalign.evaluation.benchmarks import TaskReading, benchmark
 from nanoalign.evaluation.config import Suite
 from nanoalign.reward.base import Reward, Tally
 from nanoalign.reward.config import is_own
@@ -80,14 +81,21 @@ class SuiteResult:
 
 def load_suite(
     name: str, suite: Suite, mixtures: Mapping[str, Mixture], data_root: Path | None, seed: int,
-    chat: ChatFormat | None = None,
+    chat: ChatFormat | None = None, tokenizer: Any = None,
 ) -> Tasks:  # fmt: skip
-    """The tasks of a suite, the same for the same seed; with ``chat``, whose special tokens no task may hold.
+    """The tasks of a suite, the same for the same seed; with ``chat``, whose special tokens no task may hold, and the
+    model's ``tokenizer`` for a benchmark of an exact length.
 
     Raises:
         ConfigError: an unknown mixture or environment, a mixture of training data, or a suite without tasks.
-        DataError: bad rows.
+        DataError: bad rows, or a benchmark that is neither mirrored nor on the hub.
     """
+    if suite.benchmark is not None:
+        from nanoalign.evaluation.benchmark_data import checked
+
+        entry, length = benchmark(suite.benchmark)
+        reading = TaskReading(suite.benchmark, entry, length, data_root, seed, suite.samples, tokenizer, chat)
+        return Tasks(name, suite, checked(reading, entry.load()(reading)))
     if suite.environment is not None:
         from nanoalign.rollouts.environments import environment
 
@@ -162,7 +170,7 @@ def suite_reward(suite: Suite, models: Mapping[str, Path], device: str) -> Rewar
         from nanoalign.reward.preference import load_reward_model
 
         judge = load_reward_model(models[suite.reward_model], device)
-    return make_reward(suite.reward, reward_model=judge)
+    return make_reward(suite.scored_by, reward_model=judge, judge=suite.judge)
 
 
 def make_scorer(
@@ -278,6 +286,6 @@ def _play(
 
 
 def _estimator(tasks: Tasks) -> Callable[[Sequence[float]], Estimate]:
-    if tasks.environment is None and any(name in JUDGED or is_own(name) for name in tasks.config.reward):
+    if tasks.environment is None and any(name in JUDGED or is_own(name) for name in tasks.config.scored_by):
         return mean
     return lambda scores: proportion(sum(score >= CORRECT for score in scores), len(scores))

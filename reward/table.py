@@ -34,6 +34,10 @@ REWARDS = {
     "instruction_loose": RewardEntry(
         "nanoalign.reward.instructions.score:share_loosely_followed", "the same share by IFEval's loose rule",
         kind="instruction", each=True),
+    "ifeval": RewardEntry(
+        "nanoalign.reward.instructions.score:followed_by_ifeval",
+        "all instructions are followed by IFEval's strict rule, as published, which can be gamed",
+        kind="instruction", each=True),
     "tools": RewardEntry(
         "nanoalign.reward.tools:score_tools", "the end state is right, or the calls match",
         kind="tools", each=True, verifier=True),

@@ -49,6 +49,13 @@ def share_loosely_followed(sample: Sample) -> float:
     return score_instructions(sample, share=True, loose=True)
 
 
+def followed_by_ifeval(sample: Sample) -> float:
+    """1.0 where the benchmark's own strict rule finds every instruction followed, else 0.0: to measure with, not to
+    train on."""
+    text = sample.answer.content
+    return float(all(follows(text, item["id"], item["kwargs"]) for item in sample.task["instructions"]))
+
+
 def _follows_honestly(text: str, own: str, id: str, kwargs: Mapping[str, Any], loose: bool) -> bool:
     if not follows(text, id, kwargs, loose=loose):
         return False

@@ -1,0 +1,93 @@
+"""The rows of a benchmark: below the data root, else from the hub."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nanoalign.common.errors import DataError
+from nanoalign.data_recipes.catalog import root_of
+from nanoalign.data_recipes.chat.render import special_token_in
+from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.data_recipes.readers import BadRow, Row, RowError, read_rows, without_nulls
+from nanoalign.data_recipes.rows import from_row
+from nanoalign.evaluation.benchmarks import Benchmark, Data, TaskReading
+
+
+def files_of(benchmark: Benchmark, data_root: Path | None) -> list[Path]:
+    """The mirrored files that its rows are read from; [] where they come from the hub, or are made."""
+    root = root_of(data_root)
+    return [file for data in benchmark.data for file in _mirrored(data, root)]
+
+
+def rows(reading: TaskReading) -> Iterator[Row]:
+    """(where it is, row) of all its data, in order.
+
+    Raises DataError where they are neither mirrored nor on the hub, and where a row cannot be read.
+    """
+    root = root_of(reading.data_root)
+    for data in reading.benchmark.data:
+        files = _mirrored(data, root)
+        found = (row for file in files for row in read_rows(file)) if files else _from_hub(reading.name, data, root)
+        for origin, row in found:
+            if isinstance(row, BadRow):
+                raise DataError(f"benchmark {reading.name}: {row}")
+            yield origin, row
+
+
+def conversation(reading: TaskReading, origin: str, row: dict[str, Any]) -> Conversation:
+    """A task from a row of the normal form. Raises DataError with its place where it is none."""
+    try:
+        return from_row(
+            row, origin, source=reading.name, licence=reading.benchmark.licence, domain=row.get("domain", ""),
+            language="en",
+        )  # fmt: skip
+    except RowError as error:
+        raise DataError(f"{origin}: benchmark {reading.name}: {error.reason}") from None
+
+
+def _mirrored(data: Data, root: Path | None) -> list[Path]:
+    if root is not None:
+        for pattern in data.files:
+            if found := sorted(root.glob(pattern)):
+                return found
+    return []
+
+
+def _from_hub(name: str, data: Data, root: Path | None) -> Iterator[Row]:
+    if not data.loads:
+        raise DataError(f"benchmark {name}: {_how_to_mirror(data, root)}")
+    import datasets
+
+    number = 0
+    try:
+        for row in datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision):
+            number += 1
+            yield f"hub:{data.hub}/{data.split}:{number}", without_nulls(row)
+    except Exception as error:  # the libraries' many network errors
+        said = str(error).strip().partition("\n")[0][:200]
+        raise DataError(
+            f"benchmark {name}: {data.hub} cannot be read from the hub ({type(error).__name__}: {said}). "
+            f"Offline, {_how_to_mirror(data, root)}"
+        ) from error
+
+
+def _how_to_mirror(data: Data, root: Path | None) -> str:
+    place = str(root) if root else "the data root (--data-root or NANOALIGN_DATA, which is not set)"
+    looked = " or ".join(data.files)
+    return (
+        f"mirror it below {place}, where {looked} was looked for: "
+        f"hf download {data.hub} --repo-type dataset --local-dir {root or 'DATA_ROOT'}/{data.hub}"
+    )
+
+
+def checked(reading: TaskReading, made: Iterable[Conversation]) -> list[Conversation]:
+    """As many tasks as are wanted. Raises DataError where there are none, or one holds a special token of the chat
+    format."""
+    tasks = list(islice(made, reading.samples))
+    if not tasks:
+        raise DataError(f"benchmark {reading.name} has no tasks")
+    for task in tasks:
+        if reading.chat and (fault := special_token_in(task, reading.chat)):
+            raise DataError(f"benchmark {reading.name}, task {task.id}: {fault}")
+    return tasks

@@ -1,0 +1,127 @@
+"""The public benchmarks that can be named as suites: one table, read without torch.
+
+An entry says where its tasks come from, how they are read, how an answer is scored and how it is sampled. ``code`` is
+``tasks(reading) -> Iterable[Conversation]``: the conversations end with a user's message, their ``id`` is the
+benchmark's own, their ``domain`` the part of it that is reported apart, and their ``task`` what the reward reads.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanoalign.common.errors import ConfigError
+from nanoalign.common.printable import nearest
+from nanoalign.common.table import Entry
+
+if TYPE_CHECKING:
+    from nanoalign.data_recipes.chat.base import ChatFormat
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows of a benchmark: files below the data root, else a data set of the hub."""
+
+    hub: str
+    """Its id there."""
+    split: str
+    files: tuple[str, ...]
+    """Globs below the data root: the first that is there is read, all files that it finds. The last is the hub's own
+    path below the folder of its id, as ``hf download --repo-type dataset --local-dir`` writes it."""
+    config: str | None = None
+    """The hub's configuration, if it has several."""
+    revision: str | None = None
+    """The commit that is read from the hub; None: its newest."""
+    loads: bool = True
+    """``datasets`` can load it from the hub; False: it has to be mirrored."""
+
+
+@dataclass(frozen=True)
+class Benchmark(Entry):
+    """A public benchmark."""
+
+    licence: str = ""
+    """Of the tasks: an SPDX identifier where there is one."""
+    reward: str = "task"
+    """The reward that scores an answer (reward/table.py); correct from 0.5 on, unless ``judged``."""
+    metric: str = "accuracy"
+    """What the mean of the scores is called."""
+    data: tuple[Data, ...] = ()
+    """Empty where the tasks are made here."""
+    completions: int = 1
+    """Answers to each task, unless the suite says otherwise: more where there are few tasks."""
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 32768
+    """Room for thinking and answer, where the command line leaves it open; less where the model's context ends."""
+    answer_tokens: int = 4096
+    """Room for the answer after a thinking budget and its grace, and without thinking."""
+    judged: bool = False
+    """The score is not right or wrong: it is averaged. The suite needs `judge:`, its endpoint."""
+    figures: str = ""
+    """``module:function(conversations, samples, scores) -> dict[str, Estimate]``: further figures of the benchmark."""
+
+
+@dataclass(frozen=True)
+class TaskReading:
+    """What a benchmark's tasks are read with."""
+
+    name: str
+    """As it was asked for: ``aime25``, ``ruler-131072``."""
+    benchmark: Benchmark
+    length: int | None = None
+    """What stands for ``<length>`` in its name."""
+    data_root: Path | None = None
+    seed: int = 0
+    samples: int | None = None
+    """Tasks that are wanted; None: all. Tasks that are made may be made in this number; more are cut off."""
+    tokenizer: Any = None
+    """The model's own, for tasks of an exact length; None where a plan only counts."""
+    chat: "ChatFormat | None" = None
+
+
+_AIME = {"reward": "math", "completions": 16}
+BENCHMARKS = {
+    "aime24": Benchmark(
+        "nanoalign.evaluation.benchmark_tasks:mathematics", "AIME 2024, both papers: 30 problems", "MAA", **_AIME,
+        data=(Data("HuggingFaceH4/aime_2024", "train", ("HuggingFaceH4/aime_2024/data/train-*.parquet",)),)),
+    "aime25": Benchmark(
+        "nanoalign.evaluation.benchmark_tasks:mathematics", "AIME 2025, both papers: 30 problems", "MAA", **_AIME,
+        data=(Data("math-ai/aime25", "test", ("math-ai/aime25/test.jsonl",)),)),
+    "math500": Benchmark(
+        "nanoalign.evaluation.benchmark_tasks:mathematics", "MATH-500: 500 problems of MATH's test split", "MIT",
+        "math", data=(Data("HuggingFaceH4/MATH-500", "test", ("HuggingFaceH4/MATH-500/test.jsonl",)),), completions=4),
+    "gpqa-diamond": Benchmark(
+        "nanoalign.evaluation.benchmark_tasks:gpqa", "GPQA Diamond: 198 questions with four options", "CC-BY-4.0",
+        "math", data=(
+            Data("Idavidrein/gpqa", "train", ("Idavidrein/gpqa/gpqa_diamond.csv",), "gpqa_diamond"),
+        ), completions=4),
+    "ifeval": Benchmark(
+        "nanoalign.evaluation.benchmark_tasks:ifeval", "IFEval: 541 prompts with instructions that can be verified",
+        "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
+            Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
+        )),
+}  # fmt: skip
+"""Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether a suite of this name is a public benchmark."""
+    return _entry(name) is not None
+
+
+def benchmark(name: str) -> tuple[Benchmark, int | None]:
+    """The entry of that name, and the length that the name holds. Raises ConfigError with the nearest name."""
+    found = _entry(name)
+    if found is None:
+        raise ConfigError(f"unknown benchmark `{name}`{nearest(name, BENCHMARKS)}")
+    return found
+
+
+def _entry(name: str) -> tuple[Benchmark, int | None] | None:
+    if name in BENCHMARKS and "<" not in name:
+        return BENCHMARKS[name], None
+    stem, _, length = name.rpartition("-")
+    if f"{stem}-<length>" in BENCHMARKS and (number := re.fullmatch(r"([1-9]\d{0,8})(k|K)?", length)):
+        return BENCHMARKS[f"{stem}-<length>"], int(number[1]) * (1024 if number[2] else 1)
+    return None
