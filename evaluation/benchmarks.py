@@ -6,11 +6,13 @@ benchmark's own, their ``domain`` the part of it that is reported apart, and the
 """
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.intervals import Estimate
 from nanoalign.common.printable import nearest
 from nanoalign.common.table import Entry
 
@@ -61,6 +63,11 @@ class Benchmark(Entry):
     figures: str = ""
     """``module:function(conversations, samples, scores) -> dict[str, Estimate]``: further figures of the benchmark."""
 
+    def further(self) -> Callable[..., Mapping[str, Estimate]] | None:
+        """The function of ``figures``, if there is one."""
+        function: Callable[..., Mapping[str, Estimate]] = Entry(self.figures, "").load() if self.figures else None
+        return function
+
 
 @dataclass(frozen=True)
 class TaskReading:
@@ -100,7 +107,7 @@ BENCHMARKS = {
         "nanoalign.evaluation.benchmark_tasks:ifeval", "IFEval: 541 prompts with instructions that can be verified",
         "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
             Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
-        )),
+        ), figures="nanoalign.evaluation.benchmark_figures:ifeval"),
 }  # fmt: skip
 """Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
 

@@ -1,118 +1,70 @@
-"""Suites: sets of held-out tasks, and how a model does on one of them in one thinking mode."""
+"""Suites: sets of held-out tasks, and how a model does on them in a thinking mode."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nanoalign.budget_control.measure import Reading, analyse, summary
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.intervals import Estimate, mean, proportion
+from nanoalign.common.intervals import Estimate, mean
 from nanoalign.data_recipes.chat.base import ChatFormat
-from nanoalign.data_recipes.chat.render import without_signals
-from nanoalign.data_recipes.config import Mixture
-from nanoalign.data_recipes.conversation import Conversation, Message
-from nanoalign.evaluation.benchmarks import TaskReading, benchmark
-from nanoalign.evaluation.config import Suite
-from nanoalign.reward.base import Reward, Tally
-from nanoalign.reward.config import is_own
-from nanoalign.rollouts.base import Mode, sampling
+from nanoalign.data_recipes.conversation import Message
+from nanoalign.evaluation.benchmarks import benchmark
+from nanoalign.evaluation.records import Kept, label, record, task_names, write_records
+from nanoalign.evaluation.result import (
+    CORRECT,
+    Enforcement,
+    SuiteResult,
+    over_tasks,
+    pass_at,
+    share_correct,
+)
+from nanoalign.evaluation.tasks import JUDGED, Tasks, load_suite, prompt_messages, suite_reward
+from nanoalign.reward.base import Reward, Sample, Tally
+from nanoalign.rollouts.base import Completion, Mode, sampling
 from nanoalign.rollouts.config import Rollouts
 
 if TYPE_CHECKING:
-    from nanoalign.rollouts.base import RolloutEngine, Sampling
-    from nanoalign.rollouts.environments.base import Environment, Task
+    from nanoalign.rollouts.base import Request, RolloutEngine, Sampling
 
-Enforcement = Literal["rule", "hard", "none"]
-"""How a thinking budget is enforced: by the rule; by a close forced at the budget, mid-sentence or not; or not at all,
-where a completion ends after as many tokens in total as under the rule."""
-
-JUDGED = {"preference", "judge"}
-"""Rewards that are not verifiers: their scores are averaged, there is no right or wrong."""
-CORRECT = 0.5
-"""A verifier's score from which a sample counts as correct."""
+__all__ = [
+    "CORRECT", "JUDGED", "Enforcement", "Job", "SuiteResult", "Tasks", "evaluate", "evaluate_all", "load_suite",
+    "make_scorer", "prompt_messages", "suite_reward",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """A suite's tasks: conversations to be answered, or tasks of an environment to be played."""
+class Job:
+    """One suite to be measured in one mode."""
 
-    name: str
-    config: Suite
-    conversations: Sequence[Conversation] = ()
-    environment: "Environment | None" = None
-    played: "Sequence[Task]" = ()
-
-    def __len__(self) -> int:
-        return len(self.played if self.environment else self.conversations)
-
-
-@dataclass(frozen=True)
-class SuiteResult:
-    """How one suite went in one mode. Sequences are in the suite's order, so that results can be compared in pairs."""
-
-    suite: str
+    tasks: Tasks
     mode: Mode
-    score: Estimate
-    """The share of correct samples (successful episodes), or the mean score where the reward is not a verifier."""
-    by_domain: dict[str, Estimate]
-    scores: tuple[float, ...]
-    readings: tuple[Reading, ...]
-    """One per completion; an episode has one per turn."""
-    budget: dict[str, Estimate] = field(default_factory=dict)
-    """Figures of :func:`budget_control.measure.summary`."""
+    reward: Reward
+    rollouts: Rollouts
     enforcement: Enforcement = "rule"
-    answers: Tally = field(default_factory=Tally)
-    """What was wrong with the completions, and why rewards did not judge some on their merits."""
+    ruled: SuiteResult | None = None
+    """For enforcement ``none``: the same suite under the same budget and the rule."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; figures without samples are left out."""
-        return {
-            "thinking": self.mode.thinking,
-            "budget": self.mode.budget,
-            "enforcement": self.enforcement,
-            "score": self.score.as_dict(),
-            "by_domain": {domain: estimate.as_dict() for domain, estimate in self.by_domain.items()},
-            **{name: estimate.as_dict() for name, estimate in self.budget.items() if estimate.n},
-            "answers": self.answers.as_dict(),
-        }
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.tasks.name}.{label(self.mode)}" + ("" if self.enforcement == "rule" else f".{self.enforcement}")
 
-
-def load_suite(
-    name: str, suite: Suite, mixtures: Mapping[str, Mixture], data_root: Path | None, seed: int,
-    chat: ChatFormat | None = None, tokenizer: Any = None,
-) -> Tasks:  # fmt: skip
-    """The tasks of a suite, the same for the same seed; with ``chat``, whose special tokens no task may hold, and the
-    model's ``tokenizer`` for a benchmark of an exact length.
-
-    Raises:
-        ConfigError: an unknown mixture or environment, a mixture of training data, or a suite without tasks.
-        DataError: bad rows, or a benchmark that is neither mirrored nor on the hub.
-    """
-    if suite.benchmark is not None:
-        from nanoalign.evaluation.benchmark_data import checked
-
-        entry, length = benchmark(suite.benchmark)
-        reading = TaskReading(suite.benchmark, entry, length, data_root, seed, suite.samples, tokenizer, chat)
-        return Tasks(name, suite, checked(reading, entry.load()(reading)))
-    if suite.environment is not None:
-        from nanoalign.rollouts.environments import environment
-
-        played = environment(suite.environment, data_root)
-        tasks = Tasks(name, suite, environment=played, played=played.tasks("test")[: suite.samples])
-    else:
-        from nanoalign.data_recipes.selection import build
-
-        if suite.data is None or suite.data not in mixtures:
-            raise ConfigError(f"suite {name}: unknown mixture {suite.data!r}")
-        mixture = mixtures[suite.data]
-        if training := [source for source, use in mixture.uses.items() if use.split != "test"]:
-            raise ConfigError(f"suite {name}: {', '.join(training)} is training data; take split: test")
-        tasks = Tasks(name, suite, build(mixture, data_root, seed, chat=chat).conversations[: suite.samples])
-    if not len(tasks):
-        raise ConfigError(f"suite {name} has no tasks")
-    return tasks
+    def sampling(self, seed: int, number: int) -> "Sampling":
+        """The settings of a completion, from its seed and its place."""
+        suite, kept = self.tasks.config, self.rollouts
+        entry = benchmark(suite.benchmark)[0] if suite.benchmark is not None else None
+        temperature = suite.temperature if suite.temperature is not None else entry and entry.temperature
+        top_p = suite.top_p if suite.top_p is not None else entry and entry.top_p
+        changed = {"temperature": temperature, "top_p": top_p, "grace": 0 if self.enforcement == "hard" else None}
+        kept = kept.model_copy(update={key: value for key, value in changed.items() if value is not None})
+        if self.enforcement == "none":
+            assert self.ruled is not None
+            return replace(sampling(kept, Mode(self.mode.thinking), seed),
+                           max_tokens=max(1, self.ruled.readings[number].tokens))  # fmt: skip
+        return sampling(kept, self.mode, seed)
 
 
 def evaluate(
@@ -127,50 +79,62 @@ def evaluate(
     *,
     enforcement: Enforcement = "rule",
     ruled: "SuiteResult | None" = None,
+    folder: Path | None = None,
 ) -> SuiteResult:
-    """Answers every task once in ``mode`` and scores the answers. ``enforcement: none`` takes every task's number of
-    tokens from ``ruled``, the same suite under the same budget and the rule.
+    """Answers every task in ``mode`` and scores the answers. ``enforcement: none`` takes every completion's number of
+    tokens from ``ruled``, the same suite under the same budget and the rule. See :func:`evaluate_all` for ``folder``.
 
     Without thinking the prompt contains ``/no_think``: obedience is measured on what a user would write. The completion
     of a task has the same seed in every mode and under every budget.
 
     Raises:
-        ConfigError: enforcement ``none`` without ``ruled``, or on an environment, whose episodes have many turns.
+        ConfigError: enforcement ``none`` without ``ruled``, or on an environment, whose episodes have many turns; a
+            prompt that is longer than the engine's context.
     """
-    if enforcement == "none" and (ruled is None or tasks.environment is not None):
-        raise ConfigError(f"suite {tasks.name}: enforcement none needs single answers, and the rule's results first")
-    lengths = [reading.tokens for reading in ruled.readings] if ruled else []
+    job = Job(tasks, mode, reward, rollouts, enforcement, ruled)
+    [result] = evaluate_all(engine, chat, tokenizer, [job], seed, folder=folder)
+    return result
 
-    def settings(seed: int, number: int) -> "Sampling":
-        if enforcement == "none":
-            return replace(sampling(rollouts, Mode(mode.thinking), seed), max_tokens=max(1, lengths[number]))
-        kept = rollouts.model_copy(update={"grace": 0}) if enforcement == "hard" else rollouts
-        return sampling(kept, mode, seed)
 
+def evaluate_all(
+    engine: "RolloutEngine",
+    chat: ChatFormat,
+    tokenizer: Any,
+    jobs: Sequence[Job],
+    seed: int = 0,
+    *,
+    folder: Path | None = None,
+    done: Callable[[Job, SuiteResult], None] = lambda job, result: None,
+) -> list[SuiteResult]:
+    """Several jobs, their single answers all asked for at once, so that no suite's last long answer leaves an engine
+    idle. ``done`` is told of each job's result, in order.
+
+    With ``folder``, completions are kept there as they end (``<suite>.<mode>.completions.jsonl``) and not asked for
+    again after a crash; ``<suite>.<mode>.jsonl`` has a record of each once its job is done.
+    """
+    for job in jobs:
+        if job.enforcement == "none" and (job.ruled is None or job.tasks.environment is not None):
+            raise ConfigError(
+                f"suite {job.tasks.name}: enforcement none needs single answers, and the rule's results first"
+            )
     tokens = ThinkingTokens.from_tokenizer(tokenizer, chat.think_open, chat.think_close, chat.stop)
-    run = _play if tasks.environment is not None else _answer
-    scores, domains, readings, tally = run(engine, chat, tokenizer, tokens, tasks, mode, reward, settings, seed)
-    estimate = _estimator(tasks)
-    by_domain = {
-        domain: estimate([score for score, other in zip(scores, domains) if other == domain])
-        for domain in sorted(set(domains))
+    asked = {
+        place: _ask(job, chat, tokenizer, seed, engine.max_length)
+        for place, job in enumerate(jobs)
+        if job.tasks.environment is None
     }
-    return SuiteResult(
-        tasks.name, mode, estimate(scores), by_domain, tuple(scores), tuple(readings), summary(readings), enforcement,
-        tally,
-    )  # fmt: skip
-
-
-def suite_reward(suite: Suite, models: Mapping[str, Path], device: str) -> Reward:
-    """The reward that scores a suite; ``models`` holds the folder of its reward model under that stage's name."""
-    from nanoalign.reward.compose import make_reward
-
-    judge = None
-    if suite.reward_model is not None:
-        from nanoalign.reward.preference import load_reward_model
-
-        judge = load_reward_model(models[suite.reward_model], device)
-    return make_reward(suite.scored_by, reward_model=judge, judge=suite.judge)
+    answers = _generate(engine, [(jobs[place], each) for place, each in asked.items()], folder)
+    results = []
+    for place, job in enumerate(jobs):
+        if place in asked:
+            run = _judge(job, asked[place], answers[job.name], chat, tokenizer, tokens)
+        else:
+            run = _play(job, engine, chat, tokenizer, tokens, seed)
+        if folder is not None and run.rows:
+            write_records(folder / f"{job.name}.jsonl", run.rows)
+        results.append(_result(job, run))
+        done(job, results[-1])
+    return results
 
 
 def make_scorer(
@@ -194,73 +158,132 @@ def make_scorer(
     return score
 
 
-def prompt_messages(messages: Sequence[Message], mode: Mode) -> tuple[Message, ...]:
-    """The messages as a user who wants ``mode`` would write them: ``/no_think`` ends the last user message, unless
-    thinking is on. Signals that were there before are removed."""
-    told = [
-        replace(message, content=without_signals(message.content)) if message.role in ("system", "user") else message
-        for message in messages
-    ]
-    if not mode.thinking:
-        last = max(place for place, message in enumerate(told) if message.role == "user")
-        told[last] = replace(told[last], content=f"{told[last].content} /no_think")
-    return tuple(told)
+@dataclass
+class _Run:
+    """What came of a job: scores and domains of its completions, what was read of them, what was wrong with them."""
+
+    scores: list[float]
+    domains: list[str]
+    """Of the tasks."""
+    readings: list[Reading]
+    tally: Tally
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    more: dict[str, Estimate] = field(default_factory=dict)
 
 
-Run = tuple[list[float], list[str], list[Reading], Tally]
-"""Scores and domains of the tasks, what was read of the completions, and what was wrong with them."""
-Settings = Callable[[int, int], "Sampling"]
-"""The settings of a completion, from its seed and its task's number."""
+@dataclass(frozen=True)
+class _Asked:
+    """A job's questions: ``completions`` requests a task, task by task."""
+
+    histories: "list[tuple[Message, ...]]"
+    requests: "list[Request]"
 
 
-def _answer(
-    engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
-    reward: Reward, settings: Settings, seed: int,
-) -> Run:  # fmt: skip
+def _ask(job: Job, chat: ChatFormat, tokenizer: Any, seed: int, longest: int | None) -> _Asked:
     from nanoalign.rollouts.base import Request
-    from nanoalign.rollouts.samples import judged
     from nanoalign.rollouts.seeds import derive_seed
 
-    histories, requests = [], []
-    for number, conversation in enumerate(tasks.conversations):
+    asked, suite = _Asked([], []), job.tasks.name
+    for number, conversation in enumerate(job.tasks.conversations):
         history = conversation.messages
         history = history[:-1] if history[-1].role == "assistant" else history
         if not any(message.role == "user" for message in history):
-            raise ConfigError(
-                f"suite {tasks.name}: {conversation.origin or conversation.id}: no user message to answer"
-            )
-        text = chat.prompt(prompt_messages(history, mode), conversation.tools)
+            raise ConfigError(f"suite {suite}: {conversation.origin or conversation.id}: no user message to answer")
+        text = chat.prompt(prompt_messages(history, job.mode), conversation.tools)
         ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-        histories.append(history)
-        requests.append(Request(ids, settings(derive_seed(seed, number), number)))
-    samples, readings = [], []
-    completions = engine.generate(requests)
-    for conversation, history, request, completion in zip(tasks.conversations, histories, requests, completions):
-        sample = judged(
-            history, mode, request.prompt_ids, completion, tokens, chat, tokenizer, conversation.task
-        )  # fmt: skip
-        reading = analyse(
-            tokens, tokenizer, request.prompt_ids, completion.token_ids, completion.forced, thinking=mode.thinking,
-            budget=mode.budget, finished=completion.finish == "stop",
-        )  # fmt: skip
-        samples.append(sample)
-        readings.append(reading)
-    scores, tally = reward.score(samples), Tally()
+        if longest is not None and len(ids) >= longest:
+            raise ConfigError(
+                f"suite {suite}: the prompt of task {conversation.id or number} has {len(ids)} tokens, "
+                f"and the engine's context ends at {longest}"
+            )
+        asked.histories.append(history)
+        for sample in range(job.tasks.completions):
+            own = derive_seed(seed, number, sample) if sample else derive_seed(seed, number)
+            asked.requests.append(Request(ids, job.sampling(own, len(asked.requests))))
+    return asked
+
+
+def _generate(
+    engine: "RolloutEngine", asked: Sequence[tuple[Job, _Asked]], folder: Path | None
+) -> dict[str, list[Completion]]:
+    """The completions of each job, by its name: those that were kept, and new ones, all asked for at once."""
+    if folder is None:
+        completions = iter(engine.generate([request for _, each in asked for request in each.requests]))
+        return {job.name: [next(completions) for _ in each.requests] for job, each in asked}
+    kept = {job.name: Kept(folder / f"{job.name}.completions.jsonl") for job, _ in asked}
+    found = {job.name: [kept[job.name].find(request) for request in each.requests] for job, each in asked}
+    places = [
+        (job.name, place, request)
+        for job, each in asked
+        for place, request in enumerate(each.requests)
+        if found[job.name][place] is None
+    ]
+
+    def keep(number: int, completion: Completion) -> None:
+        name, place, request = places[number]
+        found[name][place] = completion
+        kept[name].keep(request, completion)
+
+    try:
+        if places:
+            engine.generate([request for _, _, request in places], keep)
+    finally:
+        for each in kept.values():
+            each.close()
+    return {name: [completion for completion in each if completion is not None] for name, each in found.items()}
+
+
+def _judge(
+    job: Job, asked: _Asked, completions: Sequence[Completion], chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens
+) -> _Run:
+    from nanoalign.rollouts.samples import judged
+
+    samples, readings, each = [], [], job.tasks.completions
+    for place, (request, completion) in enumerate(zip(asked.requests, completions, strict=True)):
+        conversation, history = job.tasks.conversations[place // each], asked.histories[place // each]
+        samples.append(judged(
+            history, job.mode, request.prompt_ids, completion, tokens, chat, tokenizer, conversation.task
+        ))  # fmt: skip
+        readings.append(analyse(
+            tokens, tokenizer, request.prompt_ids, completion.token_ids, completion.forced,
+            thinking=job.mode.thinking, budget=job.mode.budget, finished=completion.finish == "stop",
+        ))  # fmt: skip
+    scores, tally = job.reward.score(samples), Tally()
     tally.add((sample.answer for sample in samples), scores)
-    return scores, [each.domain or each.source for each in tasks.conversations], readings, tally
+    domains = [each.domain or each.source for each in job.tasks.conversations]
+    return _Run(scores, domains, readings, tally, _rows(job, samples, readings, scores, domains),
+                _more(job.tasks, samples, scores))  # fmt: skip
+
+
+def _rows(
+    job: Job, samples: Sequence[Sample], readings: Sequence[Reading], scores: Sequence[float], domains: Sequence[str]
+) -> list[dict[str, Any]]:
+    names, each = task_names([task.id for task in job.tasks.conversations]), job.tasks.completions
+    return [
+        record(job.tasks.name, job.mode, names[place // each], place % each, domains[place // each], sample,
+               readings[place], scores[place])
+        for place, sample in enumerate(samples)
+    ]  # fmt: skip
+
+
+def _more(tasks: Tasks, samples: Sequence[Sample], scores: Sequence[float]) -> dict[str, Estimate]:
+    """A benchmark's further figures."""
+    entry = benchmark(tasks.config.benchmark)[0] if tasks.config.benchmark is not None else None
+    figures = entry.further() if entry is not None else None
+    return dict(figures(tasks.conversations, samples, scores)) if figures is not None else {}
 
 
 def _play(
-    engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, tasks: Tasks, mode: Mode,
-    reward: Reward, settings: Settings, seed: int,
-) -> Run:  # fmt: skip
+    job: Job, engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, seed: int
+) -> _Run:
     from nanoalign.rollouts.episodes import play
     from nanoalign.rollouts.seeds import derive_seed
 
+    tasks, mode = job.tasks, job.mode
     assert tasks.environment is not None
     records = play(
         engine, tasks.environment, tasks.played, 1,
-        lambda number, sample, turn: (mode, settings(derive_seed(seed, number, turn), number)),
+        lambda number, sample, turn: (mode, job.sampling(derive_seed(seed, number, turn), number)),
         chat, tokenizer, tasks.config.max_turns,
     )  # fmt: skip
     readings = [
@@ -280,12 +303,29 @@ def _play(
     domains = [str(record.task.data.get("kind", tasks.environment.name)) for record in records]
     tally = Tally()
     tally.add(turn.answer for record in records for turn in record.turns)
-    for record in records:
-        tally.reasons.update(record.faults)
-    return [float(record.success) for record in records], domains, readings, tally
+    for each in records:
+        tally.reasons.update(each.faults)
+    scores = [float(each.success) for each in records]
+    names = task_names([each.task.id for each in records])
+    rows = [
+        {"suite": tasks.name, "mode": label(mode), "task": name, "number": 0, "domain": domain, "score": score,
+         "reason": "", "faults": sorted(each.faults), "turns": len(each.turns)}
+        for name, domain, score, each in zip(names, domains, scores, records)
+    ]  # fmt: skip
+    return _Run(scores, domains, readings, tally, rows)
 
 
-def _estimator(tasks: Tasks) -> Callable[[Sequence[float]], Estimate]:
-    if tasks.environment is None and any(name in JUDGED or is_own(name) for name in tasks.config.scored_by):
-        return mean
-    return lambda scores: proportion(sum(score >= CORRECT for score in scores), len(scores))
+def _result(job: Job, run: _Run) -> SuiteResult:
+    tasks, each = job.tasks, job.tasks.completions
+    estimator = mean if tasks.judged else share_correct
+    by_domain = {
+        domain: over_tasks(
+            [score for place, score in enumerate(run.scores) if run.domains[place // each] == domain], each, estimator
+        )
+        for domain in sorted(set(run.domains))
+    }
+    return SuiteResult(
+        tasks.name, job.mode, over_tasks(run.scores, each, estimator), by_domain, tuple(run.scores),
+        tuple(run.readings), summary(run.readings), job.enforcement, run.tally, each,
+        {} if tasks.judged else pass_at(run.scores, each), run.more,
+    )  # fmt: skip

@@ -4,7 +4,7 @@ Ids are never decoded and tokenized again on the way to the trainer.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -101,6 +101,10 @@ class Opening:
     exchange: Path | None
 
 
+Done = Callable[[int, Completion], None]
+"""Is told of a completion as soon as it ends, with its request's place: what it keeps survives a crash."""
+
+
 class EngineLostError(NanoalignError, RuntimeError):
     """The engine is gone, failed or does not answer; a new one may serve the request."""
 
@@ -116,8 +120,8 @@ class RolloutEngine(Protocol):
         """Tokens of the longest prompt and completion together; None: no limit."""
         ...
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion per request, in order, duplicate prompts included."""
+    def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        """One completion per request, in order, duplicate prompts included; ``done`` is told of each as it ends."""
         ...
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:

@@ -24,7 +24,7 @@ from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import CheckpointError, ConfigError
 from nanoalign.models.loading import load_model
 from nanoalign.rollouts.attention import decoding_attention
-from nanoalign.rollouts.base import Completion, Opening, Request
+from nanoalign.rollouts.base import Completion, Done, Opening, Request
 from nanoalign.rollouts.cache import extend_rows, new_cache, take_rows
 from nanoalign.rollouts.engines import HFSettings
 from nanoalign.rollouts.sampler import sample_tokens
@@ -134,8 +134,8 @@ class HFEngine:
         self.max_length: int | None = None
         self.lost = 0
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion per request, in order.
+    def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        """One completion per request, in order; ``done`` is told of each as it ends.
 
         Raises:
             ConfigError: an empty prompt, or sampling settings out of range.
@@ -159,7 +159,10 @@ class HFEngine:
                 self._step(batch)
                 finished = [row for row in batch.rows if row.finish is not None]
                 for row in finished:
-                    completions[row.index] = row.completion()
+                    if completions[row.index] is None:
+                        completions[row.index] = ended = row.completion()
+                        if done is not None:
+                            done(row.index, ended)
                 if len(finished) == len(batch.rows):
                     batch = None
                     continue

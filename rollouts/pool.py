@@ -12,11 +12,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
-from nanoalign.rollouts.base import Completion, EngineLostError, Request
+from nanoalign.rollouts.base import Completion, Done, EngineLostError, Request
 from nanoalign.rollouts.drafts import Draft, Scored
 from nanoalign.rollouts.server import Server
 from nanoalign.rollouts.slots import Job, Keeper, Slot
@@ -91,9 +92,23 @@ class ServerPool:
         where a server refuses the request."""
         return [job.future for job in self._enqueue([Draft(each, self.thinking, self.keep) for each in requests])]
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in order. The servers batch them; the longest ends last."""
-        return self._wait(self.submit(requests))
+    def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        """One completion a request, in order. The servers batch them; the longest ends last. ``done`` is told of each
+        as it ends."""
+        futures = self.submit(requests)
+        if done is None:
+            return self._wait(futures)
+        ended: SimpleQueue[tuple[int, Future[Completion]]] = SimpleQueue()
+        for place, future in enumerate(futures):
+            future.add_done_callback(lambda future, place=place: ended.put((place, future)))  # type: ignore[misc]
+        try:
+            for left in range(len(futures), 0, -1):
+                place, future = self._next(ended, left)
+                done(place, future.result())
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of every token but the first, by the servers' own forward pass over prompts."""
@@ -183,6 +198,20 @@ class ServerPool:
             self._advance()
         return jobs
 
+    def _next(
+        self, ended: "SimpleQueue[tuple[int, Future[Completion]]]", left: int
+    ) -> tuple[int, "Future[Completion]"]:
+        while True:
+            try:
+                return ended.get(timeout=LOOK_S)
+            except Empty:
+                self._check_weights(left)
+
+    def _check_weights(self, left: int) -> None:
+        with self.changed:
+            if left and all(slot.state in ("waiting", "dead") for slot in self.slots):
+                raise EngineLostError("every server waits for weights: send them, then ask")
+
     def _wait(self, futures: Sequence["Future[Any]"]) -> list[Any]:
         try:
             left: set[Future[Any]] = set(futures)
@@ -190,9 +219,7 @@ class ServerPool:
                 done, left = wait(left, LOOK_S, FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                with self.changed:
-                    if left and all(slot.state in ("waiting", "dead") for slot in self.slots):
-                        raise EngineLostError("every server waits for weights: send them, then ask")
+                self._check_weights(len(left))
             return [future.result() for future in futures]
         finally:
             for future in futures:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from nanoalign.rollouts.base import Completion, EngineLostError, Request, RolloutEngine
+from nanoalign.rollouts.base import Completion, Done, EngineLostError, Request, RolloutEngine
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +33,23 @@ class RestartingEngine:
     def max_length(self) -> int | None:
         return self.engine.max_length
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return self._insist(lambda: self.engine.generate(requests))
+    def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        """With ``done``, what had ended before an engine was lost is not asked for again."""
+        if done is None:
+            return self._insist(lambda: self.engine.generate(requests))
+        ended: dict[int, Completion] = {}
+
+        def rest() -> None:
+            left = [place for place in range(len(requests)) if place not in ended]
+
+            def keep(number: int, completion: Completion) -> None:
+                ended[left[number]] = completion
+                done(left[number], completion)
+
+            self.engine.generate([requests[place] for place in left], keep)
+
+        self._insist(rest)
+        return [ended[place] for place in range(len(requests))]
 
     def load_weights(self, tensors: "Iterable[tuple[str, torch.Tensor]]") -> None:
         self.weights = None  # dropped before the next ones are computed: a merge sweep's are another full model

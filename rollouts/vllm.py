@@ -16,7 +16,7 @@ import torch
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.common.errors import ConfigError
 from nanoalign.models.loading import resolve
-from nanoalign.rollouts.base import Completion, EngineLostError, Opening, Request, Sampling
+from nanoalign.rollouts.base import Completion, Done, EngineLostError, Opening, Request, Sampling
 from nanoalign.rollouts.engines import ServerSettings, VLLMSettings
 from nanoalign.rollouts.restarts import RestartingEngine
 
@@ -67,7 +67,7 @@ class VLLMEngine:
         from nanoalign.budget_control.vllm_plugin import serve_float32_hybrids_on_cpus
 
         serve_float32_hybrids_on_cpus()  # where nanoalign is not installed, vLLM does not find its plugin
-        self.thinking, self.lost = opening.thinking, 0
+        self.thinking, self.lost, self.asked = opening.thinking, 0, 0
         self.on_gpu = torch.cuda.is_available()
         self.level, self.asleep, self.budgets = settings.sleep, False, opening.budgets
         if settings.sleep and not self.on_gpu:
@@ -88,8 +88,8 @@ class VLLMEngine:
         # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
         self.seeded = not self.on_gpu or self.llm.llm_engine.vllm_config.use_v2_model_runner
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion a request, in order."""
+    def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        """One completion a request, in order; ``done`` is told of each as it ends."""
         if not requests:
             return []
         if not self.budgets and any(request.sampling.thinking_budget is not None for request in requests):
@@ -98,6 +98,8 @@ class VLLMEngine:
 
         self._wake()
         try:
+            if done is not None:
+                return self._one_by_one(requests, done)
             outputs = self.llm.generate(
                 [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
                 [self._parameters(request.sampling) for request in requests],
@@ -106,6 +108,29 @@ class VLLMEngine:
         except (EngineDeadError, EngineGenerateError, RuntimeError, OSError) as error:  # dead, out of memory, CUDA
             raise EngineLostError(f"vLLM: {type(error).__name__}: {error}") from error
         return [self._completion(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def _one_by_one(self, requests: Sequence[Request], done: Done) -> list[Completion]:
+        """What ``LLM.generate`` does, with an eye on each request."""
+        from vllm.sampling_params import RequestOutputKind
+
+        engine, self.asked = self.llm.llm_engine, self.asked + 1
+        names = {f"{self.asked}-{place}": place for place in range(len(requests))}
+        ended: dict[int, Completion] = {}
+        try:
+            for name, request in zip(names, requests):
+                parameters = self._parameters(request.sampling)
+                parameters.output_kind = RequestOutputKind.FINAL_ONLY
+                engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, parameters)
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        place = names[output.request_id]
+                        ended[place] = self._completion(requests[place], output.outputs[0])
+                        done(place, ended[place])
+        except BaseException:
+            engine.abort_request([name for name, place in names.items() if place not in ended])
+            raise
+        return [ended[place] for place in range(len(requests))]
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces the weights, and forgets what was cached under the old ones."""
