@@ -60,6 +60,8 @@ class Benchmark(Entry):
     """Room for the answer after a thinking budget and its grace, and without thinking."""
     judged: bool = False
     """The score is not right or wrong: it is averaged. The suite needs `judge:`, its endpoint."""
+    graded: bool = False
+    """The score is a share of what was asked for: it is averaged."""
     figures: str = ""
     """``module:function(conversations, samples, scores) -> dict[str, Estimate]``: further figures of the benchmark."""
 
@@ -108,6 +110,27 @@ BENCHMARKS = {
         "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
             Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
         ), figures="nanoalign.evaluation.benchmark_figures:ifeval"),
+    "ruler-<length>": Benchmark(
+        "nanoalign.evaluation.ruler_suite:ruler", "RULER's thirteen kinds of tasks at any length, made here", "own",
+        "ruler", "RULER's string match", temperature=0.0, top_p=1.0, answer_tokens=128, graded=True),
+    "humaneval": Benchmark(
+        "nanoalign.evaluation.code_tasks:human_eval", "HumanEval: 164 Python functions to complete", "MIT", "code",
+        data=(Data("openai/openai_humaneval", "test", (
+            "code/HumanEval.jsonl.gz", "openai/openai_humaneval/openai_humaneval/test-*.parquet",
+        )),)),
+    "livecodebench": Benchmark(
+        "nanoalign.evaluation.code_tasks:live_code_bench", "LiveCodeBench: programs judged by public and hidden cases",
+        "CC-BY-4.0", "code", data=(
+            Data("livecodebench/code_generation_lite", "test", ("livecodebench/code_generation_lite/test*.jsonl",),
+                 loads=False),
+        )),
+    "arena-hard": Benchmark(
+        "nanoalign.evaluation.arena:arena_hard", "Arena-Hard: answers judged against a baseline's, in both orders",
+        "Apache-2.0", "arena", "win rate", judged=True, figures="nanoalign.evaluation.arena:figures", data=(
+            Data("lmarena-ai/arena-hard-auto", "train", (
+                "lmarena-ai/arena-hard-auto/data/arena-hard-v0.1/question.jsonl",
+            ), loads=False),
+        )),
 }  # fmt: skip
 """Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
 

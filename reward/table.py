@@ -49,6 +49,9 @@ REWARDS = {
     "bfcl_multi_turn": RewardEntry(
         "nanoalign.reward.tools:score_first_turn", "the first request's calls are made, in order, and no other",
         kind="bfcl_multi_turn", each=True, verifier=True),
+    "ruler": RewardEntry(
+        "nanoalign.reward.ruler:score_ruler", "the share of the answers that the text contains, or whether it has one",
+        kind="ruler", each=True),
     "environment": RewardEntry(
         "nanoalign.reward.shape:score_environment", "what a GRPO stage's environment gives the episode", each=True),
     "format": RewardEntry(
