@@ -1,7 +1,7 @@
 """Which samples a mixture leaves out before any are drawn. Some filters remember what they saw, so each sample is shown
 to them once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nanoalign.data_recipes.config import Mixture
@@ -58,11 +58,12 @@ def at_most(characters: int) -> Filter:
 
 class Contamination:
     """Leaves out samples that hold ``n`` words in a row of a benchmark's prompt, or the whole of a shorter prompt (of
-    at least ``SHORTEST`` words). ``hits`` tells which sample met which benchmark."""
+    at least ``SHORTEST`` words). ``hits`` tells which sample met which benchmark. ``own`` looks only for what no two
+    prompts share: templates around the questions are in no question's own words."""
 
     SHORTEST = 5
 
-    def __init__(self, benchmarks: Iterable[Conversation], n: int = 13) -> None:
+    def __init__(self, benchmarks: Iterable[Conversation], n: int = 13, *, own: bool = False) -> None:
         self.hits: list[tuple[str, str]] = []
         # Runs of words by their first few, so that a text is walked once, whatever the runs' lengths.
         self._runs: dict[tuple[str, ...], dict[tuple[str, ...], str]] = {}
@@ -74,13 +75,21 @@ class Contamination:
                 for start in range(len(words) - size + 1):
                     run = words[start : start + size]
                     name = f"{benchmark.source} {benchmark.id}"
-                    self._runs.setdefault(run[: self.SHORTEST], {}).setdefault(run, name)
+                    runs = self._runs.setdefault(run[: self.SHORTEST], {})
+                    if runs.setdefault(run, name) != name and own:
+                        runs[run] = ""
 
     def __call__(self, conversation: Conversation) -> str | None:
+        name = next(self.met(conversation), None)
+        if name is None:
+            return None
+        self.hits.append((conversation.origin or conversation.id, name))
+        return f"holds a prompt of {name.split(' ')[0] or 'a benchmark'}"
+
+    def met(self, conversation: Conversation) -> Iterator[str]:
+        """The prompts that a sample holds, ``<source> <id>``, once for each run of words."""
         words = tuple(words_of(text_of(conversation)))
         for start in range(len(words) - self.SHORTEST + 1):
             for run, name in self._runs.get(words[start : start + self.SHORTEST], {}).items():
-                if words[start : start + len(run)] == run:
-                    self.hits.append((conversation.origin or conversation.id, name))
-                    return f"holds a prompt of {name.split(' ')[0] or 'a benchmark'}"
-        return None
+                if name and words[start : start + len(run)] == run:
+                    yield name

@@ -20,6 +20,13 @@ def files_of(benchmark: Benchmark, data_root: Path | None) -> list[Path]:
     return [file for data in benchmark.data for file in _mirrored(data, root)]
 
 
+def missing(name: str, benchmark: Benchmark, data_root: Path | None) -> str | None:
+    """Why a benchmark cannot be read: its data are not mirrored, and not to be loaded from the hub; else None."""
+    root = root_of(data_root)
+    faults = (_how_to_mirror(data, root) for data in benchmark.data if not data.loads and not _mirrored(data, root))
+    return next((f"benchmark {name}: {fault}" for fault in faults), None)
+
+
 def rows(reading: TaskReading) -> Iterator[Row]:
     """(where it is, row) of all its data, in order.
 

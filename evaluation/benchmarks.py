@@ -50,6 +50,8 @@ class Benchmark(Entry):
     """What the mean of the scores is called."""
     data: tuple[Data, ...] = ()
     """Empty where the tasks are made here."""
+    tasks: int = 100
+    """How many there are, for plans."""
     completions: int = 1
     """Answers to each task, unless the suite says otherwise: more where there are few tasks."""
     temperature: float = 0.6
@@ -89,7 +91,25 @@ class TaskReading:
     chat: "ChatFormat | None" = None
 
 
-_AIME = {"reward": "math", "completions": 16}
+def _live_code_bench(what: str, files: str, tasks: int) -> Benchmark:
+    hub = "livecodebench/code_generation_lite"
+    return Benchmark(
+        "nanoalign.evaluation.code_tasks:live_code_bench", f"LiveCodeBench, {what}: programs judged by test cases",
+        "CC-BY-4.0", "code", data=(Data(hub, "test", (f"{hub}/{files}",), loads=False),), tasks=tasks,
+    )  # fmt: skip
+
+
+def _arena_hard(version: str, what: str, baselines: tuple[str, ...], tasks: int) -> Benchmark:
+    hub = "lmarena-ai/arena-hard-auto"
+    files = ("question", *(f"model_answer/{name}" for name in baselines))
+    return Benchmark(
+        "nanoalign.evaluation.arena:arena_hard", f"Arena-Hard {version}, {what}", "Apache-2.0", "arena", "win rate",
+        tuple(Data(hub, "train", (f"{hub}/data/arena-hard-{version}/{file}.jsonl",), loads=False) for file in files),
+        tasks=tasks, judged=True, figures="nanoalign.evaluation.arena:figures",
+    )  # fmt: skip
+
+
+_AIME: dict[str, Any] = {"reward": "math", "tasks": 30, "completions": 16}
 BENCHMARKS = {
     "aime24": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:mathematics", "AIME 2024, both papers: 30 problems", "MAA", **_AIME,
@@ -99,38 +119,33 @@ BENCHMARKS = {
         data=(Data("math-ai/aime25", "test", ("math-ai/aime25/test.jsonl",)),)),
     "math500": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:mathematics", "MATH-500: 500 problems of MATH's test split", "MIT",
-        "math", data=(Data("HuggingFaceH4/MATH-500", "test", ("HuggingFaceH4/MATH-500/test.jsonl",)),), completions=4),
+        "math", data=(Data("HuggingFaceH4/MATH-500", "test", ("HuggingFaceH4/MATH-500/test.jsonl",)),),
+        tasks=500, completions=4),
     "gpqa-diamond": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:gpqa", "GPQA Diamond: 198 questions with four options", "CC-BY-4.0",
-        "math", data=(
+        "math", tasks=198, data=(
             Data("Idavidrein/gpqa", "train", ("Idavidrein/gpqa/gpqa_diamond.csv",), "gpqa_diamond"),
         ), completions=4),
     "ifeval": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:ifeval", "IFEval: 541 prompts with instructions that can be verified",
         "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
             Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
-        ), figures="nanoalign.evaluation.benchmark_figures:ifeval"),
+        ), tasks=541, figures="nanoalign.evaluation.benchmark_figures:ifeval"),
     "ruler-<length>": Benchmark(
         "nanoalign.evaluation.ruler_suite:ruler", "RULER's thirteen kinds of tasks at any length, made here", "own",
-        "ruler", "RULER's string match", temperature=0.0, top_p=1.0, answer_tokens=128, graded=True),
+        "ruler", "string match", tasks=325, temperature=0.0, top_p=1.0, answer_tokens=128, graded=True),
     "humaneval": Benchmark(
         "nanoalign.evaluation.code_tasks:human_eval", "HumanEval: 164 Python functions to complete", "MIT", "code",
         data=(Data("openai/openai_humaneval", "test", (
             "code/HumanEval.jsonl.gz", "openai/openai_humaneval/openai_humaneval/test-*.parquet",
-        )),)),
-    "livecodebench": Benchmark(
-        "nanoalign.evaluation.code_tasks:live_code_bench", "LiveCodeBench: programs judged by public and hidden cases",
-        "CC-BY-4.0", "code", data=(
-            Data("livecodebench/code_generation_lite", "test", ("livecodebench/code_generation_lite/test*.jsonl",),
-                 loads=False),
-        )),
-    "arena-hard": Benchmark(
-        "nanoalign.evaluation.arena:arena_hard", "Arena-Hard: answers judged against a baseline's, in both orders",
-        "Apache-2.0", "arena", "win rate", judged=True, figures="nanoalign.evaluation.arena:figures", data=(
-            Data("lmarena-ai/arena-hard-auto", "train", (
-                "lmarena-ai/arena-hard-auto/data/arena-hard-v0.1/question.jsonl",
-            ), loads=False),
-        )),
+        )),), tasks=164),
+    "livecodebench": _live_code_bench("all releases that are mirrored", "test*.jsonl", 1055),
+    "livecodebench-v5": _live_code_bench("what release 5 added, to January 2025", "test5.jsonl", 167),
+    "livecodebench-v6": _live_code_bench("what release 6 added, to April 2025", "test6.jsonl", 175),
+    "arena-hard": _arena_hard("v0.1", "500 prompts judged against GPT-4's answers", ("gpt-4-0314",), 500),
+    "arena-hard-v2": _arena_hard(
+        "v2.0", "750 prompts judged against o3-mini's and Gemini 2.0 Flash's answers",
+        ("o3-mini-2025-01-31", "gemini-2.0-flash-001"), 750),
 }  # fmt: skip
 """Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
 

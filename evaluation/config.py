@@ -75,20 +75,25 @@ class EvaluateStage(Section):
     of: list[str] = Field(min_length=1)
     """Stages (or `base`) whose models are measured."""
     suites: list[str] = Field(min_length=1)
-    """Names under `suites:`."""
+    """Names under `suites:`, or public benchmarks (docs/names.md)."""
     budgets: list[int | None] = Field(default=[None])
     """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured as well."""
     budget_suite: str | None = None
     """The suite on which the budget curve is measured; None measures none."""
     budget_of: list[str] | None = None
     """The checkpoints whose budget curve is measured; None means all."""
+    suite_budgets: list[int] = Field(default=[])
+    """Thinking budgets in tokens under which every suite is measured as well, besides unlimited thinking and
+    /no_think."""
+    contamination: bool = True
+    """Look for the questions of public benchmarks in the recipe's training data, in one pass over its sources."""
     rollouts: Rollouts
 
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> "EvaluateStage":
         if unknown := sorted(set(self.budget_of or []) - set(self.of)):
             raise ValueError(f"budget_of names {', '.join(unknown)}, which `of` does not")
-        for budget in self.budgets:
+        for budget in [*self.budgets, *self.suite_budgets]:
             if budget is not None:
                 self.rollouts.require_room(budget)
         return self

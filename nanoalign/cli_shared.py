@@ -55,3 +55,16 @@ def load_recipe(
 
     overrides = [*(overrides or []), *([f"device={device}"] if device else [])]
     return load(recipe, overrides, data_root=data_root, check_files=True, note=note)
+
+
+def print_table(rows: list[dict[str, str]], title: str) -> None:
+    """Rows of text under the columns that any of them has."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = Table(*columns, title=Text(title))
+    for row in rows:
+        table.add_row(*(Text(printable(row.get(column, ""))) for column in columns))
+    Console().print(table)

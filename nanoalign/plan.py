@@ -8,6 +8,7 @@ from typing import Any
 
 from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
+from nanoalign.evaluation.benchmarks import benchmark
 from nanoalign.graph import Node, makes_model, nodes
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_chat import template_notes
@@ -168,7 +169,8 @@ class _Sizes:
                 suites += [stage.reasoning_suite] * len(stage.budgets)
                 self._rollouts(plan, stage, alphas * sum(self._tasks(suite) for suite in suites), sign="~")
             case "evaluate":
-                each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think as well
+                modes = 2 + len(stage.suite_budgets)  # thinking, /no_think, and under budgets
+                each = modes * sum(self._tasks(suite) for suite in stage.suites)
                 curve = len(stage.budgets) * self._tasks(stage.budget_suite) if stage.budget_suite else 0
                 curved = stage.of if stage.budget_of is None else stage.budget_of
                 self._rollouts(plan, stage, len(stage.of) * each + len(curved) * curve, sign="~")
@@ -254,10 +256,13 @@ class _Sizes:
             plan.memory_gb = Amount(max(memory / 1e9, training), "~")
 
     def _tasks(self, suite: str) -> int:
-        """Tasks of a suite."""
+        """Answers to a suite's tasks."""
         section = self.recipe.suites[suite]
+        if section.benchmark is not None:
+            entry, _ = benchmark(section.benchmark)
+            return min(entry.tasks, section.samples or entry.tasks) * (section.completions or entry.completions)
         held = self.mixtures[section.data].samples if section.data is not None else UNCOUNTED_TASKS
-        return section.samples or held
+        return (section.samples or held) * (section.completions or 1)
 
 
 def _engines(stage: Any, devices: int) -> int:

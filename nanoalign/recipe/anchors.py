@@ -1,10 +1,12 @@
-"""The files of a user's own code are found from the recipe that names them; a stage runs elsewhere."""
+"""What a recipe leaves to be found: the files of a user's own code are beside it (a stage runs elsewhere), and a public
+benchmark that a stage names is a suite by itself."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nanoalign.common.user_code import anchored, is_user_code
+from nanoalign.evaluation.benchmarks import is_benchmark
 from nanoalign.recipe.source import Path_, Problem, YamlTree
 from nanoalign.reward.config import is_own
 
@@ -36,6 +38,23 @@ def anchor_environments(source: YamlTree) -> None:
         place = source.place(path)
         folder = Path(place.file).resolve().parent if place.line else Path.cwd()
         section["environment"] = _environment(section["environment"], folder)
+
+
+SUITE_KEYS = ("suites", "more_suites", "budget_suite", "reasoning_suite", "chat_suite")
+"""Keys of stages that name suites."""
+
+
+def name_benchmarks(source: YamlTree) -> None:
+    """Adds a suite for each public benchmark that a stage names, in place, unless there is one of that name."""
+    data = source.data if isinstance(source.data, dict) else {}
+    stages, suites = data.get("stages"), data.get("suites")
+    if not isinstance(stages, dict) or not isinstance(suites, dict | None):
+        return
+    named = [stage.get(key) for stage in stages.values() if isinstance(stage, dict) for key in SUITE_KEYS]
+    names = [name for each in named for name in (each if isinstance(each, list) else [each])]
+    for name in dict.fromkeys(each for each in names if isinstance(each, str) and is_benchmark(each)):
+        if name not in (suites or {}):
+            data["suites"] = suites = {**(suites or {}), name: {"benchmark": name}}
 
 
 def _environment(use: Any, folder: Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.config import Mixture, SourceUse
+from nanoalign.evaluation.benchmarks import BENCHMARKS
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.models.config import Training
@@ -36,6 +37,8 @@ class Known:
     """Why no reward can judge a single answer to a source's tasks, or None."""
     missing: Callable[[str], str | None]
     """What has to be installed for a tracker, or None."""
+    benchmark_fault: Callable[[str], str | None]
+    """Why a public benchmark's tasks cannot be read, or None."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def _files_apart(mixtures: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]
 
 
 def _suite(suite: Suite, parts: Parts, known: Known) -> Iterator[Finding]:
+    if suite.benchmark is not None and (fault := known.benchmark_fault(suite.benchmark)) is not None:
+        yield ("benchmark",), fault
     yield from _mixture(("data",), suite.data, "test", parts)
     yield from _scored(suite.data, suite.reward, parts, known)
     yield from environment_faults(suite.environment)
@@ -152,7 +157,7 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     yield from _mixture(("data",), getattr(stage, "data", None), "train", parts)
     for path, name in suites_of(stage):
         if name not in parts.names["suites"]:
-            yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
+            yield path, f"unknown suite `{name}`{nearest(name, [*parts.names['suites'], *BENCHMARKS])}"
     yield from environment_faults(getattr(stage, "environment", None))
     if isinstance(stage, GRPOStage) and stage.reward is not None:
         yield from _scored(stage.data, stage.reward, parts, known)

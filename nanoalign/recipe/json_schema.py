@@ -6,6 +6,7 @@ from typing import Any
 
 from nanoalign.common.table import Entry
 from nanoalign.data_recipes.chat import CHAT_FORMATS
+from nanoalign.evaluation.benchmarks import BENCHMARKS
 from nanoalign.recipe.schema import Recipe
 from nanoalign.reward.table import REWARDS
 from nanoalign.rollouts.engines import ENGINES
@@ -20,6 +21,7 @@ def json_schema() -> str:
         _list(section, "reward", REWARDS)
         _list(section, "environment", ENVIRONMENTS)
         _list(section, "engine", ENGINES)
+        _list(section, "benchmark", BENCHMARKS)
     schema["title"] = "nanoalign recipe"
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["properties"]["extends"] = {

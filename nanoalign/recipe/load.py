@@ -14,8 +14,9 @@ from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
+from nanoalign.evaluation.benchmarks import benchmark, is_benchmark
 from nanoalign.evaluation.config import Suite
-from nanoalign.recipe.anchors import anchor_environments, anchor_rewards
+from nanoalign.recipe.anchors import anchor_environments, anchor_rewards, name_benchmarks
 from nanoalign.recipe.checks import Known, Parts, check
 from nanoalign.recipe.engines import nest, write_out
 from nanoalign.recipe.explain import describe, locate, relevant
@@ -80,6 +81,7 @@ def load(
     for each in [*notes, *(each for each in more if not each.place.line)]:
         note(str(each))
     anchor_environments(source)
+    name_benchmarks(source)
     result, found = validate(source, known(data_root, check_files))
     problems += found
     if problems or result is None:
@@ -112,6 +114,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
     """What the rooms offer."""
     from nanoalign.data_recipes.catalog import catalog
     from nanoalign.data_recipes.sources import describe_source
+    from nanoalign.evaluation.benchmark_data import missing as unread
     from nanoalign.reward import PLAYED
     from nanoalign.trackers import missing
 
@@ -128,7 +131,11 @@ def known(data_root: Path | None, check_files: bool) -> Known:
         adapter = catalog()[name].adapter if name in catalog() else ""
         return PLAYED.get(adapter.removesuffix("_prompt"))
 
-    return Known(source_fault, unscored, missing if check_files else lambda tracker: None)
+    def benchmark_fault(name: str) -> str | None:
+        entry = benchmark(name)[0] if check_files and is_benchmark(name) else None
+        return unread(name, entry, data_root) if entry is not None else None
+
+    return Known(source_fault, unscored, missing if check_files else lambda tracker: None, benchmark_fault)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]:
