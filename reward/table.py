@@ -60,6 +60,9 @@ REWARDS = {
         "nanoalign.reward.compose:score_lengths", "correctness times how well the thinking budget is kept", kind="any"),
     "preference": RewardEntry("nanoalign.reward.compose:score_preferences", "what a reward model prefers"),
     "judge": RewardEntry("nanoalign.reward.compose:score_judged", "what a judge behind an endpoint says"),
+    "arena": RewardEntry(
+        "nanoalign.reward.compose:score_arena", "the win rate against a task's baseline, by a judge, in both orders",
+        kind="arena"),
 }  # fmt: skip
 
 
