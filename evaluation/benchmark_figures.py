@@ -1,9 +1,11 @@
 """Further figures of benchmarks, besides the mean of their scores."""
 
+import math
 from collections.abc import Sequence
 
-from nanoalign.common.intervals import Estimate, proportion
+from nanoalign.common.intervals import Z95, Estimate, proportion
 from nanoalign.data_recipes.conversation import Conversation
+from nanoalign.evaluation.result import CORRECT
 from nanoalign.reward.base import Sample
 from nanoalign.reward.instructions.checkers import follows
 
@@ -25,6 +27,18 @@ def ifeval(tasks: Sequence[Conversation], samples: Sequence[Sample], scores: Seq
         "instruction_strict": _share([held for each in strict for held in each]),
         "instruction_loose": _share([held for each in loose for held in each]),
     }
+
+
+def bfcl(tasks: Sequence[Conversation], samples: Sequence[Sample], scores: Sequence[float]) -> dict[str, Estimate]:
+    """``category_mean``: the mean of the categories' accuracies, each counted once, as BFCL's own tables have it."""
+    each = len(scores) // len(tasks)
+    domains = [task.domain for task in tasks for _ in range(each)]
+    shares = [
+        _share([score >= CORRECT for score, own in zip(scores, domains) if own == domain]) for domain in set(domains)
+    ]
+    value = sum(share.value for share in shares) / len(shares)
+    spread = math.sqrt(sum(share.value * (1 - share.value) / share.n for share in shares)) / len(shares)
+    return {"category_mean": Estimate(value, value - Z95 * spread, value + Z95 * spread, len(scores))}
 
 
 def _share(held: Sequence[bool]) -> Estimate:

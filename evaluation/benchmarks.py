@@ -146,6 +146,13 @@ BENCHMARKS = {
     "arena-hard-v2": _arena_hard(
         "v2.0", "750 prompts judged against o3-mini's and Gemini 2.0 Flash's answers",
         ("o3-mini-2025-01-31", "gemini-2.0-flash-001"), 750),
+    "bfcl": Benchmark(
+        "nanoalign.evaluation.benchmark_tasks:bfcl", "BFCL v4, single-turn Python categories: calls by its AST rule",
+        "Apache-2.0", "bfcl", "accuracy over tasks", (
+            Data("gorilla-llm/Berkeley-Function-Calling-Leaderboard", "train", (
+                "bfcl_v4/BFCL_v4_*.json", "gorilla-llm/Berkeley-Function-Calling-Leaderboard/BFCL_v3_*.json",
+            ), loads=False),
+        ), tasks=1058, temperature=0.0, top_p=1.0, figures="nanoalign.evaluation.benchmark_figures:bfcl"),
 }  # fmt: skip
 """Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
 

@@ -231,9 +231,7 @@ def frequent_words(alpha: float = 2.0, length: int = 6) -> Callable[[Texts, rand
             if word not in code[:4]:
                 code.append(word)
         shuffling, total = generator.random(), sum(rank**-alpha for rank in range(1, len(code) + 1))
-        opening = (
-            "Below is a text in code. Count how often each word comes; ignore the dots ('...'), which are noise."
-        )
+        opening = "Below is a text in code. Count how often each word comes; ignore the dots ('...'), which are noise."
         question = "Question: which are the three most frequent coded words in the text above? Answer with them alone."
 
         def prompt(units: int, filler: str) -> str:

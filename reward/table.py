@@ -52,6 +52,9 @@ REWARDS = {
     "ruler": RewardEntry(
         "nanoalign.reward.ruler:score_ruler", "the share of the answers that the text contains, or whether it has one",
         kind="ruler", each=True),
+    "bfcl": RewardEntry(
+        "nanoalign.reward.bfcl:score_bfcl", "BFCL's AST rule for one turn, as published, quirks included",
+        kind="bfcl", each=True, verifier=True),
     "environment": RewardEntry(
         "nanoalign.reward.shape:score_environment", "what a GRPO stage's environment gives the episode", each=True),
     "format": RewardEntry(

@@ -18,7 +18,7 @@ def bfcl(raw: Raw) -> list[dict[str, Any]]:
     what is expected: no call (irrelevance), or some call, whichever it is (relevance)."""
     [messages] = raw["question"]
     tools, task = normal_tools(raw["function"]), {"kind": "tools", **_expected(raw)}
-    return [{"id": raw["id"], "messages": _one_speaker_at_a_time(messages), "tools": tools, "task": task}]
+    return [{"id": raw["id"], "messages": one_speaker_at_a_time(messages), "tools": tools, "task": task}]
 
 
 def _expected(raw: Raw) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def _expected(raw: Raw) -> dict[str, Any]:
     raise RowError("missing key", f"no possible answer is joined with {raw['id']!r}")
 
 
-def _one_speaker_at_a_time(messages: Iterable[Raw]) -> list[dict[str, Any]]:
+def one_speaker_at_a_time(messages: Iterable[Raw]) -> list[dict[str, Any]]:
     """Messages in which what a user says in two turns in a row is one turn, with a blank line between."""
     joined: list[dict[str, Any]] = []
     for message in messages:
@@ -58,7 +58,7 @@ def bfcl_multi_turn(raw: Raw) -> list[dict[str, Any]]:
         "classes": raw["involved_classes"],
         "expected": expected,
     }
-    return [{"id": raw["id"], "messages": _one_speaker_at_a_time(raw["question"][0]), "tools": tools, "task": task}]
+    return [{"id": raw["id"], "messages": one_speaker_at_a_time(raw["question"][0]), "tools": tools, "task": task}]
 
 
 def _reference_call(text: str, parameters: dict[str, list[str]]) -> dict[str, Any]:
