@@ -36,7 +36,7 @@ def test_json_has_bytes_by_part_and_the_status_says_whether_it_fits(tmp_path: Pa
     assert status == 1 and not told["fits"] and told["largest_batch"] == 1
     assert sum(told["weights_by_part"].values()) + 2 * 4096 == told["weights"]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "vocab_size": 100, "hidden_size": 64,
-        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}))  # fmt: skip
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}))  # fmt: skip
     (tmp_path / "config.json").rename(tmp_path / "mine.json")
     assert call(str(tmp_path / "mine.json"), "--memory", "2GB", "--context", "100")[0] == 0
     assert "12 mamba" not in call("builtin:miniature-base", "--memory", "2GB", "--context", "100")[1]
