@@ -7,8 +7,8 @@
     bench     vLLM's own `bench throughput`, of what `capped` measures, for comparison
 
 All requests start together and each has as much cache as it will need, so that nothing is preempted. Where --seconds
-end a run early, the rest is extrapolated: a step's time is a linear function of the tokens so far (the fit's error is in
-the JSON). Memory is nvidia-smi's, over what was used before. ``--tiny`` tries everything on a CPU.
+end a run early, the rest is extrapolated: a step's time is a linear function of the tokens so far (the error of that is
+in the JSON). Memory is nvidia-smi's, over what was used before. ``--tiny`` tries everything on a CPU.
 """
 
 import argparse
