@@ -1,11 +1,11 @@
 """BFCL's own verdict on the calls of one turn (Python categories), as its AST checker gives it.
 
-To measure with: its verdict equals the benchmark's, quirks included; ``tools`` (reward/tools.py) is the one to train on.
-The rule, from the benchmark's description and the behaviour of its checker (bfcl-eval 2026.3.23): a call names an
-expected function, and has all required parameters and no other than documented ones with possible answers. Each value is
-of the documented type (an int passes for a float, no other type for another) or of the possible answers' own, and is one
-of these, texts compared without case, spaces and ``,./-_*^``. A parameter may be left out where "" is among its possible
-answers.
+To measure with: its verdict equals the benchmark's, quirks included; ``tools`` (reward/tools.py) is the one to train
+on. The rule, from the benchmark's description and the behaviour of its checker (bfcl-eval 2026.3.23): a call names an
+expected function, and has all required parameters and no other than documented ones with possible answers. Each value
+is of the documented type (an int passes for a float, no other type for another) or of the possible answers' own, and
+is one of these, texts compared without case, spaces and ``,./-_*^``. A parameter may be left out where "" is among its
+possible answers.
 
 ``{"kind": "bfcl", "category": ..., "functions": [...], "possible": [{name: {parameter: [values]}}, ...]}``.
 """
@@ -35,13 +35,9 @@ def score_bfcl(sample: Sample) -> float:
 
 
 def right(
-    functions: Sequence[Mapping[str, Any]],
-    calls: Sequence[ToolCall],
-    possible: Sequence[Mapping[str, Any]],
-    category: str,
+    functions: Sequence[Mapping[str, Any]], calls: Sequence[ToolCall], possible: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Whether the calls are the possible ones: in any order for ``parallel`` categories, where each possible call takes
-    the first call that fits it."""
+    """Whether the calls are the possible ones, in any order: each possible call takes the first call that fits it."""
     if len(calls) != len(possible):
         return False
     left = list(calls)

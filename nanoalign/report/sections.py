@@ -1,48 +1,12 @@
 """What the report shows of each kind of stage: plots and tables, from a run's data."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from nanoalign.report import plots
+from nanoalign.report import benchmarks, plots
+from nanoalign.report.parts import Cell, Plot, ReportSection, Table, interval, score_cell
 from nanoalign.report.read import RunData, StageData
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    figure: "Figure"
-    name: str
-    """The file name under which README.md's pictures are kept."""
-
-    @property
-    def svg(self) -> str:
-        return plots.svg(self.figure)
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    small: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-
-@dataclass(frozen=True)
-class ReportSection:
-    title: str
-    note: str = ""
-    plots: Sequence[Plot] = field(default=())
-    tables: Sequence[Table] = field(default=())
+__all__ = ["Cell", "Plot", "ReportSection", "Table", "sections"]
 
 
 def sections(run: RunData) -> Iterator[ReportSection]:
@@ -53,16 +17,13 @@ def sections(run: RunData) -> Iterator[ReportSection]:
         yield ReportSection(
             "Checkpoints",
             "Score on held-out tasks, with thinking and with /no_think, and 95% intervals. The best are tinted.",
-            tables=[_checkpoints(stage), *_domains(stage)],
+            tables=[_checkpoints(stage), *_domains(stage), *benchmarks.tables(stage)],
+            plots=benchmarks.curves(stage),
         )
     yield from _merges(run)
     yield from _learning(run)
     yield from _step_times(run)
     yield from _answers(run)
-
-
-def _interval(estimate: Mapping[str, float], scale: float = 100.0) -> str:
-    return f"{scale * estimate['low']:.0f}–{scale * estimate['high']:.0f}, n {estimate['n']:.0f}"
 
 
 def _best(rows: list[list[Cell]], values: Sequence[Sequence[float]]) -> list[list[Cell]]:
@@ -81,19 +42,7 @@ def _checkpoints(stage: StageData) -> Table:
     rows, values = [], []
     for name, checkpoint in checkpoints.items():
         scores = [checkpoint["suites"][suite][mode]["score"] for suite, mode in columns]
-        judged = [not 0 <= score["value"] <= 1 for score in scores]
-        rows.append(
-            [
-                Cell(name),
-                *(
-                    Cell(
-                        f"{score['value']:.2f}" if raw else f"{100 * score['value']:.1f}",
-                        _interval(score, 1 if raw else 100),
-                    )
-                    for score, raw in zip(scores, judged)
-                ),
-            ]
-        )
+        rows.append([Cell(name), *map(score_cell, scores)])
         values.append([score["value"] for score in scores])
     head = ["checkpoint", *(suite if mode == "on" else f"{suite}, /no_think" for suite, mode in columns)]
     return Table("By suite", head, _best(rows, values))
@@ -110,7 +59,7 @@ def _domains(stage: StageData) -> Iterator[Table]:
             for name, each in checkpoints.items()
         }
         rows = [
-            [Cell(name), *(Cell(f"{100 * score['value']:.1f}", _interval(score)) for score in own)]
+            [Cell(name), *(Cell(f"{100 * score['value']:.1f}", interval(score)) for score in own)]
             for name, own in scores.items()
         ]
         values = [[score["value"] for score in own] for own in scores.values()]
@@ -212,7 +161,7 @@ def _against(xs: Sequence[float], scores: Sequence[Mapping[str, float]]) -> list
 def _cells(scores: Sequence[Mapping[str, float]]) -> list[Cell]:
     if _judged(scores):
         return [Cell(f"{s['value']:.2f}", f"{s['low']:.2f} to {s['high']:.2f}, n {s['n']:.0f}") for s in scores]
-    return [Cell(f"{100 * score['value']:.1f}", _interval(score)) for score in scores]
+    return [Cell(f"{100 * score['value']:.1f}", interval(score)) for score in scores]
 
 
 CURVES = {

@@ -17,6 +17,7 @@ from nanoalign.data_recipes.catalog import Source, catalog
 from nanoalign.data_recipes.chat import CHAT_FORMATS, chat_format
 from nanoalign.data_recipes.conversation import Answer, Message
 from nanoalign.data_recipes.selection import load as load_rows
+from nanoalign.evaluation.benchmarks import BENCHMARKS
 from nanoalign.plan_text import render_plan
 from nanoalign.recipe.json_schema import json_schema
 from nanoalign.recipe.load import RecipeError, dump, load
@@ -304,7 +305,7 @@ def test_the_page_of_names_lists_the_tables() -> None:
     page = (ROOT / "docs/names.md").read_text(encoding="utf-8")
     for title, table in (("Rewards", REWARDS), ("Environments", ENVIRONMENTS), ("Chat formats", CHAT_FORMATS),
                          ("Rollout engines", ENGINES),
-                         ("Kinds of stage", STAGES)):  # fmt: skip
+                         ("Kinds of stage", STAGES), ("Benchmarks", BENCHMARKS)):  # fmt: skip
         rows = "".join(f"| `{name}` | {entry.about} |\n" for name, entry in table.items())
         assert f"## {title}\n| Name | What it is |\n|---|---|\n{rows}" in page
 
