@@ -11,6 +11,7 @@ from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.filters import Contamination
 from nanoalign.data_recipes.sources import read
+from nanoalign.evaluation.benchmarks import benchmark
 from nanoalign.evaluation.records import task_names
 from nanoalign.evaluation.result import SuiteResult, by_task, over_tasks, share_correct
 from nanoalign.evaluation.tasks import Tasks
@@ -58,7 +59,7 @@ def look(
     found = {
         tasks.name: Found(tasks.name, len(tasks), names=task_names([task.id for task in tasks.conversations]))
         for tasks in suites
-        if tasks.config.benchmark is not None
+        if tasks.config.benchmark is not None and benchmark(tasks.config.benchmark)[0].data  # others are made here
     }
     if not found:
         return {}

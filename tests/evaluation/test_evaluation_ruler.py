@@ -47,7 +47,7 @@ def reading(name: str, tokenizer: Any = None, chat: Any = None, **more: Any) -> 
     return TaskReading(name, entry, length, tokenizer=tokenizer, chat=chat, **more)
 
 
-@pytest.mark.parametrize("length", [4096, 5003])
+@pytest.mark.parametrize("length", [2048, 4096, 5003])
 def test_every_kind_has_its_exact_length_in_the_chat_format(model: tuple[Any, Any], length: int) -> None:
     tokenizer, chat = model
     tasks = list(ruler(reading(f"ruler-{length}", tokenizer, chat, samples=2 * len(KINDS))))
@@ -99,7 +99,7 @@ def test_chains_lead_to_the_variables_that_have_the_value(number: int) -> None:
     assert {name for name, held in values.items() if held == value[1]} == set(task.answers) and len(task.answers) == 5
 
 
-@pytest.mark.parametrize("length", [1500, 9000, 60_000])
+@pytest.mark.parametrize("length", [4096, 9000, 60_000])
 def test_the_common_and_the_frequent_words_are_the_answers(length: int) -> None:
     listed = made("cwe", length).text.rpartition("numbered list")[2]
     counts = Counter(re.findall(r"\d+\. (\S+)", listed))
