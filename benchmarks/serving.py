@@ -13,6 +13,8 @@ in the JSON). Memory is nvidia-smi's, over what was used before. ``--tiny`` trie
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -77,7 +79,7 @@ def engine_of(name: str, planned: Fit, options: Options) -> dict[str, Any]:
         "model": str(folder_of(name, options)), "load_format": "dummy", "skip_tokenizer_init": True,
         "dtype": "float32" if options.tiny else "bfloat16", "enable_prefix_caching": False,
         "max_model_len": planned.context, "max_num_seqs": planned.batch, "max_num_batched_tokens": options.step,
-        "kv_cache_memory_bytes": int(planned.cache), "seed": 0,
+        "kv_cache_memory_bytes": int(planned.cache), "seed": 0, **({"enforce_eager": True} if options.tiny else {}),
     }  # fmt: skip
 
 
@@ -115,6 +117,17 @@ class Watch:
         return None if self.before is None else self.peak - self.before
 
 
+def run(command: list[str], output: Any, limit: float) -> int:
+    """Its exit status; 124 where it took too long, and was ended with all of its processes."""
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return 124
+
+
 def serve(name: str, planned: Fit, options: Options, prompt: int, answer: int, seconds: float) -> dict[str, Any]:
     """Runs one vLLM; what it told, and what the GPU held."""
     job, out, log = (options.folder / f"{name}.{kind}" for kind in ("job.json", "out.json", "log.txt"))
@@ -125,11 +138,10 @@ def serve(name: str, planned: Fit, options: Options, prompt: int, answer: int, s
         "vocabulary": shape_of(name, options.tiny)["vocab_size"],
     }))  # fmt: skip
     with Watch() as watch, log.open("w") as output:
-        command = [sys.executable, "-m", "benchmarks.serving_child", str(job), str(out)]
-        ended = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=options.limit, check=False)
+        code = run([sys.executable, "-m", "benchmarks.serving_child", str(job), str(out)], output, options.limit)
     told: dict[str, Any] = json.loads(out.read_text()) if out.is_file() else {}
-    told |= {"exit": ended.returncode, "batch": planned.batch, "planned": planned.as_dict(), "used": watch.used}
-    if ended.returncode:
+    told |= {"exit": code, "batch": planned.batch, "planned": planned.as_dict(), "used": watch.used}
+    if code:
         told["log"] = log.read_text()[-3000:]
     if "steps" in told:
         told |= whole(told.pop("steps"), told, prompt, answer, planned.batch)
@@ -185,10 +197,10 @@ def long(options: Options, report: Report) -> None:
     options.step = min(options.step, 2048)
     planned = fit(shape_of(HYBRID, options.tiny), context, LONG_CAP_GIB * GIB, 1, serving_of(options))
     answer = 32 if options.tiny else 128
-    run = serve(HYBRID, planned, options, context - answer, answer, options.seconds)
-    report.note("long/nano9b", run)
-    if run["used"] and run.get("complete"):
-        report.figures["serving.nano9b_128k_gib"] = run["used"] / GIB
+    told = serve(HYBRID, planned, options, context - answer, answer, options.seconds)
+    report.note("long/nano9b", told)
+    if told["used"] and told.get("complete"):
+        report.figures["serving.nano9b_128k_gib"] = told["used"] / GIB
 
 
 def predicted(options: Options, report: Report) -> None:
@@ -199,13 +211,13 @@ def predicted(options: Options, report: Report) -> None:
             continue
         context = 512 if options.tiny else context
         planned = fit(shape_of(name, options.tiny), context, 10 * CAP, batch, serving_of(options))
-        run = serve(name, planned, options, min(context // 2, 4096), 16, 60.0)
+        told = serve(name, planned, options, min(context // 2, 4096), 16, 60.0)
         # vLLM makes whole blocks of the memory that it is given
-        run["blocks_planned"] = planned.cache // planned.pages.block
-        if run["used"]:
-            run["predicted_over_measured"] = planned.total / run["used"]
-            worst = max(worst, abs(planned.total / run["used"] - 1))
-        report.note(f"fit/{name}", run)
+        told["blocks_planned"] = planned.cache // planned.pages.block
+        if told["used"]:
+            told["predicted_over_measured"] = planned.total / told["used"]
+            worst = max(worst, abs(planned.total / told["used"] - 1))
+        report.note(f"fit/{name}", told)
     if worst:
         report.figures["fit.predicted_vs_measured"] = worst
 
@@ -221,25 +233,26 @@ def bench(options: Options, report: Report) -> None:
         planned = fit(shape_of(name, options.tiny), prompt + answer, CAP, batch, serving_of(options))
         engine, out = engine_of(name, planned, options), options.folder / f"{name}.bench.json"
         flags = [f"--{key.replace('_', '-')}={value}" for key, value in engine.items() if not isinstance(value, bool)]
-        code = (
-            "import argparse\nfrom vllm.benchmarks.throughput import add_cli_args, main\n"
+        script = (
+            "from vllm.benchmarks.throughput import add_cli_args, main\n"
             "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
             "parser = FlexibleArgumentParser()\nadd_cli_args(parser)\nmain(parser.parse_args())"
         )
         command = [
-            sys.executable, "-c", code, *flags, "--skip-tokenizer-init", "--no-enable-prefix-caching",
+            sys.executable, "-c", script, *flags, "--skip-tokenizer-init", "--no-enable-prefix-caching",
             "--dataset-name=random", f"--random-input-len={prompt}", f"--random-output-len={answer}",
             f"--num-prompts={batch}", f"--output-json={out}", f"--tokenizer={options.tokenizer}",
         ]  # fmt: skip
-        with Watch() as watch:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=options.limit, check=False)
-        run: dict[str, Any] = {"exit": ended.returncode, "batch": batch, "used": watch.used}
-        if ended.returncode:
-            run["log"] = (ended.stdout + ended.stderr)[-3000:]
+        log = options.folder / f"{name}.bench.txt"
+        with Watch() as watch, log.open("w") as output:
+            code = run(command, output, options.limit)
+        told: dict[str, Any] = {"exit": code, "batch": batch, "used": watch.used}
+        if code:
+            told["log"] = log.read_text()[-3000:]
         else:
-            told = json.loads(out.read_text())
-            run |= {"told": told, "answered_per_s": batch * answer / told["elapsed_time"]}
-        report.note(f"bench/{name}", run)
+            told["bench"] = json.loads(out.read_text())
+            told["answered_per_s"] = batch * answer / told["bench"]["elapsed_time"]
+        report.note(f"bench/{name}", told)
 
 
 PARTS = {
