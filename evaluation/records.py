@@ -87,7 +87,8 @@ def record(
     """One completion's row: ``task`` is its task's id, ``number`` which of the task's completions it is."""
     return {
         "suite": suite, "mode": label(mode), "task": task, "number": number, "domain": domain,
-        "question": content_hash([[each.role, each.content] for each in sample.messages]), "score": float(score),
+        "question": content_hash([[each.role, each.content] for each in sample.messages]),
+        "gold": sample.task.get("answer"), "score": float(score),
         "reason": score.reason if isinstance(score, Score) else "", "faults": list(sample.answer.faults),
         "thinking_tokens": reading.thinking_tokens, "answer_tokens": reading.answer_tokens,
         "finished": reading.finished, "cut": reading.cut, "well_formed": reading.well_formed,

@@ -63,14 +63,14 @@ def _fits(call: ToolCall, function: Mapping[str, Any], accepted: Mapping[str, Se
     )
 
 
-def _is_accepted(value: Any, parameter: Mapping[str, Any], accepted: Sequence[Any]) -> bool:
-    wanted = TYPES.get(parameter["type"])
+def _is_accepted(given: Any, parameter: Mapping[str, Any], accepted: Sequence[Any]) -> bool:
+    wanted, value = TYPES.get(parameter["type"]), given
     nested = None
     if parameter["type"] in ("array", "tuple"):
         nested = TYPES.get(parameter.get("items", {}).get("type", ""))
-    if parameter["type"] == "float" and type(value) is int:
+    if parameter["type"] == "float" and type(value) is int and abs(value) < 2**1000:
         value = float(value)
-    typed = type(value) is wanted and (nested is None or _holds(value, nested, accepted))
+    typed = type(value) is wanted and (nested is None or _holds(given, nested, accepted))
     if not typed and (type(value) is wanted or type(value) is not _type_of(accepted)):
         return False
     if not typed or _type_of(accepted) not in (None, wanted):  # a variable's name in place of a value, say

@@ -173,7 +173,7 @@ POSSIBLE = [{"area": {
     ({"side": 5, "more": 1}, False), ({"side": 5, "tags": ["A.B"]}, True), ({"side": 5, "tags": "a b"}, False),
     ({"side": 5, "tags": []}, True), ({"side": 5, "box": {"w": 1}}, True),
     ({"side": 5, "box": {"w": 1, "x": 1}}, False), ({"side": 5, "box": {"h": 2}}, False),
-    ({"side": 5, "boxes": [{"w": 1}]}, True), ({"side": 5, "boxes": [1]}, False),
+    ({"side": 10**400}, False), ({"side": 5, "boxes": [{"w": 1}]}, True), ({"side": 5, "boxes": [1]}, False),
 ])  # fmt: skip
 def test_bfcl_as_its_checker_has_it(arguments: dict[str, Any], right: bool) -> None:
     task = {"kind": "bfcl", "category": "simple_python", "functions": [FUNCTION], "possible": POSSIBLE}

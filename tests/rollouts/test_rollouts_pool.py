@@ -104,6 +104,8 @@ def test_prompts_are_spread_and_come_back_in_order(open_pool):
     assert sum([slow, *fast]) == 40
     assert pool.max_length == 4096
     assert pool.lost == 0
+    told = {}
+    assert pool.generate(asked[:9], told.__setitem__) == [told[place] for place in range(9)] == found[:9]
 
 
 def test_the_least_loaded_server_gets_the_next(open_pool):

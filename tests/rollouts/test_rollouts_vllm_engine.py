@@ -49,8 +49,10 @@ def test_logprobs_and_scores_are_those_of_transformers(engines, small_base):
 
 def test_seeds_tell_duplicates_apart_and_repeat(engines, small_base):
     asked = requests(load_tokenizer(small_base))
-    first, again = engines[0].generate(asked), engines[0].generate(asked)
+    told = {}
+    first, again = engines[0].generate(asked), engines[0].generate(asked, told.__setitem__)
     assert [c.token_ids for c in first] == [c.token_ids for c in again]
+    assert [told[place] for place in range(len(asked))] == again  # each as it ended
     assert len({c.token_ids for c in first}) > 10
 
 
