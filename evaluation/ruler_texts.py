@@ -24,6 +24,8 @@ NOISE = (
 """What a haystack of noise repeats."""
 SYNTHETIC = "synthetic"
 Document = str
+Asked = tuple[str, tuple[str, ...], list[Document]]
+"""A question of a data set, its answers, and the documents that it comes with."""
 Question = tuple[str, tuple[str, ...], list[Document], Callable[[int], Document]]
 """A question, its answers, the documents that hold them, and any number of others."""
 
@@ -59,7 +61,7 @@ class Texts:
     """Sentences."""
     sources: dict[str, str] = field(default_factory=dict)
     """Of essay, qa_1 and qa_2: a file's name; absent where they are written here."""
-    rows: dict[str, list[tuple[str, tuple[str, ...], list[Document]]]] = field(default_factory=dict)
+    rows: dict[str, list[Asked]] = field(default_factory=dict)
     """qa_1 and qa_2: questions with answers and their documents."""
     pool: dict[str, list[Document]] = field(default_factory=dict)
 
@@ -85,25 +87,29 @@ def load_texts(data_root: Path | None) -> Texts:
         DataError: a file is there and not what it should be.
     """
     folder = None if data_root is None else data_root / "ruler"
-    essay, sources, rows, pool = _essay(), {}, {}, {}
-    for key, name, read in (
-        ("essay", "PaulGrahamEssays.json", _sentences), ("qa_1", "squad.json", _squad),
-        ("qa_2", "hotpotqa.json", _hotpot),
-    ):  # fmt: skip
+    sources: dict[str, str] = {}
+
+    def read(key: str, name: str, reader: Callable[[Any], Any]) -> Any:
         if folder is None or not (folder / name).is_file():
-            continue
+            return None
         try:
-            found = read(json.loads((folder / name).read_text(encoding="utf-8")))
+            found = reader(json.loads((folder / name).read_text(encoding="utf-8")))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(f"{folder / name}: not RULER's {key}: {type(error).__name__}: {error}") from None
         if not found:
             raise DataError(f"{folder / name}: empty")
         sources[key] = name
-        if key == "essay":
-            essay = found
-        else:
-            rows[key] = found
-            pool[key] = list(dict.fromkeys(document for _, _, documents in found for document in documents))
+        return found
+
+    essay = read("essay", "PaulGrahamEssays.json", _sentences) or _essay()
+    asked: dict[str, list[Asked] | None] = {
+        "qa_1": read("qa_1", "squad.json", _squad), "qa_2": read("qa_2", "hotpotqa.json", _hotpot),
+    }  # fmt: skip
+    rows = {key: found for key, found in asked.items() if found}
+    pool = {
+        key: list(dict.fromkeys(document for _, _, needed in found for document in needed))
+        for key, found in rows.items()
+    }
     return Texts(essay, sources, rows, pool)
 
 
@@ -111,7 +117,7 @@ def _sentences(read: Any) -> tuple[str, ...]:
     return tuple(part for part in re.split(r"(?<=[.!?])\s+", " ".join(read["text"].split())) if part)
 
 
-def _squad(read: Any) -> list[tuple[str, tuple[str, ...], list[Document]]]:
+def _squad(read: Any) -> list[Asked]:
     return [
         (asked["question"], tuple(dict.fromkeys(answer["text"] for answer in asked["answers"])), [part["context"]])
         for article in read["data"] for part in article["paragraphs"] for asked in part["qas"]
@@ -119,7 +125,7 @@ def _squad(read: Any) -> list[tuple[str, tuple[str, ...], list[Document]]]:
     ]  # fmt: skip
 
 
-def _hotpot(read: Any) -> list[tuple[str, tuple[str, ...], list[Document]]]:
+def _hotpot(read: Any) -> list[Asked]:
     return [
         (row["question"], (row["answer"],), [f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]])
         for row in read

@@ -51,6 +51,7 @@ class ArenaScore(Score):
 
     def __new__(cls, games: Sequence[float], reason: str = "") -> "ArenaScore":
         made = super().__new__(cls, win_rate(games), reason)
+        assert isinstance(made, cls)
         made.games = tuple(games)
         return made
 
