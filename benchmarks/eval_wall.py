@@ -76,7 +76,7 @@ def ours(options: argparse.Namespace, out: Path) -> list[str]:
 
 
 def theirs(options: argparse.Namespace, out: Path, model: Path) -> list[str]:
-    more = "" if options.tiny else ",gpu_memory_utilization=0.85"
+    more = ",enforce_eager=True" if options.tiny else ",gpu_memory_utilization=0.85"
     kind = "float32" if options.tiny else "bfloat16"
     return [
         sys.executable, "-m", "lm_eval", "run", "--model", "vllm", "--model_args",

@@ -32,7 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     LARGE: KNOWN["nvidia/NVIDIA-Nemotron-Nano-12B-v2"],
 }  # fmt: skip
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
-        "vocab_size": 512}  # fmt: skip
+        "vocab_size": 2048}  # fmt: skip
 TINY_HYBRID = TINY | {"mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1,
                       "hybrid_override_pattern": "M-M-*-M-"}  # fmt: skip
 WORDS = {"mamba": "linear_attention", "mlp": "mlp", "attention": "full_attention"}
@@ -239,7 +239,7 @@ def bench(options: Options, report: Report) -> None:
             "parser = FlexibleArgumentParser()\nadd_cli_args(parser)\nmain(parser.parse_args())"
         )
         command = [
-            sys.executable, "-c", script, *flags, "--skip-tokenizer-init", "--no-enable-prefix-caching",
+            sys.executable, "-c", script, *flags, "--no-enable-prefix-caching",
             "--dataset-name=random", f"--random-input-len={prompt}", f"--random-output-len={answer}",
             f"--num-prompts={batch}", f"--output-json={out}", f"--tokenizer={options.tokenizer}",
         ]  # fmt: skip

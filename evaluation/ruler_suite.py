@@ -1,12 +1,15 @@
 """``ruler-<length>``: a suite of RULER's tasks (evaluation/ruler.py), the kinds in turn."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.data_recipes.catalog import root_of
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.evaluation.benchmarks import TaskReading
-from nanoalign.evaluation.ruler import KINDS, ruler_task
+from nanoalign.evaluation.ruler import KINDS, RulerTask, ruler_task
 from nanoalign.evaluation.ruler_texts import load_texts
 from nanoalign.evaluation.tasks import prompt_messages
 from nanoalign.rollouts.base import Mode
@@ -35,19 +38,25 @@ def ruler(reading: TaskReading) -> Iterator[Conversation]:
         return len(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
 
     more = max(0, tokens("a", False) - tokens("a"))
-    texts, units = load_texts(root_of(reading.data_root)), dict.fromkeys(KINDS, 9)
-    for kind, name in _names(reading):
-        number = int(name.rpartition("-")[2])
-        task = ruler_task(
-            kind, reading.length, number, lambda text: tokens(text) + more, texts, seed=reading.seed,
-            room=reading.benchmark.answer_tokens, guess=units[kind],
+    texts = load_texts(root_of(reading.data_root))
+
+    def made(kind: str, name: str, guess: int = 9) -> RulerTask:
+        return ruler_task(
+            kind, reading.length or 0, int(name.rpartition("-")[2]), lambda text: tokens(text) + more, texts,
+            seed=reading.seed, room=reading.benchmark.answer_tokens, guess=guess,
         )  # fmt: skip
-        if number == 0:
-            units[kind] = task.units  # of the first alone: a task is the same however many there are
-        yield Conversation(
-            (Message("user", task.text),), domain=kind, source=reading.name, licence=reading.benchmark.licence, id=name,
-            task={"kind": "ruler", "answers": list(task.answers), "match": task.match, "texts": task.texts},
-        )  # fmt: skip
+
+    names = _names(reading)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # tokenizers work without Python's lock
+        first = dict(zip(KINDS, threads.map(lambda each: made(*each), names[: len(KINDS)])))
+        # the first alone is the guess: a task is the same however many there are
+        rest = threads.map(lambda each: made(*each, first[each[0]].units), names[len(KINDS) :])
+        for (kind, name), task in zip(names, chain(first.values(), rest)):
+            told = {"kind": "ruler", "answers": list(task.answers), "match": task.match, "texts": task.texts}
+            yield Conversation(
+                (Message("user", task.text),), domain=kind, source=reading.name, licence=reading.benchmark.licence,
+                id=name, task=told,
+            )  # fmt: skip
 
 
 def _names(reading: TaskReading) -> list[tuple[str, str]]:
