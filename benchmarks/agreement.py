@@ -121,6 +121,9 @@ def mathematics(data_root: Path, records: list[Path], tally: Callable[[str], Tal
     by_problem = {row["problem"].strip(): row["answer"] for row in golds}
     drawn = [row["answer"] for row in random.Random(0).sample(golds, limit or 700) if row["answer"].strip()]
     answers = _math_answers(drawn, written(records, "math500"), by_problem)
+    for file in sorted((data_root / "reasoning").glob("distil_sample_*.json")):
+        for row in json.loads(file.read_text(encoding="utf-8")):
+            answers.append(("model", "a teacher's", str(row["gtruth_answer"]), row["message_content"]))
     reference = references.Mathematics().math_verify
     _math(answers, reference, tally("eval.math_agreement"))
     draw = random.Random(4)
@@ -147,7 +150,9 @@ def _math_answers(golds: list[str], rows: list[dict[str, Any]], by_problem: dict
     draw = random.Random(2)
     found = []
     for row in rows:
-        gold = next((answer for problem, answer in by_problem.items() if problem in row["prompt"]), None)
+        gold = row.get("gold") or next(
+            (answer for problem, answer in by_problem.items() if problem in row["prompt"]), None
+        )
         if gold is not None and gold.strip():
             found.append(("model", "as it is", gold, row["answer"]))
     return found + [
@@ -225,7 +230,11 @@ def main() -> None:
     if args.json:
         about = {"python": platform.python_version(), "math-verify": version("math-verify"), "seed": 0}
         about |= {"lm-eval": "0.4.13", "bfcl-eval": "2026.3.23", "machine": platform.processor() or platform.machine()}
-        write_json(args.json, {**kept, "about": about, "figures": {**kept["figures"], **figures}})
+        values = {name: value["value"] for name, value in figures.items()}
+        write_json(args.json, {
+            "about": about, "figures": {**kept["figures"], **values},
+            "intervals": {**kept.get("intervals", {}), **figures},
+        })  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -105,9 +105,9 @@ def run_budget_curve(
                 "which has to hold an answer too"
             )
     format_, device, folder = chat_format(chat), resolve_device(device), resolve(model)
-    tasks = load_suite("budget-curve", suite, mixtures, data_root, seed)
-    reward = suite_reward(suite, {}, device)
     tokenizer = load_tokenizer(folder)
+    tasks = load_suite("budget-curve", suite, mixtures, data_root, seed, tokenizer=tokenizer)
+    reward = suite_reward(suite, {}, device)
     engine = open_for_eval(rollouts, folder, tokenizer, format_, device)
     try:
         modes = [*(Mode(True, budget) for budget in limited), Mode(True), Mode(False)]

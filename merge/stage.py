@@ -61,11 +61,15 @@ def run(
     device = resolve_device(context.device)
     chat, kept = chat_format(context.chat), context.folder / "answers.json"
     tally = Tally.from_dicts([json.loads(kept.read_text(encoding="utf-8"))] if kept.exists() else [])
+    tokenizer = load_tokenizer(context.inputs["reasoning"])
     measure = make_scorer(
-        {name: load_suite(name, suites[name], mixtures, context.data_root, context.seed, chat) for name in names},
+        {
+            name: load_suite(name, suites[name], mixtures, context.data_root, context.seed, chat, tokenizer)
+            for name in names
+        },
         {name: suite_reward(suites[name], context.inputs, device) for name in names},
         chat,
-        load_tokenizer(context.inputs["reasoning"]),
+        tokenizer,
         config.rollouts,
         context.seed,
         tally,

@@ -277,6 +277,8 @@ def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"{node.name}/tensorboard/events.out.tfevents.*"
     if result := STAGES[node.stage.kind].result:
         yield f"{node.name}/{result}"
+    if node.stage.kind == "evaluate":
+        yield from (f"{node.name}/records/{checkpoint}/*.jsonl" for checkpoint in node.stage.of)
     if node.stage.kind == "sft":
         yield f"{node.name}.prepared/{{README.md,index.json,examples.arrow,*-train-*.arrow}}"
     if node.stage.kind == "dpo":
