@@ -15,8 +15,8 @@ served() { need small vllm big1 big2 big3 big4; }
 case $part in
   kit) ls $K; ! ls $K/*.failed 2> /dev/null ;;
   smoke) served; run smoke benchmarks.serving long --models nano9b --limit 400 "$@" ;; # the 9B starts at all, and is the figure serving.nano9b_128k_gib
-  capped) served; run capped benchmarks.serving capped --seconds 170 --limit 290 "$@" ;;
-  uncapped) served; run uncapped benchmarks.serving uncapped --seconds 110 --limit 290 "$@" ;;
+  capped) served; run capped benchmarks.serving capped --seconds 120 --limit 285 "$@" ;;
+  uncapped) served; run uncapped benchmarks.serving uncapped --seconds 60 --limit 285 "$@" ;;
   fit) served; run fit benchmarks.serving fit --limit 190 "$@" ;;
   bench) served; run bench benchmarks.serving bench --limit 290 "$@" ;;
   wall) needs_all; need lmeval # lmeval.tar.xz of serving_kit.sh
