@@ -34,7 +34,7 @@ def mathematics(reading: TaskReading) -> Iterable[Conversation]:
             "task": {"kind": "math", "answer": str(raw["answer"]).strip()},
         }
 
-    return _each(reading, row)
+    return each_row(reading, row)
 
 
 def gpqa(reading: TaskReading) -> Iterable[Conversation]:
@@ -53,15 +53,15 @@ def gpqa(reading: TaskReading) -> Iterable[Conversation]:
             "task": {"kind": "math", "answer": "ABCD"[options.index(right)]},
         }
 
-    return _each(reading, row)
+    return each_row(reading, row)
 
 
 def ifeval(reading: TaskReading) -> Iterable[Conversation]:
     """IFEval's prompts as they are."""
-    return _each(reading, lambda raw: adapters.ifeval(raw)[0] | {"domain": "ifeval"})
+    return each_row(reading, lambda raw: adapters.ifeval(raw)[0] | {"domain": "ifeval"})
 
 
-def _each(reading: TaskReading, row: Callable[[Raw], dict[str, Any]]) -> Iterable[Conversation]:
+def each_row(reading: TaskReading, row: Callable[[Raw], dict[str, Any]]) -> Iterable[Conversation]:
     """A task a row. Raises DataError with the place of a row of another layout."""
     for number, (origin, raw) in enumerate(rows(reading)):
         try:

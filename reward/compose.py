@@ -7,6 +7,7 @@ from typing import Any
 from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.common.printable import known
 from nanoalign.data_recipes.generators import reasoning_gym_names
+from nanoalign.reward import arena
 from nanoalign.reward.base import FLOOR, Progress, RewardError, Sample, Score
 from nanoalign.reward.code import score_programs
 from nanoalign.reward.config import Judge, OwnReward, is_own, short_names, weights_of
@@ -32,11 +33,13 @@ class Means:
     """What rewards share besides the samples: their processes, models and settings."""
 
     def __init__(
-        self, reward_model: Component | None, judge: Judge | None, workers: int | None, limits: Limits | None
-    ) -> None:
+        self, reward_model: Component | None, judge: Judge | None, workers: int | None, limits: Limits | None,
+        compared: Judge | None = None,
+    ) -> None:  # fmt: skip
         self.math, self.reasoning_gym = MathVerifier(workers), VerifierPool("reasoning_gym", workers)
         self.reward_model, self.limits = reward_model, limits
         self.judge = JudgeClient(judge) if judge is not None else None
+        self.arena = arena.arena_client(compared) if compared is not None else None
 
 
 class ComposedReward:
@@ -77,7 +80,10 @@ class ComposedReward:
         return columns
 
     def combine(self, components: Mapping[str, Sequence[float]]) -> list[float]:
-        """The weighted sums of what :meth:`components` gave, with the reasons of their parts."""
+        """The weighted sums of what :meth:`components` gave, with the reasons of their parts.
+        Arena-Hard's alone stay what they are, with their games."""
+        if [*self.weights.items()] == [("arena", 1.0)]:
+            return [*components["arena"]]
         return [
             Score(math.fsum(self.weights[name] * part for name, part in row.items()), _reason(row))
             for row in (dict(zip(components, parts)) for parts in zip(*components.values(), strict=True))
@@ -119,9 +125,11 @@ def make_reward(
             raise ConfigError(f"reward {name!r}: the weight must be a finite number, not {weight}")
     if "preference" in weights and reward_model is None:
         raise ConfigError("reward 'preference' needs a reward model: set reward_model to a reward_model stage")
-    if "judge" in weights and judge is None:
-        raise ConfigError("reward 'judge' needs an endpoint: give its url and model")
-    means = Means(reward_model, judge if "judge" in weights else None, workers, limits)
+    for name in ("judge", "arena"):
+        if name in weights and judge is None:
+            raise ConfigError(f"reward '{name}' needs an endpoint: give its url and model")
+    asked = [judge if name in weights else None for name in ("judge", "arena")]
+    means = Means(reward_model, asked[0], workers, limits, asked[1])
     own = [OwnComponent(key, names[key], value) for key, value in weights.items() if is_own(key)]
     return ComposedReward(shares, {name: component(name, means) for name in weights if not is_own(name)}, own)
 
@@ -223,6 +231,12 @@ def score_judged(samples: Sequence[Sample], means: Means) -> Sequence[float]:
     """The judge's scores; see reward/judge.py."""
     assert means.judge is not None  # make_reward saw to it
     return means.judge.score(samples)
+
+
+def score_arena(samples: Sequence[Sample], means: Means) -> Sequence[float]:
+    """Win rates against the tasks' baselines; see reward/arena.py."""
+    assert means.arena is not None  # make_reward saw to it
+    return arena.score_arena(samples, means.arena)
 
 
 def score_preferences(samples: Sequence[Sample], means: Means) -> Sequence[float]:

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from nanoalign.common.endpoint import chat_request
@@ -28,6 +28,17 @@ class _NoScore(Exception):
     """The judge answered without a score."""
 
 
+def encodable(text: str) -> str:
+    """Half of a surrogate pair has no bytes."""
+    return text.encode(errors="replace").decode()
+
+
+def last_score(reply: str) -> float | None:
+    """``Score: N`` from 1 to 10, the last one, as 0 to 1."""
+    scores = _SCORE.findall(reply)
+    return (int(scores[-1]) - 1) / 9 if scores else None
+
+
 class JudgeClient:
     """Scores in [0, 1] from a judge's 1 to 10. Deterministic as far as the endpoint is (temperature 0) and, for earlier
     questions, through the cache."""
@@ -43,24 +54,31 @@ class JudgeClient:
 
     def score(self, samples: Sequence[Sample]) -> list[float]:
         """One score per sample; a blank answer scores 0 unasked. Where the judge's answers had no score even after all
-        retries, a sample scores 0 with the reason. Raises RewardError where the judge could not be reached before the
-        deadline, or gave no score to any of several: then the rubric or the judge is at fault, not an answer."""
-        deadline = time.monotonic() + self._config.deadline_s
+        retries, a sample scores 0 with the reason. Raises RewardError as :meth:`ask` does."""
         questions = [self._question(sample) if sample.answer.content.strip() else "" for sample in samples]
-        todo = sorted({question for question in questions if question and self._key(question) not in self._known})
+        told = iter(self.ask([question for question in questions if question], last_score))
+        without = Score(0.0, "the judge gave no score")
+        return [without if (said := next(told) if question else 0.0) is None else said for question in questions]
+
+    def ask(self, questions: Sequence[str], read: Callable[[str], float | None]) -> list[float | None]:
+        """What ``read`` finds in the judge's reply to each question; None where it found nothing even after all
+        retries. Raises RewardError where the judge could not be reached before the deadline, or nothing was found for
+        any of several: then the rubric or the judge is at fault, not an answer."""
+        deadline = time.monotonic() + self._config.deadline_s
+        todo = sorted({question for question in questions if self._key(question) not in self._known})
         with ThreadPoolExecutor(self._config.parallel) as threads:
-            problems = [problem for problem in threads.map(lambda text: self._learn(text, deadline), todo) if problem]
+            told = threads.map(lambda text: self._learn(text, read, deadline), todo)
+            problems = [problem for problem in told if problem]
         failed = [problem for problem in problems if not isinstance(problem, _NoScore)]
-        has_scored = any(self._key(question) in self._known for question in questions if question)
+        has_scored = any(self._key(question) in self._known for question in questions)
         if failed or (problems and not has_scored and (len(problems) > 1 or not self._known)):
             last = (failed or problems)[-1]
             raise RewardError(
-                f"judge {self._config.url} ({self._config.model}): no score for {len(problems)} of {len(samples)} "
-                f"samples within {self._config.deadline_s:g} s and {self._config.retries} retries; "
+                f"judge {self._config.url} ({self._config.model}): no score for {len(problems)} of {len(questions)} "
+                f"questions within {self._config.deadline_s:g} s and {self._config.retries} retries; "
                 f"last: {type(last).__name__.lstrip('_')}: {last}"
             )
-        without = Score(0.0, "the judge gave no score")
-        return [self._known.get(self._key(question), without) if question else 0.0 for question in questions]
+        return [self._known.get(self._key(question)) for question in questions]
 
     def _question(self, sample: Sample) -> str:
         """The rubric filled in once: braces in inserted text stay text."""
@@ -68,12 +86,12 @@ class JudgeClient:
         before, rest = self._config.rubric.split("{conversation}", 1)
         middle, after = rest.split("{answer}", 1)
         question = f"{before}{conversation}{middle}{sample.answer.content}{after}"
-        return question.encode(errors="replace").decode()  # half of a surrogate pair has no bytes
+        return encodable(question)
 
     def _key(self, question: str) -> str:
         return content_hash([self._config.model, self._config.max_tokens, question])
 
-    def _learn(self, question: str, deadline: float) -> Exception | None:
+    def _learn(self, question: str, read: Callable[[str], float | None], deadline: float) -> Exception | None:
         """Asks until there is a score, which is cached; else returns the last error."""
         problem: Exception = TimeoutError("the deadline had passed")
         for attempt in range(self._config.retries + 1):
@@ -81,7 +99,7 @@ class JudgeClient:
             if left <= 0:
                 break
             try:
-                score = self._ask(question, left)
+                score = self._ask(question, read, left)
             except (
                 OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError, _NoScore
             ) as error:  # fmt: skip
@@ -92,7 +110,7 @@ class JudgeClient:
             return None
         return problem
 
-    def _ask(self, question: str, seconds: float) -> float:
+    def _ask(self, question: str, read: Callable[[str], float | None], seconds: float) -> float:
         asked = {
             "model": self._config.model,
             "messages": [{"role": "user", "content": question}],
@@ -109,10 +127,10 @@ class JudgeClient:
                 if time.monotonic() - begun > seconds:  # its own timeout restarts with every part
                     raise TimeoutError("the reply is too slow")
         reply = json.loads(body)["choices"][0]["message"]["content"]
-        scores = _SCORE.findall(reply) if isinstance(reply, str) else []
-        if not scores:
-            raise _NoScore(f"no 'Score: N' in the reply {str(reply)[-80:]!r}")
-        return (int(scores[-1]) - 1) / 9
+        score = read(reply) if isinstance(reply, str) else None
+        if score is None:
+            raise _NoScore(f"no score such as the rubric asks for in the reply {str(reply)[-80:]!r}")
+        return score
 
     def _keep(self, key: str, score: float) -> None:
         with self._lock:

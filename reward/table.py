@@ -49,6 +49,9 @@ REWARDS = {
     "bfcl_multi_turn": RewardEntry(
         "nanoalign.reward.tools:score_first_turn", "the first request's calls are made, in order, and no other",
         kind="bfcl_multi_turn", each=True, verifier=True),
+    "ruler": RewardEntry(
+        "nanoalign.reward.ruler:score_ruler", "the share of the answers that the text contains, or whether it has one",
+        kind="ruler", each=True),
     "bfcl": RewardEntry(
         "nanoalign.reward.bfcl:score_bfcl", "BFCL's AST rule for one turn, as published, quirks included",
         kind="bfcl", each=True, verifier=True),
@@ -60,6 +63,9 @@ REWARDS = {
         "nanoalign.reward.compose:score_lengths", "correctness times how well the thinking budget is kept", kind="any"),
     "preference": RewardEntry("nanoalign.reward.compose:score_preferences", "what a reward model prefers"),
     "judge": RewardEntry("nanoalign.reward.compose:score_judged", "what a judge behind an endpoint says"),
+    "arena": RewardEntry(
+        "nanoalign.reward.compose:score_arena", "the win rate against a task's baseline, by a judge, in both orders",
+        kind="arena"),
 }  # fmt: skip
 
 
