@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, N tokens that count, L of a tile, V vocabulary, D and 
 
 import functools
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,35 +127,30 @@ def _plain(
     return kl_L, nll_L, grad_LV
 
 
-@dataclass(frozen=True)
 class Teacher:
-    """A frozen model whose distributions a student learns."""
+    """A frozen model, in eval mode, whose distributions a student learns.
 
-    model: PreTrainedModel
-    device: torch.device
-    """The student's; the teacher may be on another one, its head is on this."""
-    head_VE: Tensor
-    """Its head's weight, on ``device``."""
+    The student may be on another device: the teacher's states go there, and a copy of its head is there.
+    """
 
-    @torch.no_grad()  # not inference mode: what a pack's tensors keep for later (models.chunks) would be unusable for
-    def states(self, **inputs: Any) -> Tensor:  # the student's gradients
+    def __init__(self, model: PreTrainedModel, student_device: torch.device) -> None:
+        """Raises ConfigError where ``model`` does more to its logits than a linear head."""
+        self.model: Any = model.eval().requires_grad_(False)
+        self.device = student_device
+        self.head_VE = linear_head(model).detach().to(student_device)
+        """Its head's weight, on the student's device."""
+
+    # Not inference mode: what chunks of a pack are found to be (models.chunks) is kept for the student's gradients.
+    @torch.no_grad()
+    def states(self, **inputs: Any) -> Tensor:
         """Its last hidden states (B, T, E) for a batch, in its own dtype, on the student's device."""
-        own = {
-            name: value.to(self.model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
-        }
         with torch.autocast(self.model.device.type, enabled=False):
-            states: Tensor = self.model.base_model(**own).last_hidden_state
+            states: Tensor = self.model.base_model(**self.here(inputs)).last_hidden_state
         return states.to(self.device)
 
-
-def teach(model: PreTrainedModel, device: torch.device) -> Teacher:
-    """Freezes ``model``, in eval mode, as the teacher of a student on ``device``.
-
-    Raises:
-        ConfigError: it does more to its logits than a linear head.
-    """
-    model.eval().requires_grad_(False)
-    return Teacher(model, device, linear_head(model).detach().to(device))
+    def here(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch on the teacher's own device."""
+        return {name: each.to(self.model.device) if isinstance(each, Tensor) else each for name, each in inputs.items()}
 
 
 def add_divergence(model: PreTrainedModel, divergence: Divergence, tile: int = 1024) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.models import distillation
-from nanoalign.models.distillation import Divergence, add_divergence, linear_divergence, teach
+from nanoalign.models.distillation import Divergence, Teacher, add_divergence, linear_divergence
 from nanoalign.models.hybrid import install
 from nanoalign.models.packed_attention import packed_inputs
 from tests.models.small import VOCAB, small_model
@@ -104,7 +104,7 @@ def test_a_models_loss_is_that_of_its_whole_logits(name: str) -> None:
     with torch.no_grad():
         for weight in expert.parameters():
             weight += 0.02 * torch.randn_like(weight)
-    teacher = teach(expert, torch.device("cpu"))
+    teacher = Teacher(expert, torch.device("cpu"))
     torch.manual_seed(0)
     ids = torch.randint(3, VOCAB, (1, 30))
     labels = ids.masked_fill(torch.rand(1, 30) < 0.3, -100)
