@@ -14,7 +14,7 @@ from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.recipe.source import Path_
 from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import DistillStage, SFTStage
 from nanoalign.sft.pretrain import PretrainStage
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ STAGES = {
     "sft": StageEntry(
         "nanoalign.sft.stage:run", "supervised fine-tuning on a mixture", SFTStage, (*CORE, "budget_control", "sft"),
         result="data.json", parallel=True),
+    "distill": StageEntry(
+        "nanoalign.sft.distill:run", "learns another model's next-token distributions", DistillStage,
+        (*CORE, "budget_control", "sft"), result="data.json", parallel=True),
     "dpo": StageEntry("nanoalign.rl.dpo:run", "iterative DPO in an environment", DPOStage, RL, parallel=True),
     "reward_model": StageEntry(
         "nanoalign.rl.reward_model:run", "trains a Bradley-Terry reward model on pairs", RewardModelStage, RL,
@@ -78,6 +81,8 @@ def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, 
         (("from",), "from", getattr(stage, "from_", None)),
         (("reward_model",), "reward_model", getattr(stage, "reward_model", None)),
     ]
+    if isinstance(stage, DistillStage):
+        roles.append((("teacher",), "teacher", stage.teacher_stage))
     if isinstance(stage, MergeStage):
         roles += [(("reasoning",), "reasoning", stage.reasoning), (("chat",), "chat", stage.chat)]
     if isinstance(stage, EvaluateStage):
@@ -85,6 +90,12 @@ def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, 
     judges = [suites[name].reward_model for _, name in suites_of(stage) if name in suites]
     roles += [((), judge, judge) for judge in dict.fromkeys(judges) if judge is not None]
     yield from ((path, role, name) for path, role, name in roles if name is not None)
+
+
+def from_elsewhere(stage: Any) -> Iterator[tuple[str, str]]:
+    """The models that a stage takes from outside of the recipe, besides `base`: (role, path, hub id or other spec)."""
+    if isinstance(stage, DistillStage) and stage.teacher_stage is None:
+        yield "teacher", stage.teacher
 
 
 def suites_of(stage: Any) -> Iterator[tuple[Path_, str]]:
