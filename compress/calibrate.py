@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanoalign.common.errors import DataError
 from nanoalign.compress.config import Calibration
@@ -13,9 +12,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from nanoalign.data_recipes.chat.base import ChatFormat
-    from nanoalign.data_recipes.config import Mixture
+    from nanoalign.data_recipes.prepared import Prepared
 
+IGNORED = -100
+"""Label of a token that does not count (sft.collate.IGNORE)."""
 Row = Mapping[str, "torch.Tensor"]
 """What :func:`sft.collate.collate` makes of one row, (1, T) each: documents end to end, without padding."""
 
@@ -28,53 +28,42 @@ class Rows:
     """For importance and depth."""
     held_out: Sequence[Row]
     """For the candidates' losses."""
-    documents: int
     tokens: int
-    """Of all documents, as cut."""
+    """Of the scoring rows."""
     cut: int
     """Documents that were longer than a row."""
 
 
-def calibration_rows(
-    config: Calibration,
-    name: str,
-    mixture: "Mixture",
-    chat: "ChatFormat",
-    tokenizer: Any,
-    data_root: Path | None,
-    seed: int,
-) -> Rows:
-    """The mixture's documents, packed best fit into rows in an order drawn from ``seed``.
+def calibration_rows(config: Calibration, name: str, data: "Prepared", pad_id: int, seed: int) -> Rows:
+    """The documents of a mixture, packed best fit into rows, in an order drawn from ``seed``.
 
     Raises:
-        DataError: bad rows; or the mixture ``name`` has no token that a model learns to write, or fills one row only.
+        DataError: the mixture ``name`` has no token that a model learns to write, or fills one row only.
     """
-    from nanoalign.data_recipes.selection import build
-    from nanoalign.data_recipes.tokenize import Example, encode_batch
-    from nanoalign.models.packing import pack
-    from nanoalign.sft.collate import collate, gather
+    import numpy as np
 
-    built = build(mixture, data_root, seed, chat=chat)
-    examples = [each for some in encode_batch(built.conversations, chat, tokenizer) for each in some]
-    whole = [len(example.input_ids) for example in examples]
-    examples = [Example(e.input_ids[: config.length], e.loss_mask[: config.length]) for e in examples if e.input_ids]
-    documents = gather(examples)
-    if not int(documents.trained_tokens.sum()):
-        raise DataError(f"data.{name}: {len(built.conversations)} samples without a trained token to calibrate on")
-    packs = list(pack(documents.lengths, config.length))
+    from nanoalign.models.packing import pack
+    from nanoalign.sft.collate import Documents, collate
+
+    trained = data.column("trained")
+    if not len(data) or not int(trained.sum()):
+        raise DataError(f"data.{name}: {len(data)} samples without a trained token: nothing to calibrate on")
+    whole = data.column("length").astype(np.int64)
+    lengths, numbers = np.minimum(whole, config.length), np.arange(len(data), dtype=np.int32)
+    documents = Documents(data.tokens, numbers, np.zeros_like(numbers), lengths, trained)
+    packs = list(pack(lengths, config.length))
     if len(packs) < 2:
         raise DataError(
-            f"data.{name}: {int(documents.lengths.sum())} tokens fill one row of calibration.length {config.length}; "
-            "at least two are needed, one to score on and one to measure losses on"
+            f"data.{name}: {int(lengths.sum()):,} tokens fill only one row of calibration.length {config.length:,}; "
+            "two are needed at least: one to score on, one to measure losses on"
         )
     Random(f"{seed}/calibration").shuffle(packs)
     held_out = min(config.held_out_rows, len(packs) // 2)
-    chosen = packs[: held_out + config.rows]
-    rows = [collate(documents, [row], True, tokenizer.pad_token_id) for row in chosen]
-    if not any(bool((row["labels"] != -100).any()) for row in rows[:held_out]):
-        raise DataError(f"data.{name}: no trained token in the {held_out} rows that are held out of calibration")
-    return Rows(rows[held_out:], rows[:held_out], len(examples), sum(len(example.input_ids) for example in examples),
-                sum(length > config.length for length in whole))  # fmt: skip
+    rows = [collate(documents, [row], True, pad_id) for row in packs[: held_out + config.rows]]
+    if not any(bool((row["labels"] != IGNORED).any()) for row in rows[:held_out]):
+        raise DataError(f"data.{name}: no trained token in the {held_out} rows that calibration holds out")
+    tokens = sum(row["input_ids"].numel() for row in rows[held_out:])
+    return Rows(rows[held_out:], rows[:held_out], tokens, int((whole > config.length).sum()))
 
 
 def inputs(row: Row, device: "torch.device | str") -> dict[str, "torch.Tensor"]:
@@ -87,7 +76,7 @@ def mean_loss(model: "PreTrainedModel", rows: Sequence[Row]) -> float:
     import torch
     import torch.nn.functional as F
 
-    from nanoalign.models.loss import IGNORED, linear_cross_entropy
+    from nanoalign.models.loss import linear_cross_entropy
 
     device = model.device
     total, count = 0.0, 0

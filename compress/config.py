@@ -3,10 +3,11 @@ and 2508.14444)."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nanoalign.common.config import Section
 from nanoalign.rollouts.config import Rollouts
+from nanoalign.sft.config import Pack, SFTTraining
 
 Size = Annotated[int, Field(ge=1)]
 Sizes = list[Size]
@@ -85,6 +86,19 @@ class Calibration(Section):
     """Further rows, on which candidates' losses are measured; at most half of all."""
 
 
+class BriefDistillation(Section):
+    """What the kept candidates learn from the whole model before one is chosen (:mod:`sft.distill`)."""
+
+    pack: Pack = Pack(length=8192)
+    """Documents of the calibration's mixture, packed."""
+    train: SFTTraining
+    """How; give `steps`."""
+    temperature: float = Field(1.0, gt=0)
+    """Of both distributions."""
+    top_k: int | None = Field(None, ge=1)
+    """Tell only the teacher's k likeliest tokens apart; None: the whole vocabulary."""
+
+
 class CompressStage(Section):
     """Prune a model, in depth and in width, to the best shape within a budget."""
 
@@ -107,9 +121,21 @@ class CompressStage(Section):
     """Candidates within the budget, the largest first, that are pruned and whose loss is measured."""
     best: int = Field(3, ge=1)
     """How many of those with the least loss are kept for the final choice."""
+    distill: BriefDistillation | None = None
+    """What the kept candidates learn from the whole model before they are compared; None compares them as pruned."""
     suite: str | None = None
     """Suite on which these are measured; the most accurate is chosen. None: the one with the least loss."""
     rollouts: Rollouts | None = None
     """How the suite is sampled."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """The model is calibrated in it; float32 on CPU. What is written keeps the checkpoint's own."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CompressStage":
+        if (self.suite is None) != (self.rollouts is None):
+            raise ValueError("give `suite` and `rollouts` together: the suite is measured on answers")
+        if self.best > self.screen:
+            raise ValueError(f"best {self.best} is more than the {self.screen} of `screen`")
+        if self.distill is not None and self.distill.train.steps is None:
+            raise ValueError("distill.train.steps: give a number of steps; a comparison is brief")
+        return self

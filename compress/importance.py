@@ -6,7 +6,7 @@ heads, then each head by the channels that stay. Heads compete within their grou
 many.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,9 @@ class _Means:
         self.sums[name] = self.sums.get(name, 0) + squares_C
 
 
-def measure(model: PreTrainedModel, rows: Sequence[Row]) -> Scores:
+def measure(
+    model: PreTrainedModel, rows: Sequence[Row], on_row: Callable[[int], None] = lambda done: None
+) -> Scores:
     """One forward pass over the rows; activations are aggregated as they come and never kept."""
     config, means = model.config.to_dict(), _Means()
     sizes = own_widths(config)
@@ -89,9 +91,10 @@ def measure(model: PreTrainedModel, rows: Sequence[Row]) -> Scores:
                                                                                            means)]  # fmt: skip
     try:
         with torch.inference_mode():
-            for row in rows:
+            for number, row in enumerate(rows, 1):
                 means.begin(row, model.device)
                 model.base_model(**inputs(row, model.device), use_cache=False)
+                on_row(number)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanoalign import plan_compress
 from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.graph import Node, makes_model, nodes
@@ -72,6 +73,9 @@ class StagePlan:
     """Seconds that it took last time."""
     gpus: list[str] = field(default_factory=list)
     """What each GPU holds, in a stage that trains and samples."""
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    """Of a compress stage: the shapes within its budget, the largest first, after the whole model's
+    (compress.search.Candidate.as_dict)."""
     waits: str = ""
     """Who waits for whom in a GRPO step."""
     files: list[str] = field(default_factory=list)
@@ -167,11 +171,27 @@ class _Sizes:
                 suites = [*{stage.reasoning_suite, stage.chat_suite, *stage.more_suites}]
                 suites += [stage.reasoning_suite] * len(stage.budgets)
                 self._rollouts(plan, stage, alphas * sum(self._tasks(suite) for suite in suites), sign="~")
+            case "compress":
+                self._compress(plan, stage)
             case "evaluate":
                 each = 2 * sum(self._tasks(suite) for suite in stage.suites)  # thinking, and /no_think as well
                 curve = len(stage.budgets) * self._tasks(stage.budget_suite) if stage.budget_suite else 0
                 curved = stage.of if stage.budget_of is None else stage.budget_of
                 self._rollouts(plan, stage, len(stage.of) * each + len(curved) * curve, sign="~")
+
+    def _compress(self, plan: StagePlan, stage: Any) -> None:
+        assert plan.data is not None
+        plan.samples, calibration = Amount(plan.data.samples), stage.calibration
+        plan.length = Amount(calibration.length)
+        whole = plan_compress.whole_shape(self.recipe, plan.name)
+        if whole is None or self.model is None:
+            return
+        plan.candidates = plan_compress.candidates(whole, stage, plan.name)
+        tokens = plan_compress.tokens(whole, stage, len(plan.candidates) - 1)
+        plan.tokens = Amount(tokens, "~")
+        plan.seconds = Amount(cost.forward_seconds(self.model["parameters"], tokens, self.device), "~")
+        weights = self.model["parameters"] * (4 if self.device == "cpu" else 2)
+        plan.memory_gb = Amount((cost.PROCESS_BYTES + 2 * weights) / 1e9, "<=")  # a candidate beside the whole
 
     def _sft(self, plan: StagePlan, stage: Any) -> None:
         assert plan.data is not None
@@ -272,7 +292,9 @@ def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"{node.name}/tensorboard/events.out.tfevents.*"
     if result := STAGES[node.stage.kind].result:
         yield f"{node.name}/{result}"
-    if node.stage.kind == "sft":
+    if node.stage.kind == "compress":
+        yield from (f"{node.name}/{file}" for file in ("importance.safetensors", "removals.jsonl", "tensors.jsonl"))
+    if node.stage.kind in ("sft", "compress"):
         yield f"{node.name}.prepared/{{README.md,index.json,examples.arrow,*-train-*.arrow}}"
     if node.stage.kind == "dpo":
         yield f"{node.name}/round-0/round.json"

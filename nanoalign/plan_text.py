@@ -5,6 +5,7 @@ from itertools import groupby
 
 from nanoalign.plan import Amount, Plan, StagePlan
 from nanoalign.plan_data import MixturePlan
+from nanoalign.plan_compress import candidate_lines
 from nanoalign.progress import clock
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -100,6 +101,8 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         yield f"  devices   {stage.devices}{shared}{zero}"
     for label, line in zip(["gpus", *[""] * len(stage.gpus)], stage.gpus):
         yield f"  {label:<9} {line}"
+    if stage.candidates:
+        yield from candidate_lines(stage.candidates)
     if stage.waits:
         yield f"  waits     {stage.waits}"
     if stage.memory_gb is not None and stage.seconds is not None:

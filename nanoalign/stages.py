@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nanoalign.common.config import Section
 from nanoalign.common.stage import StageContext
 from nanoalign.common.table import Entry
+from nanoalign.compress.config import CompressStage
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.recipe.source import Path_
@@ -60,6 +61,9 @@ STAGES = {
     "merge": StageEntry(
         "nanoalign.merge.stage:run", "interpolates two models at the best alpha", MergeStage,
         (*GENERATING, "evaluation", "merge"), result="sweep.json"),
+    "compress": StageEntry(
+        "nanoalign.compress.stage:run", "prunes a model to the best shape within a budget", CompressStage,
+        (*GENERATING, "evaluation", "sft", "compress"), result="search.json"),
     "evaluate": StageEntry(
         "nanoalign.evaluation.stage:run", "measures models on suites and budgets", EvaluateStage,
         (*GENERATING, "evaluation"), makes="", result="evaluation.json"),
@@ -104,6 +108,8 @@ def suites_of(stage: Any) -> Iterator[tuple[Path_, str]]:
     if isinstance(stage, MergeStage):
         named += [(("reasoning_suite",), stage.reasoning_suite), (("chat_suite",), stage.chat_suite)]
         named += [(("more_suites", index), name) for index, name in enumerate(stage.more_suites)]
+    if isinstance(stage, CompressStage):
+        named.append((("suite",), stage.suite))
     if isinstance(stage, EvaluateStage):
         named += [(("suites", index), name) for index, name in enumerate(stage.suites)]
         named.append((("budget_suite",), stage.budget_suite))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanoalign.common.printable import nearest
+from nanoalign.compress.config import CompressStage
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
@@ -187,6 +188,9 @@ def _values(stage: Any) -> Iterator[Finding]:
         yield from _unique(("suites",), stage.suites)
     if hasattr(stage, "train"):
         yield from ((("train", *path), message) for path, message in _training(stage.train))
+    if isinstance(stage, CompressStage) and stage.distill is not None:
+        found = _training(stage.distill.train)
+        yield from ((("distill", "train", *path), message) for path, message in found)
 
 
 def _grpo(stage: GRPOStage) -> Iterator[Finding]:
