@@ -11,6 +11,7 @@ from nanoalign.sft.config import Pack, SFTTraining
 
 Size = Annotated[int, Field(ge=1)]
 Sizes = list[Size]
+Counts = list[Annotated[int, Field(ge=0)]]
 
 
 class Grid(Section):
@@ -18,9 +19,9 @@ class Grid(Section):
 
     blocks: Sizes = Field(default=[])
     """Blocks that stay: of NemotronH Mamba-2, attention and MLP blocks alike, of other models layers."""
-    attention_blocks: Sizes = Field(default=[])
+    attention_blocks: Counts = Field(default=[])
     """Of a hybrid: attention blocks among them. Empty: none is removed."""
-    mamba_blocks: Sizes = Field(default=[])
+    mamba_blocks: Counts = Field(default=[])
     """Of a hybrid: Mamba-2 blocks among them. Empty: as many as the order of removal leaves."""
     hidden_size: Sizes = Field(default=[])
     """Embedding channels."""

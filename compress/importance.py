@@ -81,9 +81,7 @@ class _Means:
         self.sums[name] = self.sums.get(name, 0) + squares_C
 
 
-def measure(
-    model: PreTrainedModel, rows: Sequence[Row], on_row: Callable[[int], None] = lambda done: None
-) -> Scores:
+def measure(model: PreTrainedModel, rows: Sequence[Row], on_row: Callable[[int], None] = lambda done: None) -> Scores:
     """One forward pass over the rows; activations are aggregated as they come and never kept."""
     config, means = model.config.to_dict(), _Means()
     sizes = own_widths(config)

@@ -103,5 +103,9 @@ class Record:
         }
         for name in ("parameters", "memory_gib", "tokens_per_s", "loss"):
             figures |= {f"compress.{name}": row[name], f"compress.{name}.whole": whole[name]}
-        more = {"loss_distilled": "distilled_loss", "accuracy": "accuracy", "tokens_per_s_vllm": "measured_tokens_per_s"}
+        more = {
+            "loss_distilled": "distilled_loss",
+            "accuracy": "accuracy",
+            "tokens_per_s_vllm": "measured_tokens_per_s",
+        }
         return figures | {f"compress.{name}": row[key] for name, key in more.items() if key in row}

@@ -79,7 +79,7 @@ def search(
         least = min(each.memory.total for each in every)
         raise ConfigError(
             f"memory.gib: none of {len(every)} candidates fits {budget.gib:g} GiB at {budget.context:,} tokens; the "
-            f"smallest takes {least / GIB:.2f}"
+            f"smallest takes {least / GIB:.4g}"
         )
     fast = [each for each in fitting if each.tokens_per_s >= throughput.floor]
     if not fast and not throughput.measure:

@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import ConfigError
@@ -73,7 +74,7 @@ def run(
 
     # The largest candidates as pruned; those with the least loss are written and compared.
     record = Record.open(context, config, shape, found, steps, rows)
-    record.measure_whole(lambda: mean_loss(model, rows.held_out))
+    record.measure_whole(partial(mean_loss, model, rows.held_out))
     screened = found[: config.screen]
     for number, candidate in enumerate(screened, 1):
         if "loss" not in record.row(candidate):

@@ -75,7 +75,7 @@ def candidate_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             "whole" if row is whole else "",
             *("" if row.get(key) is None else f"{row[key]:,}" for key in varying),
             f"{row['parameters'] / 1e9:.2f}B" if row["parameters"] >= 1e9 else f"{row['parameters'] / 1e6:.2f}M",
-            f"{row['memory_gib']:.2f}",
+            f"{row['memory_gib']:{'.2f' if whole['memory_gib'] >= 1 else '.4f'}}",
             f"{row['tokens_per_s']:,.1f}",
         ]
         for row in shown

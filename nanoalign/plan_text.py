@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from nanoalign.plan import Amount, Plan, StagePlan
-from nanoalign.plan_data import MixturePlan
 from nanoalign.plan_compress import candidate_lines
+from nanoalign.plan_data import MixturePlan
 from nanoalign.progress import clock
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -169,6 +169,9 @@ def _did(stage: StageData) -> str:
         )
     if kind == "merge":
         return f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
+    if kind == "compress":
+        kept, whole = figures["compress.parameters"], figures["compress.parameters.whole"]
+        return f"kept {kept / whole:.0%} of {whole:,.0f} parameters, of {figures['compress.candidates']:,} shapes"
     if kind == "evaluate":
         return f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['tasks'])} suites"
     return f"held-out pairs ranked right: {_value(figures['accuracy'])}%" if "accuracy" in figures else ""

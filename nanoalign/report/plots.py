@@ -18,6 +18,7 @@ KIND_COLOURS = {
     "reward_model": COLOURS[4],
     "merge": COLOURS[3],
     "evaluate": COLOURS[6],
+    "compress": COLOURS[5],
 }
 
 Point = tuple[float, float, float, float]

@@ -1,48 +1,11 @@
 """What the report shows of each kind of stage: plots and tables, from a run's data."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from nanoalign.report import plots
+from nanoalign.report.compression import compressions
+from nanoalign.report.layout import Cell, Plot, ReportSection, Table
 from nanoalign.report.read import RunData, StageData
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    figure: "Figure"
-    name: str
-    """The file name under which README.md's pictures are kept."""
-
-    @property
-    def svg(self) -> str:
-        return plots.svg(self.figure)
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    small: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-
-
-@dataclass(frozen=True)
-class ReportSection:
-    title: str
-    note: str = ""
-    plots: Sequence[Plot] = field(default=())
-    tables: Sequence[Table] = field(default=())
 
 
 def sections(run: RunData) -> Iterator[ReportSection]:
@@ -56,6 +19,7 @@ def sections(run: RunData) -> Iterator[ReportSection]:
             tables=[_checkpoints(stage), *_domains(stage)],
         )
     yield from _merges(run)
+    yield from compressions(run)
     yield from _learning(run)
     yield from _step_times(run)
     yield from _answers(run)
