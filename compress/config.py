@@ -125,7 +125,8 @@ class CompressStage(Section):
     distill: BriefDistillation | None = None
     """What the kept candidates learn from the whole model before they are compared; None compares them as pruned."""
     suite: str | None = None
-    """Suite on which these are measured; the most accurate is chosen. None: the one with the least loss."""
+    """Suite on which these are measured; the most accurate is chosen. None: the one that diverges least from the whole
+    model after `distill`, or without it the one with the least loss."""
     rollouts: Rollouts | None = None
     """How the suite is sampled."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -40,8 +40,8 @@ class Finalists:
     def choose(self, best: Sequence[Candidate]) -> Candidate:
         """Writes and measures each, and moves the best one's model to the stage's ``model/``.
 
-        The most accurate on the suite is chosen; without one the least loss decides, after distillation where there
-        was one.
+        The most accurate on the suite is chosen; without one that of the least divergence from the whole model after
+        its distillation, or, where there was none, of the least loss.
 
         Raises:
             ConfigError: none reaches the floor of throughput as vLLM measures it.
@@ -124,7 +124,7 @@ class Finalists:
     def _rank(self, candidate: Candidate) -> tuple[float, float]:
         row = self.record.row(candidate)
         accuracy = row["accuracy"]["value"] if "accuracy" in row else 0.0
-        return -accuracy, row.get("distilled_loss", row["loss"])
+        return -accuracy, row.get("distilled_kl", row["loss"])
 
     def _settle(self, chosen: Candidate, final: Path) -> None:
         place = self._place(chosen)

@@ -95,7 +95,8 @@ class Record:
     def figures(self, chosen: Candidate) -> dict[str, Any]:
         """``compress.parameters``, ``.memory_gib``, ``.tokens_per_s`` and ``.loss`` (nats per trained token on held-out
         rows, as pruned) of the chosen model, and with ``.whole`` those of the original; ``.candidates`` within the
-        budget; ``.blocks_removed``; where measured ``.loss_distilled`` and ``.accuracy``, with its interval."""
+        budget; ``.blocks_removed``; where measured ``.loss_distilled``, ``.kl_distilled`` and ``.accuracy``, with its
+        interval."""
         row, whole = self.row(chosen), self.content["whole"]
         figures: dict[str, Any] = {
             "compress.candidates": self.content["within_budget"],
@@ -105,6 +106,7 @@ class Record:
             figures |= {f"compress.{name}": row[name], f"compress.{name}.whole": whole[name]}
         more = {
             "loss_distilled": "distilled_loss",
+            "kl_distilled": "distilled_kl",
             "accuracy": "accuracy",
             "tokens_per_s_vllm": "measured_tokens_per_s",
         }
