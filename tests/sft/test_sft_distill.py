@@ -144,7 +144,7 @@ def test_phases_in_turn_end_with_the_same_model_after_a_kill_bitwise(models: Pat
 def test_lora_learns_from_a_teacher_too(models: Path, tmp_path: Path) -> None:
     where = context(tmp_path / "lora", models / "base", models / "teacher")
     figures = run(stage({"steps": 12, "lora": {"rank": 8}}), MIXTURES, where)
-    assert figures["held_out_kl_last"] < 0.9 * figures["held_out_kl_first"]
+    assert figures["held_out_kl_last"] < figures["held_out_kl_first"] - 0.1
     assert weights(where.folder).keys() == load_model(models / "base").state_dict().keys()
 
 
