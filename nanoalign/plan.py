@@ -1,8 +1,8 @@
 """What a run would do, known without torch: stages, data, steps, schedules, memory, time and files."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ class StagePlan:
     seconds: Amount | None = None
     took_s: float | None = None
     """Seconds that it took last time."""
+    teacher: str = ""
+    """Whom a student learns from, and what that takes."""
+    phases: list[tuple[int, int, int]] = field(default_factory=list)
+    """Tokens of a pack, steps and packs in a step of each phase of a distillation in several."""
     gpus: list[str] = field(default_factory=list)
     """What each GPU holds, in a stage that trains and samples."""
     candidates: list[dict[str, Any]] = field(default_factory=list)
@@ -158,6 +162,8 @@ class _Sizes:
                 plan.tokens = Amount(stage.train.steps * stage.train.batch_size * stage.length)
             case "sft":
                 self._sft(plan, stage)
+            case "distill":
+                self._distill(plan, stage)
             case "reward_model":
                 assert plan.data is not None
                 plan.samples = Amount(plan.data.samples)
@@ -206,6 +212,30 @@ class _Sizes:
             rows, length = round(kept * plan.data.examples), stage.max_length or plan.data.longest
         self._training(plan, stage, max(1, rows), length, kept * tokens / max(1, rows), sign="~")
 
+    def _distill(self, plan: StagePlan, stage: Any) -> None:
+        """SFT's costs, phase by phase, and the teacher's: its weights, and a forward pass for every token."""
+        phases = [replace(plan) for _ in stage.in_turn()]
+        for part, phase in zip(phases, stage.in_turn(), strict=True):
+            self._sft(part, phase)
+        vars(plan).update(vars(max(phases, key=lambda part: part.length.value)))
+        plan.batch_size, plan.curve, plan.too_long = phases[0].batch_size, phases[0].curve, phases[0].too_long
+        plan.steps, plan.tokens = (_total(getattr(part, name) for part in phases) for name in ("steps", "tokens"))
+        if stage.phases:
+            plan.phases = [(phase.length, phase.steps, part.batch_size) for phase, part in zip(stage.phases, phases)]
+        teacher = self.model if stage.teacher_stage is not None else find_model(stage.teacher)[0]
+        dtype = stage.teacher_dtype or stage.train.dtype
+        apart = stage.teacher_gpus if self.device == "cuda" else None
+        plan.teacher = f"{stage.teacher}, {dtype}, {f'on GPUs {apart}' if apart else 'beside the student'}"
+        if teacher is None or self.model is None:
+            return
+        teacher_gb = teacher["parameters"] * (4 if dtype == "float32" else 2) / 1e9
+        plan.teacher += f": {teacher['parameters'] / 1e6:,.1f}M parameters, ~{teacher_gb:.1f} GB"
+        forward = 2 * teacher["parameters"] * plan.tokens.value / cost.SPEEDS[self.device].train_flops
+        training = _total(part.seconds for part in phases)
+        plan.seconds = Amount(training.value + forward / plan.devices, training.sign)
+        if not apart:
+            plan.memory_gb = Amount(plan.memory_gb.value + teacher_gb, "~")
+
     def _dpo(self, plan: StagePlan, stage: Any) -> None:
         pairs = stage.rounds * stage.tasks_per_round * stage.pairs_per_task
         episodes = stage.rounds * stage.tasks_per_round * stage.samples_per_task
@@ -245,9 +275,9 @@ class _Sizes:
             seconds = cost.train_seconds(self.model["parameters"], tokens, train, self.device, plan.devices)
             plan.seconds = Amount(seconds, sign or "~")
             share = cost.Share(plan.devices, plan.sequence_parallel, plan.zero)
-            sampling = hasattr(stage, "rollouts")  # DPO and GRPO: TRL's head, tile by tile
+            tiled = hasattr(stage, "rollouts") or stage.kind == "distill"  # their heads work tile by tile
             needed = cost.train_bytes(
-                self.model, train, length, share, copies, getattr(stage, "pack_tokens", None), not sampling
+                self.model, train, length, share, copies, getattr(stage, "pack_tokens", None), not tiled
             )
             plan.memory_gb = Amount(needed / 1e9, "~")
 
@@ -280,6 +310,12 @@ class _Sizes:
         return section.samples or held
 
 
+def _total(amounts: Iterable[Amount | None]) -> Amount:
+    """Their sum, as precise as the first of them."""
+    known = [amount for amount in amounts if amount is not None]
+    return Amount(sum(amount.value for amount in known), known[0].sign if known else "")
+
+
 def _engines(stage: Any, devices: int) -> int:
     """Engines that generate at once for a stage on so many processes."""
     engine = stage.rollouts.engine
@@ -294,7 +330,10 @@ def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"{node.name}/{result}"
     if node.stage.kind == "compress":
         yield from (f"{node.name}/{file}" for file in ("importance.safetensors", "removals.jsonl", "tensors.jsonl"))
-    if node.stage.kind in ("sft", "compress"):
+    if node.stage.kind == "distill":
+        for number in range(1, len(node.stage.phases)):
+            yield f"{node.name}/phase-{number}/{{phase.json,data.json,model/}}"
+    if node.stage.kind in ("sft", "distill", "compress"):
         yield f"{node.name}.prepared/{{README.md,index.json,examples.arrow,*-train-*.arrow}}"
     if node.stage.kind == "dpo":
         yield f"{node.name}/round-0/round.json"

@@ -115,7 +115,7 @@ class DistillStage(DocumentStage):
     """Both models' logits are divided by it; the loss is scaled by its square."""
     top_k: int | None = Field(None, ge=1)
     """Tell only the teacher's k likeliest tokens apart, all others are one outcome; None: the whole vocabulary."""
-    cross_entropy: float = Field(0.0, ge=0, le=1)
+    cross_entropy: float = Field(0.0, ge=0, lt=1)
     """Share of the documents' own cross entropy in the loss; the rest is KL(teacher || student)."""
     tokens: Literal["answers", "all"] = "all"
     """all: every token of a document is learned, prompts too, as in Minitron (arXiv 2407.14679); answers: those that

@@ -25,7 +25,8 @@ def run(config: DistillStage, mixtures: Mapping[str, Mixture], context: StageCon
 
     Returns the figures of :func:`sft.stage.run` (losses are those of :class:`models.distillation.Divergence`), with
     ``held_out_kl_first`` and ``held_out_kl_last``: KL(teacher || student) in nats per token at temperature 1, over all
-    tokens of the vocabulary; with several phases also ``held_out_kl_phase_N``, ``loss_phase_N`` and ``tokens_phase_N``.
+    tokens of the vocabulary; ``teacher_held_out_loss``, and ``gap_closed``, the share of the student's excess over it
+    that is gone; with several phases also ``held_out_kl_phase_N``, ``loss_phase_N`` and ``tokens_phase_N``.
 
     Raises:
         ConfigError, DataError, IsolationError: as :func:`sft.stage.run`, for the teacher too; the two vocabularies
@@ -158,6 +159,9 @@ def together(phases: list[dict[str, Any]]) -> dict[str, Any]:
     if len(phases) > 1:
         figures |= {name: sum(each[name] for each in phases) for name in SUMMED}
         figures["tokens_per_s"] = figures["tokens"] / figures["train_s"]
+        if "gap_closed" in first:
+            start, goal = first["held_out_loss_first"], first["teacher_held_out_loss"]
+            figures["gap_closed"] = (start - last["held_out_loss_last"]) / (start - goal)
         for number, each in enumerate(phases, 1):
             shown = {"loss": "loss_last", "held_out_kl": "held_out_kl_last", "tokens": "tokens"}
             figures |= {f"{name}_phase_{number}": each[key] for name, key in shown.items() if key in each}

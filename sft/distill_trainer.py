@@ -3,17 +3,20 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
 from nanoalign.models.distillation import Divergence, DivergenceOutput, Teacher, add_divergence
 from nanoalign.models.hybrid import use_kernels
 from nanoalign.models.isolation import require_isolation
+from nanoalign.models.loss import IGNORED, linear_cross_entropy
 from nanoalign.models.sequence_parallel import parallelize, sequence_group
 from nanoalign.models.tiling import tile
 from nanoalign.sft.trainer import HELD_OUT, DocumentTrainer
 
 HELD_OUT_KL = "held_out_kl"
+TEACHER_LOSS = "teacher_held_out_loss"
 LABELS = ("labels", "shift_labels")
 
 
@@ -91,3 +94,24 @@ class DistillTrainer(DocumentTrainer):
         nll, kl, tokens = sums.tolist()
         self.log({HELD_OUT: nll / tokens, HELD_OUT_KL: kl / tokens})
         return kl / tokens
+
+    def figures(self) -> dict[str, float]:
+        """As :meth:`DocumentTrainer.figures`; ``teacher_held_out_loss``, and ``gap_closed``: the share of the student's
+        excess over it that is gone."""
+        found = super().figures()
+        if len(self.held_out.rows):
+            found[TEACHER_LOSS] = goal = self.loss_of_teacher()
+            first, last = found[f"{HELD_OUT}_first"], found[f"{HELD_OUT}_last"]
+            if first > goal:
+                found["gap_closed"] = (first - last) / (first - goal)
+        return found
+
+    def loss_of_teacher(self) -> float:
+        """Its mean negative log-likelihood (nats) per trained token of the held-out documents."""
+        total, tokens = 0.0, 0
+        for batch in self.batches_of(self.held_out, self.args.per_device_train_batch_size):
+            labels = F.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED).flatten()
+            states = self.teacher.states(**batch).flatten(0, 1)
+            total += float(linear_cross_entropy(states, self.teacher.head_VE, labels))
+            tokens += int((labels != IGNORED).sum())
+        return total / tokens

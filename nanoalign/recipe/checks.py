@@ -21,7 +21,7 @@ from nanoalign.reward.own.source import check as check_own
 from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
-from nanoalign.sft.config import HELD_OUT_SHARE, SFTStage
+from nanoalign.sft.config import HELD_OUT_SHARE, DistillStage, DocumentStage
 from nanoalign.stages import STAGES, suites_of, uses
 
 Finding = tuple[Path_, str]
@@ -37,6 +37,10 @@ class Known:
     """Why no reward can judge a single answer to a source's tasks, or None."""
     missing: Callable[[str], str | None]
     """What has to be installed for a tracker, or None."""
+    model_fault: Callable[[str], str | None]
+    """What is wrong with a model's spec, or None."""
+    vocabulary_fault: Callable[[str, str], str | None]
+    """Why a student cannot learn a teacher's distributions (specs of both), as far as they are on this machine."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Parts:
     """The `kind` of every stage, as written."""
     launch: Any
     """None where it is wrong by itself."""
+    model: Any
+    """The base model, as written."""
 
 
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
@@ -78,7 +84,7 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
-            if isinstance(stage, SFTStage):
+            if isinstance(stage, DocumentStage):
                 found = _held_out(stage, parts.mixtures, parts.launch)
                 yield from ((("stages", name, *path), message) for path, message in found)
             if parts.launch is not None:
@@ -155,6 +161,8 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, parts.names['suites'])}"
     yield from environment_faults(getattr(stage, "environment", None))
+    if isinstance(stage, DistillStage):
+        yield from _teacher(stage, parts, known)
     if isinstance(stage, GRPOStage) and stage.reward is not None:
         yield from _scored(stage.data, stage.reward, parts, known)
         yield from _reward(stage.reward, stage.reward_model, REWARDS)
@@ -168,8 +176,10 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
 
 def _values(stage: Any) -> Iterator[Finding]:
     """Values of one stage that must fit each other."""
-    if isinstance(stage, SFTStage):
-        yield from _sft(stage)
+    if isinstance(stage, DocumentStage):
+        yield from _documents(stage)
+    if isinstance(stage, DistillStage):
+        yield from _distill(stage)
     if isinstance(stage, DPOStage) and stage.pairs_per_task > (most := stage.samples_per_task**2 // 4):
         yield ("pairs_per_task",), f"{stage.samples_per_task} samples per task make at most {most} pairs"
     if isinstance(stage, GRPOStage):
@@ -228,7 +238,7 @@ def _asked(stage: GRPOStage) -> Iterator[Finding]:
             yield ("reward", name), "reads the tasks of a mixture; `environment` is an environment's own reward"
 
 
-def _sft(stage: SFTStage) -> Iterator[Finding]:
+def _documents(stage: DocumentStage) -> Iterator[Finding]:
     if stage.pack is not None and stage.max_length is not None:
         yield ("max_length",), "applies only without packing; use pack.length"
     cut = stage.truncate_reasoning
@@ -241,7 +251,42 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
 
 
-def _held_out(stage: SFTStage, mixtures: Mapping[str, Mixture], launch: Any) -> Iterator[Finding]:
+def _distill(stage: DistillStage) -> Iterator[Finding]:
+    if stage.phases and stage.pack is None:
+        yield ("phases",), "are lengths of packs; needs `pack`"
+    if stage.phases and (stage.train.steps or stage.train.epochs) is not None:
+        yield ("phases",), "each has its own steps; `train` may give neither steps nor epochs"
+    for index, phase in enumerate(stage.in_turn() if stage.phases else ()):
+        for path, message in _training(phase.train):
+            yield ("phases", index, *path), message
+
+
+def _teacher(stage: DistillStage, parts: Parts, known: Known) -> Iterator[Finding]:
+    """A teacher that is there, is another model than the student, and has its vocabulary."""
+    if stage.teacher is None:
+        return
+    if stage.teacher == stage.from_:
+        yield ("teacher",), f"`{stage.teacher}` is the student too: nothing to learn"
+    if stage.teacher_stage is None and (fault := known.model_fault(stage.teacher)) is not None:
+        yield ("teacher",), fault
+        return
+    student = _root(stage.from_, parts)
+    teacher = _root(stage.teacher, parts) if stage.teacher_stage is not None else stage.teacher
+    if student is not None and teacher is not None and (fault := known.vocabulary_fault(student, teacher)) is not None:
+        yield ("teacher",), fault
+
+
+def _root(name: str | None, parts: Parts) -> str | None:
+    """The model from elsewhere that a stage's model descends from; None where it is not known."""
+    seen: set[str] = set()
+    while name is not None and name != "base" and name not in seen:
+        seen.add(name)
+        stage = parts.stages.get(name)
+        name = getattr(stage, "from_", None) or getattr(stage, "reasoning", None)
+    return parts.model if name == "base" and isinstance(parts.model, str) and parts.model != "none" else None
+
+
+def _held_out(stage: DocumentStage, mixtures: Mapping[str, Mixture], launch: Any) -> Iterator[Finding]:
     """What measures the held-out loss needs samples that are held out."""
     every, mixture = stage.train.evaluate_every, mixtures.get(stage.data)
     if stage.train.early_stop is not None and every is None:
@@ -263,16 +308,25 @@ def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     if taken and devices > 1 and min(taken) < near:
         whose = f"the trainer's {near} processes{' on each node' if devices > near else ''}"
         yield ("rollouts", "engine", "gpus"), f"{whose} have GPUs 0 to {near - 1}, got {taken}"
-    ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
+    ranks = stage.pack.sequence_parallel if isinstance(stage, DocumentStage) and stage.pack is not None else 1
+    if isinstance(stage, DistillStage) and (gpus := stage.teacher_gpus):
+        if ranks > 1:
+            yield ("teacher_gpus",), f"{ranks} processes share a pack, and so must their teachers, on the same GPUs"
+        if devices > 1 and min(gpus) < near:
+            yield ("teacher_gpus",), f"the trainer's {near} processes have GPUs 0 to {near - 1}, got {gpus}"
     if devices % ranks:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
         return
-    groups, batch = devices // ranks, stage.train.batch_size
-    micro = stage.train.micro_batch(groups)
-    if devices > 1 and batch % (micro * groups):
-        shared = "" if ranks == 1 else f" groups of {ranks}"
-        at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
-        yield ("train", "batch_size"), f"{batch} is not a multiple of {at_once}"
+    groups = devices // ranks
+    trainings = [((), stage.train)]
+    if isinstance(stage, DistillStage) and stage.phases:
+        trainings = [(("phases", index), phase.train) for index, phase in enumerate(stage.in_turn())]
+    for path, train in trainings:
+        batch, micro = train.batch_size, train.micro_batch(groups)
+        if devices > 1 and batch % (micro * groups):
+            shared = "" if ranks == 1 else f" groups of {ranks}"
+            at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
+            yield (*(path or ("train",)), "batch_size"), f"{batch} is not a multiple of {at_once}"
 
 
 def _merge(stage: MergeStage) -> Iterator[Finding]:

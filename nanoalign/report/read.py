@@ -29,7 +29,7 @@ class StageData:
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     account: Mapping[str, Any]
-    """data.json of an SFT stage: what became of every sample; empty elsewhere."""
+    """data.json of a stage that trains on documents: what became of every sample; empty elsewhere."""
     result: Mapping[str, Any]
     """One of :data:`RESULTS`; empty elsewhere."""
     state: str = "finished"
