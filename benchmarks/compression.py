@@ -116,12 +116,11 @@ def models(folder: Path, ignore_code: bool) -> dict[str, Any]:
         _write_pruned(recipe, folder, record, row, places["pruned"])
     if not places["scratch"].is_dir():
         _write_scratch(recipe, folder / "compressed/model", places["scratch"])
-    results = {name: checkpoint for name, checkpoint in _evaluation(folder)["checkpoints"].items()}
+    results = dict(_evaluation(folder)["checkpoints"])
     for name, place in places.items():
         stage = "base" if name == "pruned" else "distilled"
-        results[name] = _evaluation(_control(folder, recipe, name, place, stage, steps, ignore_code))["checkpoints"][
-            stage
-        ]
+        control = _control(folder, recipe, name, place, stage, steps, ignore_code)
+        results[name] = _evaluation(control)["checkpoints"][stage]
     shown = {"base": "whole", "compressed": "briefly_distilled", "distilled": "distilled"}
     return {
         "shape": row, "whole": record["whole"], "steps": steps, "batch": batch,

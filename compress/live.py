@@ -33,5 +33,5 @@ def pruned_model(model: PreTrainedModel, config: dict[str, Any], kept: Kept, siz
         if fate.becomes is not None:
             targets.pop(fate.becomes).copy_(slice_tensor(own[fate.name], fate))
     assert not targets, f"{', '.join(targets)} got no weights"
-    install(pruned)
+    install(pruned, "auto" if pruned.device.type == "cuda" else "torch")
     return pruned.eval()

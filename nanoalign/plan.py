@@ -195,7 +195,11 @@ class _Sizes:
         plan.candidates = plan_compress.candidates(whole, stage, plan.name)
         tokens = plan_compress.tokens(whole, stage, len(plan.candidates) - 1)
         plan.tokens = Amount(tokens, "~")
-        plan.seconds = Amount(cost.forward_seconds(self.model["parameters"], tokens, self.device), "~")
+        seconds = cost.forward_seconds(self.model["parameters"], tokens, self.device)
+        if (brief := stage.distill) is not None:
+            learned = stage.best * brief.train.steps * brief.train.batch_size * brief.pack.length
+            seconds += cost.train_seconds(self.model["parameters"], learned, brief.train, self.device, 1)
+        plan.seconds = Amount(seconds, "~")
         weights = self.model["parameters"] * (4 if self.device == "cpu" else 2)
         plan.memory_gb = Amount((cost.PROCESS_BYTES + 2 * weights) / 1e9, "<=")  # a candidate beside the whole
 
