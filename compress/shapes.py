@@ -73,7 +73,8 @@ def depths(config: Mapping[str, Any], grid: Grid) -> list[Depth]:
             raise ConfigError(f"grid.{key}: {config['model_type']} has layers of attention and MLP; give grid.blocks")
         if sizes and max(sizes) > most:
             raise ConfigError(f"grid.{key}: {max(sizes)} of the model's {most}; pruning adds none")
-    attention: Sequence[int | None] = grid.attention_blocks or ([own["attention"]] if is_hybrid(config) else [None])
+    unasked: list[int | None] = [own["attention"] if is_hybrid(config) else None]
+    attention: Sequence[int | None] = grid.attention_blocks or unasked
     found = [Depth(*each) for each in product(grid.blocks or [len(kinds)], attention, grid.mamba_blocks or [None])]
     fitting = [depth for depth in found if _fits(depth, own)] if is_hybrid(config) else found
     if not fitting:

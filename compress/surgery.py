@@ -224,7 +224,7 @@ def write_pruned(source: Path, kept: Kept, sizes: Widths, folder: Path) -> list[
             shutil.copyfile(path, temporary / name)
         text = json.dumps(new, indent=2, ensure_ascii=False)  # with Infinity, as hub configs have it
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
-        places = {}
+        places: dict[str | None, str] = {}
         for number, shard in enumerate(shards, 1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
             _write_shard(shard, headers, temporary / file)
