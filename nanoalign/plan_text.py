@@ -94,8 +94,8 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         curve = "".join(BARS[min(7, int(factor * 8))] for factor in stage.curve)
         yield f"  steps     {amount(stage.steps)} of {stage.batch_size} sequences"
         yield f"  rate      {stage.learning_rate:.1e} {stage.schedule}  {curve}"
-    for label, (length, steps, packs) in zip(["phases", *[""] * len(stage.phases)], stage.phases):
-        yield f"  {label:<9} {steps:,} steps of {packs} packs of {length:,} tokens"
+    for label, (tokens, steps, packs) in zip(["phases", *[""] * len(stage.phases)], stage.phases):
+        yield f"  {label:<9} {steps:,} steps of {packs} packs of {tokens:,} tokens"
     if stage.teacher:
         yield f"  teacher   {stage.teacher}"
     if stage.devices > 1:
