@@ -218,27 +218,29 @@ class _Sizes:
 
     def _distill(self, plan: StagePlan, stage: Any) -> None:
         """SFT's costs, phase by phase, and the teacher's: its weights, and a forward pass for every token."""
-        phases = [replace(plan) for _ in stage.in_turn()]
-        for part, phase in zip(phases, stage.in_turn(), strict=True):
+        turns = stage.in_turn()
+        phases = [replace(plan) for _ in turns]
+        for part, phase in zip(phases, turns, strict=True):
             self._sft(part, phase)
-        vars(plan).update(vars(max(phases, key=lambda part: part.length.value)))
-        plan.batch_size, plan.curve, plan.too_long = phases[0].batch_size, phases[0].curve, phases[0].too_long
-        plan.steps, plan.tokens = (_total(getattr(part, name) for part in phases) for name in ("steps", "tokens"))
         if stage.phases:
-            plan.phases = [(phase.length, phase.steps, part.batch_size) for phase, part in zip(stage.phases, phases)]
-        teacher = self.model if stage.teacher_stage is not None else find_model(stage.teacher)[0]
+            plan.phases = [(phase.pack.length, phase.train.steps, phase.train.batch_size) for phase in turns]
+        for field_ in ("samples", "too_long", "batch_size", "schedule", "learning_rate", "curve", "devices", "zero",
+                       "sequence_parallel"):  # fmt: skip
+            setattr(plan, field_, getattr(phases[0], field_))
+        plan.length = _most(part.length for part in phases)
+        plan.steps, plan.tokens = _sum(part.steps for part in phases), _sum(part.tokens for part in phases)
         dtype = stage.teacher_dtype or stage.train.dtype
         apart = stage.teacher_gpus if self.device == "cuda" else None
         plan.teacher = f"{stage.teacher}, {dtype}, {f'on GPUs {apart}' if apart else 'beside the student'}"
-        if teacher is None or self.model is None:
+        teacher = self.model if stage.teacher_stage is not None else find_model(stage.teacher)[0]
+        memory, seconds = _most(part.memory_gb for part in phases), _sum(part.seconds for part in phases)
+        if teacher is None or memory is None or seconds is None or plan.tokens is None:
             return
         teacher_gb = teacher["parameters"] * (4 if dtype == "float32" else 2) / 1e9
         plan.teacher += f": {teacher['parameters'] / 1e6:,.1f}M parameters, ~{teacher_gb:.1f} GB"
-        forward = 2 * teacher["parameters"] * plan.tokens.value / cost.SPEEDS[self.device].train_flops
-        training = _total(part.seconds for part in phases)
-        plan.seconds = Amount(training.value + forward / plan.devices, training.sign)
-        if not apart:
-            plan.memory_gb = Amount(plan.memory_gb.value + teacher_gb, "~")
+        reading = 2 * teacher["parameters"] * plan.tokens.value / cost.SPEEDS[self.device].train_flops / plan.devices
+        plan.seconds = replace(seconds, value=seconds.value + reading)
+        plan.memory_gb = replace(memory, value=memory.value + (0 if apart else teacher_gb))
 
     def _dpo(self, plan: StagePlan, stage: Any) -> None:
         pairs = stage.rounds * stage.tasks_per_round * stage.pairs_per_task
@@ -314,10 +316,14 @@ class _Sizes:
         return section.samples or held
 
 
-def _total(amounts: Iterable[Amount | None]) -> Amount:
-    """Their sum, as precise as the first of them."""
+def _sum(amounts: Iterable[Amount | None]) -> Amount | None:
+    """Their sum, as precise as the first of them; None where they are not known."""
     known = [amount for amount in amounts if amount is not None]
-    return Amount(sum(amount.value for amount in known), known[0].sign if known else "")
+    return Amount(sum(amount.value for amount in known), known[0].sign) if known else None
+
+
+def _most(amounts: Iterable[Amount | None]) -> Amount | None:
+    return max((amount for amount in amounts if amount is not None), key=lambda amount: amount.value, default=None)
 
 
 def _engines(stage: Any, devices: int) -> int:

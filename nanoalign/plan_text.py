@@ -93,10 +93,11 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         yield f"  WARNING   {stage.too_long} of {len(stage.data.lengths)} measured samples are longer than that"
     if stage.steps is not None:
         curve = "".join(BARS[min(7, int(factor * 8))] for factor in stage.curve)
-        yield f"  steps     {amount(stage.steps)} of {stage.batch_size} sequences"
+        each = f"in {len(stage.phases)} phases" if stage.phases else f"of {stage.batch_size} sequences"
+        yield f"  steps     {amount(stage.steps)} {each}"
         yield f"  rate      {stage.learning_rate:.1e} {stage.schedule}  {curve}"
-    for label, (length, steps, packs) in zip(["phases", *[""] * len(stage.phases)], stage.phases):
-        yield f"  {label:<9} {steps:,} steps of {packs} packs of {length:,} tokens"
+    for label, (tokens, steps, packs) in zip(["phases", *[""] * len(stage.phases)], stage.phases):
+        yield f"  {label:<9} {steps:,} steps of {packs} packs of {tokens:,} tokens"
     if stage.teacher:
         yield f"  teacher   {stage.teacher}"
     if stage.devices > 1:

@@ -318,7 +318,7 @@ def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
         return
     groups = devices // ranks
-    trainings = [((), stage.train)]
+    trainings: list[tuple[Path_, Training]] = [((), stage.train)]
     if isinstance(stage, DistillStage) and stage.phases:
         trainings = [(("phases", index), phase.train) for index, phase in enumerate(stage.in_turn())]
     for path, train in trainings:

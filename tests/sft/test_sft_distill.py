@@ -15,7 +15,9 @@ from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.prepared import prepare
+from nanoalign.models.distillation import Divergence, linear_divergence
 from nanoalign.models.loading import load_model, save_model
+from nanoalign.models.model_folder import read_tensors
 from nanoalign.models.vocabulary import vocabulary_fault
 from nanoalign.recipe.load import RecipeError, load
 from nanoalign.sft.config import DistillStage, Pack, SFTStage, SFTTraining
@@ -111,6 +113,36 @@ def test_the_figures_are_those_of_whole_logits(models: Path, tmp_path: Path, tok
     assert figures["teacher_held_out_loss"] == pytest.approx(theirs / tokens, rel=1e-4)
     first = next(row for row in rows(where.folder) if "loss" in row)
     assert first["loss"] == pytest.approx(0.75 * 4 * first["kl"] + 0.25 * first["cross_entropy"], rel=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [None, 8])
+def test_the_divergence_is_trls(top_k: int | None) -> None:
+    """Its on-policy trainer's tiled loss, and the tail that its trainer for teachers behind a server adds."""
+    from trl.experimental.server_distillation.server_distillation_trainer import _add_tail_bucket
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(300, 16, requires_grad=True)
+    states, head, labels = torch.randn(40, 24), torch.randn(300, 24), torch.randint(0, 300, (40,))
+    loss, kl, _ = linear_divergence(hidden, weight, states, head, labels, Divergence(2.0, top_k), 16)
+    if top_k is None:
+        want = ChunkedDivergenceFunction.apply(hidden, weight, None, states, head, None, 0.0, 2.0)[0].sum()
+    else:
+        log_p, log_q = ((logits / 2).log_softmax(-1) for logits in (states @ head.T, hidden @ weight.T))
+        top = log_p.topk(top_k, -1).indices
+        mask = torch.ones_like(top, dtype=torch.bool)
+        (p, _), (q, _) = (_add_tail_bucket(log.gather(1, top), mask) for log in (log_p, log_q))
+        want = F.kl_div(q, p, log_target=True, reduction="sum")
+    assert torch.allclose(kl, want, rtol=1e-4)
+    for a, b in zip(torch.autograd.grad(loss, [hidden, weight]), torch.autograd.grad(4 * want, [hidden, weight])):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_learns_too(models: Path, tmp_path: Path) -> None:
+    where = context(tmp_path / "half", models / "base", models / "teacher")
+    figures = run(stage({"steps": 6, "dtype": "bfloat16"}), MIXTURES, where)
+    assert figures["held_out_kl_last"] < figures["held_out_kl_first"] - 0.3
+    assert {tensor.dtype for tensor in read_tensors(where.folder / "model").values()} == {"BF16"}
 
 
 def test_phases_in_turn_end_with_the_same_model_after_a_kill_bitwise(models: Path, tmp_path: Path) -> None:
