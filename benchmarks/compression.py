@@ -32,6 +32,7 @@ from nanoalign.compress.calibrate import Row, calibration_rows, mean_loss
 from nanoalign.compress.depth import Removal, iterative, one_shot
 from nanoalign.compress.importance import Scores, choose
 from nanoalign.compress.shapes import Widths
+from nanoalign.compress.stage import known_errors
 from nanoalign.compress.surgery import write_pruned
 from nanoalign.data_recipes.prepared import Prepared
 from nanoalign.graph import stage_seed
@@ -75,7 +76,8 @@ def depth_curves(folder: Path, most: int) -> dict[str, Any]:
         config.calibration, config.data, Prepared(folder / "compressed.prepared"),
         load_tokenizer(recipe.model).pad_token_id, stage_seed(recipe, "compressed"),
     )  # fmt: skip
-    removal = Removal(model, rows.scoring[: config.calibration.depth_rows])
+    known = known_errors(folder / "compressed/removals.jsonl")
+    removal = Removal(model, rows.scoring[: config.calibration.depth_rows], known)
     count = len(model.base_model.layers)
     steps = iterative(removal, ["block"] * count, [(frozenset({"block"}), most)])
     orders = {"iterative": [step.block for step in steps], "one_shot": one_shot(removal, most)}

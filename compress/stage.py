@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import ConfigError
@@ -133,20 +134,23 @@ def _removals(
     from nanoalign.compress.depth import Removal, iterative
 
     file = context.folder / "removals.jsonl"
-    known: dict[frozenset[int], dict[int, float]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        if line.endswith("}"):  # the last one may be cut
-            row = json.loads(line)
-            known[frozenset(row["gone"])] = {int(block): error for block, error in row["errors"].items()}
+    if file.exists() and not (text := file.read_text(encoding="utf-8")).endswith("\n"):  # a kill cut the last line
+        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
 
     def keep(gone: frozenset[int], errors: Mapping[int, float]) -> None:
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"gone": sorted(gone), "errors": errors}) + "\n")
         context.log.metrics(len(gone), phase="order of removal", least_error=min(errors.values()))
 
-    removal = Removal(model, rows.scoring[: config.calibration.depth_rows], known, keep)
+    removal = Removal(model, rows.scoring[: config.calibration.depth_rows], known_errors(file), keep)
     return {depth: iterative(removal, units(shape), quotas(shape, depth), config.protect)
             for depth in depths(shape, config.grid)}  # fmt: skip
+
+
+def known_errors(file: Path) -> dict[frozenset[int], dict[int, float]]:
+    """What ``removals.jsonl`` holds: for each set of blocks that are gone, the error of every further removal."""
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines() if file.exists() else [])
+    return {frozenset(row["gone"]): {int(block): error for block, error in row["errors"].items()} for row in rows}
 
 
 def _stays(shape: Mapping[str, Any], steps: Sequence["Step"]) -> list[int]:

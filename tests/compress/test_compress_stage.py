@@ -90,6 +90,8 @@ def test_a_killed_stage_ends_as_an_uninterrupted_one(source: Path, tmp_path: Pat
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(calibrate, "mean_loss", once_too_often)
         _run(source, tmp_path / "killed")
+    with (tmp_path / "killed/removals.jsonl").open("a") as cut:
+        cut.write('{"gone": [0, 1], "err')
     again = pytest.MonkeyPatch()
     again.setattr(importance, "measure", lambda *_: pytest.fail("importance is measured again"))
     again.setattr(depth.Removal, "_measure", lambda *_: pytest.fail("a removal is measured again"))
