@@ -5,9 +5,9 @@
     python -m benchmarks.compression runs/compress-miniature --json docs/results/compression.json
 
 Three orders of removal (iterative by MSE, one-shot by MSE, random) are compared by held-out loss against blocks
-removed, for all kinds of blocks alike. Then two controls of the run's chosen shape are made and measured on its suites:
-as pruned, without any distillation; and with random weights, distilled from the same teacher over as many tokens as
-the chosen model got in both of its distillations.
+removed, for all kinds of blocks alike. Then the whole model, the chosen one, and two controls of its shape are measured
+on the run's suites, thinking on: as pruned, without any distillation; and with random weights, trained on the same
+documents (their cross entropy) for as many tokens as the chosen model got in both of its distillations.
 """
 
 import argparse
@@ -27,18 +27,22 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nanoalign.common.files import write_json
-from nanoalign.common.intervals import Estimate
+from nanoalign.common.intervals import Estimate, proportion
 from nanoalign.compress.calibrate import Row, calibration_rows, mean_loss
 from nanoalign.compress.depth import Removal, iterative, one_shot
 from nanoalign.compress.importance import Scores, choose
 from nanoalign.compress.shapes import Widths
 from nanoalign.compress.stage import known_errors
 from nanoalign.compress.surgery import write_pruned
+from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.prepared import Prepared
+from nanoalign.evaluation.suites import evaluate, load_suite, suite_reward
 from nanoalign.graph import stage_seed
 from nanoalign.models.loading import load_model, load_tokenizer, resolve, save_model
 from nanoalign.models.model_folder import read_config
 from nanoalign.recipe.load import load
+from nanoalign.rollouts import open_for_eval
+from nanoalign.rollouts.base import Mode
 from nanoalign.runner import Options, run
 
 RANDOM_ORDERS = 3
@@ -49,18 +53,15 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run of recipes/compress-miniature.yaml")
     parser.add_argument("--removed", type=int, default=6, help="blocks removed at most in the curves")
     parser.add_argument("--only", choices=["depth", "controls"], help="one half")
-    parser.add_argument("--ignore-code", action="store_true", help="keep controls made by another version of the code")
     parser.add_argument("--json", type=Path, required=True, help="the results, added to what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     before = os.getloadavg()[0]
-    found: dict[str, Any] = {}
-    if arguments.json.exists():
-        found = json.loads(arguments.json.read_text(encoding="utf-8"))
+    found = _read(arguments.json)
     if arguments.only != "controls":
         found["depth"] = depth_curves(arguments.run, arguments.removed)
     if arguments.only != "depth":
-        found["models"] = models(arguments.run, arguments.ignore_code)
+        found |= {"models": models(arguments.run, arguments.json)}
     found |= {"machine": machine(before), "seed": load(str(arguments.run / "recipe.yaml")).seed}
     found["figures"] = figures(found)
     write_json(arguments.json, found)
@@ -97,43 +98,96 @@ def _loss_without(model: Any, gone: list[int], rows: Any) -> dict[str, Any]:
         each: list[float] = [mean_loss(model, [row]) for row in _rows(rows)]
     finally:
         model.base_model.layers = layers
-    mean = sum(each) / len(each)
-    spread = math.sqrt(sum((loss - mean) ** 2 for loss in each) / (len(each) - 1) / len(each))
-    return Estimate(mean, mean - 1.96 * spread, mean + 1.96 * spread, len(each)).as_dict()
+    return _mean(each)
+
+
+def _mean(values: list[float]) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return Estimate(mean, mean - 1.96 * spread, mean + 1.96 * spread, len(values)).as_dict()
 
 
 def _rows(rows: Any) -> list[Row]:
     return [row for row in rows if bool((row["labels"] != -100).any())]
 
 
-def models(folder: Path, ignore_code: bool) -> dict[str, Any]:
-    """Accuracy by suite, with intervals, of the whole model, the chosen one and the controls."""
+def models(folder: Path, results: Path) -> dict[str, Any]:
+    """Accuracy of the whole model, of the chosen one as pruned and as distilled, and of its shape from scratch; each is
+    kept in ``results`` as soon as it is there."""
     recipe = load(str(folder / "recipe.yaml"))
     record = json.loads((folder / "compressed/search.json").read_text(encoding="utf-8"))
     row = next(row for row in record["candidates"] if row["name"] == record["chosen"])
-    batch = recipe.stages["distilled"].train.batch_size
-    steps = recipe.stages["compressed"].distill.train.steps + recipe.stages["distilled"].train.steps
-    places = {"pruned": folder / "controls/pruned", "scratch": folder / "controls/scratch"}
-    if not places["pruned"].is_dir():
-        _write_pruned(recipe, folder, record, row, places["pruned"])
-    if not places["scratch"].is_dir():
-        _write_scratch(recipe, folder / "compressed/model", places["scratch"])
-    results = dict(_evaluation(folder)["checkpoints"])
-    for name, place in places.items():
-        stage = "base" if name == "pruned" else "distilled"
-        control = _control(folder, recipe, name, place, stage, steps, ignore_code)
-        results[name] = _evaluation(control)["checkpoints"][stage]
-    shown = {"base": "whole", "compressed": "briefly_distilled", "distilled": "distilled"}
+    learned = [recipe.stages["compressed"].distill.train, recipe.stages["distilled"].train]
+    controls = folder / "controls"
+    if not (controls / "pruned").is_dir():
+        _write_pruned(recipe, folder, record, row, controls / "pruned")
+    found = json.loads(results.read_text(encoding="utf-8")).get("models", {}) if results.exists() else {}
+    scores: dict[str, dict[str, list[float]]] = found.get("scores", {})
+    steps = sum(train.steps for train in learned)
+    for name in MODELS:
+        if name not in scores:
+            place = {"whole": resolve(recipe.model), "pruned": controls / "pruned",
+                     "briefly_distilled": folder / "compressed/model", "distilled": folder / "distilled/model",
+                     "scratch": controls / "runs/scratch/trained/model"}[name]  # fmt: skip
+            if name == "scratch" and not place.is_dir():
+                _from_scratch(folder, recipe, steps)
+            scores[name] = {suite: _scores(recipe, place, suite) for suite in recipe.stages["verdict"].suites}
+        found = {
+            "shape": row, "whole": record["whole"], "steps": steps,
+            "tokens": steps * learned[-1].batch_size * recipe.stages["distilled"].pack.length,
+            "scores": scores,
+            "accuracy": {name: {suite: proportion(round(sum(each)), len(each)).as_dict()
+                                for suite, each in suites.items()} for name, suites in scores.items()},
+            "gains": _gains(scores),
+        }  # fmt: skip
+        write_json(results, {**_read(results), "models": found})
+    return found
+
+
+MODELS = ("whole", "pruned", "distilled", "scratch")
+PAIRS = (("distilled", "pruned"), ("distilled", "scratch"), ("distilled", "whole"), ("pruned", "whole"))
+
+
+def _gains(scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Differences in points, task by task on the same tasks, with 95% intervals."""
     return {
-        "shape": row, "whole": record["whole"], "steps": steps, "batch": batch,
-        "accuracy": {
-            shown.get(name, name): {
-                suite: {mode: each["score"] for mode, each in modes.items()}
-                for suite, modes in checkpoint["suites"].items()
-            }
-            for name, checkpoint in results.items()
-        },
-    }  # fmt: skip
+        f"{one}_over_{other}": {
+            suite: _mean([100 * (a - b) for a, b in zip(scores[one][suite], scores[other][suite], strict=True)])
+            for suite in scores[one]
+        }
+        for one, other in PAIRS
+        if one in scores and other in scores
+    }
+
+
+def _scores(recipe: Any, place: Path, suite: str) -> list[float]:
+    """Each task's score, thinking on, as the recipe's verdict measures it."""
+    chat, tokenizer, rollouts = chat_format(recipe.chat), load_tokenizer(place), recipe.stages["verdict"].rollouts
+    tasks = load_suite(suite, recipe.suites[suite], recipe.data, None, stage_seed(recipe, "verdict"), chat)
+    engine = open_for_eval(rollouts, place, tokenizer, chat, "cpu")
+    try:
+        result = evaluate(engine, chat, tokenizer, tasks, Mode(True), suite_reward(recipe.suites[suite], {}, "cpu"),
+                          rollouts, stage_seed(recipe, "verdict"))  # fmt: skip
+    finally:
+        engine.close()
+    return [float(score >= 0.5) for score in result.scores]
+
+
+def _from_scratch(folder: Path, recipe: Any, steps: int) -> None:
+    """Trains the chosen shape from transformers' initial weights, on the same documents, by their cross entropy."""
+    place = folder / "controls/initial"
+    torch.manual_seed(recipe.seed)
+    shape = folder / "compressed/model"
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shape), dtype=torch.float32)
+    save_model(model, load_tokenizer(shape), place)
+    content = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    distilled = content["stages"]["distilled"]
+    train = distilled["train"] | {"steps": steps, "epochs": None}
+    stage = {"kind": "sft", "from": "base", "data": distilled["data"], "pack": distilled["pack"], "train": train}
+    content |= {"name": "scratch", "model": str(place.resolve()), "stages": {"trained": stage}}
+    file = folder / "controls/scratch.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    run(load(str(file)), Options(folder / "controls/runs", ignore_code=True), Console())
 
 
 def _write_pruned(recipe: Any, folder: Path, record: Any, row: Any, place: Path) -> None:
@@ -149,33 +203,8 @@ def _write_pruned(recipe: Any, folder: Path, record: Any, row: Any, place: Path)
     write_pruned(source, kept, sizes, place)
 
 
-def _write_scratch(recipe: Any, shape: Path, place: Path) -> None:
-    """The same shape with transformers' initial weights."""
-    torch.manual_seed(recipe.seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shape), dtype=torch.float32)
-    save_model(model, load_tokenizer(shape), place)
-
-
-def _control(
-    folder: Path, recipe: Any, name: str, place: Path, stage: str, steps: int, ignore_code: bool
-) -> Path:  # fmt: skip
-    """Runs a recipe of its own on a control, with the run's data, suites and settings; returns the run's folder."""
-    content = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    stages = content["stages"]
-    distilled = stages["distilled"] | {"from": "base", "teacher": str(resolve(recipe.model))}
-    distilled["train"] = distilled["train"] | {"steps": steps, "epochs": None}
-    content["stages"] = {"verdict": stages["verdict"] | {"of": [stage]}}
-    if stage == "distilled":
-        content["stages"]["distilled"] = distilled
-    content |= {"name": name, "model": str(place.resolve())}
-    file = folder / "controls" / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    run(load(str(file)), Options(folder / "controls/runs", ignore_code=ignore_code), Console())
-    return folder / "controls/runs" / name
-
-
-def _evaluation(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "verdict/evaluation.json").read_text(encoding="utf-8"))
+def _read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return found
 
 
@@ -194,9 +223,11 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
             "compression.loss_pruned": shape["loss"],
         }
         for name, suites in measured["accuracy"].items():
-            for suite, modes in suites.items():
-                for mode, score in modes.items():
-                    flat[f"compression.{suite}.{mode}.{name}"] = score["value"]
+            flat |= {f"compression.{suite}.{name}": score["value"] for suite, score in suites.items()}
+        for name, suites in measured["gains"].items():
+            for suite, gain in suites.items():
+                parts = {"": "value", "_low": "low", "_high": "high"}
+                flat |= {f"compression.{suite}.{name}_points{end}": gain[part] for end, part in parts.items()}
     return flat
 
 

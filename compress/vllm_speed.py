@@ -10,8 +10,8 @@ from pathlib import Path
 from nanoalign.common.errors import ConfigError
 from nanoalign.compress.config import Budget, Throughput
 
-QUANTIZED = {"fp8": "fp8"}
-"""Weights that vLLM quantizes while it loads; other kinds are served as stored, in bfloat16 or float32."""
+QUANTIZED = ("fp8",)
+"""Weights that vLLM quantizes while it loads; int8 and int4 need checkpoints of their own and are timed in bfloat16."""
 
 
 def can_measure(device: str) -> bool:
@@ -47,8 +47,10 @@ def command(folder: Path, throughput: Throughput, budget: Budget) -> list[str]:
         "--output-len": throughput.answer, "--num-prompts": throughput.batch, "--max-num-seqs": throughput.batch,
         "--max-model-len": length + 8,
     }  # fmt: skip
+    wide = budget.weights in ("float32", "bfloat16", "float16")
+    arguments["--dtype"] = budget.weights if wide else "bfloat16"
     if budget.weights in QUANTIZED:
-        arguments["--quantization"] = QUANTIZED[budget.weights]
+        arguments["--quantization"] = budget.weights
     if budget.cache == "fp8":
         arguments["--kv-cache-dtype"] = "fp8"
     words = [str(word) for pair in arguments.items() for word in pair]

@@ -10,8 +10,10 @@ import pytest
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from nanoalign.compress.config import Budget, Throughput
 from nanoalign.compress.shapes import own_widths
 from nanoalign.compress.surgery import Kept, write_pruned
+from nanoalign.compress.vllm_speed import command
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.models.loading import load_model, load_tokenizer, save_model
 from nanoalign.models.model_folder import read_config
@@ -55,3 +57,20 @@ def test_vllm_computes_what_transformers_computes(name: str, tmp_path: Path):
     expected = open_engine("hf", load_model(folder), tokenizer, chat, batch_size=2).score(sequences)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=2e-3)
+
+
+def test_vllm_knows_the_options_of_the_measurement():
+    """Its own parser reads the command; the key of the result is in its source."""
+    import inspect
+
+    from vllm.benchmarks import throughput
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    settings = Throughput(batch=3, prompt=7, answer=5)
+    words = command(Path("model"), settings, Budget(weights="fp8", cache="fp8"))
+    parser = FlexibleArgumentParser()
+    throughput.add_cli_args(parser)
+    parsed = parser.parse_args([*words[words.index("throughput") + 1 :], "--output-json", "result.json"])
+    assert (parsed.num_prompts, parsed.input_len, parsed.output_len, parsed.max_num_seqs) == (3, 7, 5, 3)
+    assert (parsed.dtype, parsed.quantization, parsed.kv_cache_dtype) == ("bfloat16", "fp8", "fp8")
+    assert '"elapsed_time": elapsed_time' in inspect.getsource(throughput.main)
