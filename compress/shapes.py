@@ -13,6 +13,8 @@ from nanoalign.models.size import LETTERS, head_dim, layer_kinds
 SYMBOLS = {kind: letter for letter, kind in LETTERS.items()}
 PER_LAYER = ("layer_types", "layers_block_type", "no_rope_layers")
 """Keys of config.json that hold a value for each layer."""
+DERIVED_HEAD_DIM = ("qwen2",)
+"""Architectures whose head_dim vLLM (0.31) takes from hidden_size / num_attention_heads, whatever config.json says."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def guessed_blocks(config: Mapping[str, Any], depth: Depth) -> list[int]:
 
 
 def widths(config: Mapping[str, Any], grid: Grid) -> Iterator[Widths]:
-    """Every combination of sizes in the grid.
+    """Every combination of sizes in the grid, of a qwen2 those that vLLM serves too.
 
     Raises:
         ConfigError: a size is larger than the model's, of a part that it has not, or does not divide into its groups.
@@ -127,8 +129,17 @@ def widths(config: Mapping[str, Any], grid: Grid) -> Iterator[Widths]:
     for key in WIDTHS:
         for size in getattr(grid, key):
             _check_width(config, key, size, getattr(own, key))
-    for sizes in product(*(dict.fromkeys(getattr(grid, key) or [getattr(own, key)]) for key in WIDTHS)):
-        yield Widths(*sizes)
+    every = [Widths(*sizes) for sizes in product(*(dict.fromkeys(getattr(grid, key) or [getattr(own, key)])
+                                                   for key in WIDTHS))]  # fmt: skip
+    if config["model_type"] in DERIVED_HEAD_DIM:
+        dim, asked = head_dim(config), every
+        every = [each for each in asked if each.hidden_size == dim * each.num_attention_heads]
+        if not every:
+            raise ConfigError(
+                f"grid.hidden_size: vLLM reads no head_dim of a {config['model_type']}: hidden_size has to be "
+                f"{dim} times num_attention_heads, and none of {len(asked)} combinations is"
+            )
+    yield from every
 
 
 def _check_width(config: Mapping[str, Any], key: str, size: int, most: int) -> None:

@@ -98,6 +98,14 @@ def test_a_model_of_layers():
         depths(SMOLLM2, Grid(attention_blocks=[3]))
 
 
+def test_vllm_has_to_find_the_head_dim_of_a_qwen2():
+    config = {**SMOLLM2, "model_type": "qwen2"}
+    found = list(widths(config, Grid(hidden_size=[384, 448, 576], num_attention_heads=[6, 9])))
+    assert [(each.hidden_size, each.num_attention_heads) for each in found] == [(384, 6), (576, 9)]
+    with pytest.raises(ConfigError, match=r"grid.hidden_size: vLLM reads no head_dim of a qwen2"):
+        list(widths(config, Grid(hidden_size=[448])))
+
+
 def test_a_layers_own_values_stay_its_own():
     config = {"model_type": "smollm3", "num_hidden_layers": 6, "hidden_size": 8, "num_attention_heads": 2,
               "layer_types": ["full_attention"] * 6, "intermediate_size": 8, "vocab_size": 5}  # fmt: skip
