@@ -16,6 +16,7 @@ import math
 import os
 import platform
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -124,14 +125,14 @@ def models(folder: Path, results: Path) -> dict[str, Any]:
     found = json.loads(results.read_text(encoding="utf-8")).get("models", {}) if results.exists() else {}
     scores: dict[str, dict[str, list[float]]] = found.get("scores", {})
     steps = sum(train.steps for train in learned)
-    for name in MODELS:
-        if name not in scores:
-            place = {"whole": resolve(recipe.model), "pruned": controls / "pruned",
-                     "briefly_distilled": folder / "compressed/model", "distilled": folder / "distilled/model",
-                     "scratch": controls / "runs/scratch/trained/model"}[name]  # fmt: skip
-            if name == "scratch" and not place.is_dir():
+    for suite, name in product(recipe.stages["verdict"].suites, MODELS):
+        if suite not in scores.get(name, {}):
+            scratch = controls / "runs/scratch/trained/model"
+            places = {"whole": resolve(recipe.model), "pruned": controls / "pruned",
+                      "distilled": folder / "distilled/model", "scratch": scratch}  # fmt: skip
+            if name == "scratch" and not scratch.is_dir():
                 _from_scratch(folder, recipe, steps)
-            scores[name] = {suite: _scores(recipe, place, suite) for suite in recipe.stages["verdict"].suites}
+            scores.setdefault(name, {})[suite] = _scores(recipe, places[name], suite)
         found = {
             "shape": row, "whole": record["whole"], "steps": steps,
             "tokens": steps * learned[-1].batch_size * recipe.stages["distilled"].pack.length,
@@ -154,6 +155,7 @@ def _gains(scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
         f"{one}_over_{other}": {
             suite: _mean([100 * (a - b) for a, b in zip(scores[one][suite], scores[other][suite], strict=True)])
             for suite in scores[one]
+            if suite in scores[other]
         }
         for one, other in PAIRS
         if one in scores and other in scores
