@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
+from nanoalign.common.errors import ConfigError
 from nanoalign.models.distillation import Divergence, DivergenceOutput, Teacher, add_divergence
 from nanoalign.models.hybrid import use_kernels
 from nanoalign.models.isolation import require_isolation
@@ -45,7 +46,10 @@ class DistillTrainer(DocumentTrainer):
             return
         model.prepared = True
         if ranks > 1:
-            parallelize(model, sequence_group(ranks))
+            try:
+                parallelize(model, sequence_group(ranks))
+            except ConfigError as error:
+                raise ConfigError(f"teacher: {error}") from None
         use_kernels(model, self.recipe.kernels, model.device)
         if self.recipe.gradient_checkpointing:
             tile(model, self.recipe.tile)

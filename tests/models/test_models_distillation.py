@@ -146,3 +146,7 @@ def test_the_triton_kernel_is_the_plain_one(tau: float, share: float, monkeypatc
     got = triton_divergence.kl_and_grads(student, teacher, labels, tau, share, torch.float32)
     for a, b in zip(got, want):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    kl, _, half = triton_divergence.kl_and_grads(student, teacher, labels, tau, share, torch.bfloat16)
+    assert torch.equal(kl, got[0]) and torch.allclose(half.float(), got[2], rtol=2**-7)  # the interpreter cuts off
+    kl, _, same = triton_divergence.kl_and_grads(student.bfloat16(), teacher, labels, tau, share, None)
+    assert torch.allclose(kl, want[0], rtol=0.05) and torch.equal(same, student.bfloat16())
