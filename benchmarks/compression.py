@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def depth_curves(folder: Path, most: int) -> dict[str, Any]:
-    """Held-out loss with 0 to ``most`` blocks removed, by order: mean over rows, with an interval over them."""
+    """Held-out loss with 0 to ``most`` blocks removed, by order."""
     recipe = load(str(folder / "recipe.yaml"))
     config = recipe.stages["compressed"]
     model = load_model(recipe.model, "float32", "cpu")
@@ -92,14 +92,18 @@ def depth_curves(folder: Path, most: int) -> dict[str, Any]:
 
 
 def _loss_without(model: Any, gone: list[int], rows: Any) -> dict[str, Any]:
-    """The loss of each row, as a mean with its interval."""
+    """Nats per trained token, with an interval over the rows (a ratio's: rows hold different numbers of tokens)."""
     layers = model.base_model.layers
     model.base_model.layers = nn.ModuleList(layer for number, layer in enumerate(layers) if number not in gone)
     try:
-        each: list[float] = [mean_loss(model, [row]) for row in _rows(rows)]
+        losses = [mean_loss(model, [row]) for row in _rows(rows)]
     finally:
         model.base_model.layers = layers
-    return _mean(each)
+    tokens = [int((row["labels"] != -100).sum()) for row in _rows(rows)]
+    total = sum(loss * count for loss, count in zip(losses, tokens)) / sum(tokens)
+    spread = math.sqrt(sum((count * (loss - total)) ** 2 for loss, count in zip(losses, tokens))) / sum(tokens)
+    spread *= math.sqrt(len(losses) / (len(losses) - 1))
+    return Estimate(total, total - 1.96 * spread, total + 1.96 * spread, len(losses)).as_dict()
 
 
 def _mean(values: list[float]) -> dict[str, Any]:
