@@ -77,7 +77,8 @@ def depths(config: Mapping[str, Any], grid: Grid) -> list[Depth]:
             raise ConfigError(f"grid.{key}: {max(sizes)} of the model's {most}; pruning adds none")
     unasked: list[int | None] = [own["attention"] if is_hybrid(config) else None]
     attention: Sequence[int | None] = grid.attention_blocks or unasked
-    found = [Depth(*each) for each in product(grid.blocks or [len(kinds)], attention, grid.mamba_blocks or [None])]
+    mamba: Sequence[int | None] = grid.mamba_blocks or (None,)
+    found = [Depth(*each) for each in product(grid.blocks or [len(kinds)], attention, mamba)]
     fitting = [depth for depth in found if _fits(depth, own)] if is_hybrid(config) else found
     if not fitting:
         raise ConfigError(f"grid.blocks: {grid.blocks} cannot be made of {own}, grid.attention_blocks and mamba_blocks")
