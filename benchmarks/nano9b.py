@@ -1,4 +1,4 @@
-"""The 9B shape of Nemotron Nano v2 with random weights, as a model folder: ``python -m benchmarks.nano9b FOLDER``.
+"""The 9B or 12B shape of Nemotron Nano v2 with random weights, as a folder: ``python -m benchmarks.nano9b FOLDER``.
 
 18 GB in bfloat16, drawn on a GPU in seconds and written block by block; on /dev/shm it needs no disk. The tokenizer and
 the chat format's tokens are the miniature's. ``--stop 2.4`` scales the head's row of the token that ends an answer,
@@ -65,11 +65,11 @@ def draw(name: str, shape: tuple[int, ...], blocks: int, device: str) -> torch.T
     return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0.0, scale)
 
 
-def make(folder: Path, device: str, stop: float, tiny: bool) -> None:
+def make(folder: Path, device: str, stop: float, tiny: bool, size: str = "9B") -> None:
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.loading import load_tokenizer
 
-    asset, shape = ASSETS / "miniature-base", KNOWN["nvidia/NVIDIA-Nemotron-Nano-9B-v2"] | (TINY if tiny else {})
+    asset, shape = ASSETS / "miniature-base", KNOWN[f"nvidia/NVIDIA-Nemotron-Nano-{size}-v2"] | (TINY if tiny else {})
     kinds = layer_kinds(shape)
     folder.mkdir(parents=True, exist_ok=True)
     for path in asset.glob("*"):
@@ -116,11 +116,12 @@ def main() -> None:
     parser.add_argument("--stop", type=float, default=2.4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--size", choices=["9B", "12B"], default="9B")
     options = parser.parse_args()
     started = time.monotonic()
     partial = options.folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    make(partial, options.device, options.stop, options.tiny)
+    make(partial, options.device, options.stop, options.tiny, options.size)
     partial.rename(options.folder)  # whole or absent: a benchmark waits for it
     print(f"{options.folder} in {time.monotonic() - started:.1f} s")
 

@@ -45,7 +45,7 @@ class StageContext:
     """``runs/<run>/<stage>``."""
     inputs: Mapping[str, Path]
     """Model folders by role: ``from`` for a training stage, ``reasoning`` and ``chat`` for a merge, stage names for
-    ``evaluate``, ``reward_model`` where GRPO uses one."""
+    ``evaluate``, ``reward_model`` where GRPO uses one, ``teacher`` where a distillation's is a stage or the base."""
     chat: str
     """The chat format's name, for :func:`data_recipes.chat.chat_format`."""
     seed: int

@@ -18,11 +18,11 @@ from nanoalign.merge.checkpoint import (
     Checkpoint,
     TensorInfo,
     TensorSource,
-    extra_files,
     open_checkpoint,
     read_header,
     read_json_object,
 )
+from nanoalign.models.model_folder import extra_files
 
 if TYPE_CHECKING:
     import torch

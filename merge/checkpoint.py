@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nanoalign.common.errors import CheckpointError
+from nanoalign.models.model_folder import extra_files
 
 if TYPE_CHECKING:
     import torch
@@ -215,17 +216,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return value
-
-
-def extra_files(folder: Path) -> dict[str, Path]:
-    """The files beside the weights, by name. README.md is left out: a merge writes a card of its own."""
-    skipped = {INDEX, "README.md", "training_args.bin", "trainer_state.json"}
-    return {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in skipped and path.suffix not in {".safetensors", ".bin", ".pt", ".pth"}
-        and not path.name.startswith(".")
-    }  # fmt: skip
 
 
 def _existing_folder(folder: Path) -> Path:

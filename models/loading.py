@@ -158,6 +158,20 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
         read_tensors(temporary)
 
 
+def model_config(spec: str | Path) -> dict[str, Any]:
+    """A model's config.json, or of one known by name the keys that decide its size; nothing is fetched.
+
+    Raises:
+        CheckpointError: the model is neither here nor known by name, or its folder is damaged.
+    """
+    folder = local_folder(spec)
+    if folder is not None and not (str(spec) in KNOWN and not folder.is_dir()):
+        return read_config(folder)
+    if str(spec) not in KNOWN:
+        raise CheckpointError(f"{spec}: not a folder here, and its shape is not known; fetch it to plan with it")
+    return KNOWN[str(spec)]
+
+
 def describe_model(spec: str | Path) -> dict[str, Any]:
     """A model's size for ``nanoalign plan``, without torch and without fetching anything.
 
@@ -168,15 +182,13 @@ def describe_model(spec: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the model is neither here nor known by name, or its folder is damaged.
     """
-    folder = local_folder(spec)
+    folder, config = local_folder(spec), model_config(spec)
     if folder is None or (str(spec) in KNOWN and not folder.is_dir()):
-        if str(spec) not in KNOWN:
-            raise CheckpointError(f"{spec}: not a folder here, and its shape is not known; fetch it to plan with it")
-        folder, config = None, KNOWN[str(spec)]
+        folder = None
         parameters = count(config).total
         weight_bytes = 2 * parameters
     else:
-        config, tensors = read_config(folder), read_tensors(folder)
+        tensors = read_tensors(folder)
         parameters = sum(tensor.size for tensor in tensors.values())
         weight_bytes = sum(tensor.nbytes for tensor in tensors.values())
     kinds = layer_kinds(config)

@@ -105,3 +105,14 @@ def read_tensors(folder: Path) -> dict[str, TensorHeader]:
         if name not in found or found[name].file.name != file:
             raise CheckpointError(f"{index}: lists {name} in {file}, which does not contain it")
     return found
+
+
+def extra_files(folder: Path) -> dict[str, Path]:
+    """The files beside the weights, by name. README.md is left out: who writes a model writes its card."""
+    skipped = {INDEX, "README.md", "training_args.bin", "trainer_state.json"}
+    return {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in skipped and path.suffix not in {".safetensors", ".bin", ".pt", ".pth"}
+        and not path.name.startswith(".")
+    }  # fmt: skip

@@ -144,7 +144,7 @@ def sources(data_root: DataRootOption = None) -> None:
 
 
 def _stage(recipe: "Recipe", stage: str | None) -> str:
-    taught = [name for name, section in recipe.stages.items() if section.kind == "sft"]
+    taught = [name for name, section in recipe.stages.items() if section.kind in ("sft", "distill")]
     return known("SFT stage", stage or (taught[0] if taught else "sft"), taught)
 
 

@@ -37,7 +37,7 @@ def prepare(
     from nanoalign.sft.data import prepare_stage
 
     loaded = load_recipe(recipe, set_, None, data_root)
-    names = [name for name, section in loaded.stages.items() if section.kind == "sft"]
+    names = [name for name, section in loaded.stages.items() if section.kind in ("sft", "distill")]
     if workers > 1:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the work already
     chosen = [known("SFT stage", stage, names)] if stage else names
@@ -46,7 +46,7 @@ def prepare(
         for number, name in enumerate(chosen, 1):
             section: Any = loaded.stages[name]
             begun = time.monotonic()
-            shown.start(name, "sft", number, len(chosen), "preparing")
+            shown.start(name, section.kind, number, len(chosen), "preparing")
             data = prepare_stage(
                 section,
                 loaded.data[section.data],

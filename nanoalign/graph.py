@@ -18,7 +18,7 @@ from nanoalign.common.user_code import portable
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.recipe.schema import Recipe
 from nanoalign.recipe.user_code import code_hashes
-from nanoalign.stages import STAGES, suites_of, uses
+from nanoalign.stages import STAGES, from_elsewhere, suites_of, uses
 
 BASE = "base"
 """The name by which stages refer to the recipe's own model."""
@@ -98,6 +98,7 @@ def nodes(recipe: Recipe, folder: Path, data_root: Path | None = None, *, ignore
         if ignore_code and record is not None:
             code = record.code
         given = {role: prints[source] for role, source in inputs.items()}
+        given |= {role: base_fingerprint(model) for role, model in from_elsewhere(recipe.stages[name])}
         parts = {"config": content_hash(config), "inputs": content_hash(given), "code": content_hash(code)}
         parts["data"] = content_hash(data_files([recipe.data[mixture] for mixture in config["data"]], data_root))
         before = [source for source in dict.fromkeys(inputs.values()) if source in stale]
@@ -175,7 +176,8 @@ def code_of(recipe: Recipe, name: str) -> dict[str, str]:
 
 
 def base_fingerprint(model: str) -> str:
-    """Names the base model: by its files' names, sizes and times where it is a folder, by its spec otherwise."""
+    """Names a model from outside of the recipe: by its files' names, sizes and times where it is a folder, by its spec
+    otherwise."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return content_hash(model)

@@ -1,11 +1,12 @@
 """What a run would do, known without torch: stages, data, steps, schedules, memory, time and files."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nanoalign import plan_compress
 from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.evaluation.benchmarks import benchmark
@@ -71,8 +72,15 @@ class StagePlan:
     seconds: Amount | None = None
     took_s: float | None = None
     """Seconds that it took last time."""
+    teacher: str = ""
+    """Whom a student learns from, and what that takes."""
+    phases: list[tuple[int, int, int]] = field(default_factory=list)
+    """Tokens of a pack, steps and packs in a step of each phase of a distillation in several."""
     gpus: list[str] = field(default_factory=list)
     """What each GPU holds, in a stage that trains and samples."""
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    """Of a compress stage: the shapes within its budget, the largest first, after the whole model's
+    (compress.search.Candidate.as_dict)."""
     waits: str = ""
     """Who waits for whom in a GRPO step."""
     files: list[str] = field(default_factory=list)
@@ -155,6 +163,8 @@ class _Sizes:
                 plan.tokens = Amount(stage.train.steps * stage.train.batch_size * stage.length)
             case "sft":
                 self._sft(plan, stage)
+            case "distill":
+                self._distill(plan, stage)
             case "reward_model":
                 assert plan.data is not None
                 plan.samples = Amount(plan.data.samples)
@@ -168,12 +178,32 @@ class _Sizes:
                 suites = [*{stage.reasoning_suite, stage.chat_suite, *stage.more_suites}]
                 suites += [stage.reasoning_suite] * len(stage.budgets)
                 self._rollouts(plan, stage, alphas * sum(self._tasks(suite) for suite in suites), sign="~")
+            case "compress":
+                self._compress(plan, stage)
             case "evaluate":
                 modes = 2 + len(stage.suite_budgets)  # thinking, /no_think, and under budgets
                 each = modes * sum(self._tasks(suite) for suite in stage.suites)
                 curve = len(stage.budgets) * self._tasks(stage.budget_suite) if stage.budget_suite else 0
                 curved = stage.of if stage.budget_of is None else stage.budget_of
                 self._rollouts(plan, stage, len(stage.of) * each + len(curved) * curve, sign="~")
+
+    def _compress(self, plan: StagePlan, stage: Any) -> None:
+        assert plan.data is not None
+        plan.samples, calibration = Amount(plan.data.samples), stage.calibration
+        plan.length = Amount(calibration.length)
+        whole = plan_compress.whole_shape(self.recipe, plan.name)
+        if whole is None or self.model is None:
+            return
+        plan.candidates = plan_compress.candidates(whole, stage, plan.name)
+        tokens = plan_compress.tokens(whole, stage, len(plan.candidates) - 1)
+        plan.tokens = Amount(tokens, "~")
+        seconds = cost.forward_seconds(self.model["parameters"], tokens, self.device)
+        if (brief := stage.distill) is not None:
+            learned = stage.best * brief.train.steps * brief.train.batch_size * brief.pack.length
+            seconds += cost.train_seconds(self.model["parameters"], learned, brief.train, self.device, 1)
+        plan.seconds = Amount(seconds, "~")
+        weights = self.model["parameters"] * (4 if self.device == "cpu" else 2)
+        plan.memory_gb = Amount((cost.PROCESS_BYTES + 2 * weights) / 1e9, "<=")  # a candidate beside the whole
 
     def _sft(self, plan: StagePlan, stage: Any) -> None:
         assert plan.data is not None
@@ -187,6 +217,32 @@ class _Sizes:
         else:
             rows, length = round(kept * plan.data.examples), stage.max_length or plan.data.longest
         self._training(plan, stage, max(1, rows), length, kept * tokens / max(1, rows), sign="~")
+
+    def _distill(self, plan: StagePlan, stage: Any) -> None:
+        """SFT's costs, phase by phase, and the teacher's: its weights, and a forward pass for every token."""
+        turns = stage.in_turn()
+        phases = [replace(plan) for _ in turns]
+        for part, phase in zip(phases, turns, strict=True):
+            self._sft(part, phase)
+        if stage.phases:
+            plan.phases = [(phase.pack.length, phase.train.steps, phase.train.batch_size) for phase in turns]
+        for field_ in ("samples", "too_long", "batch_size", "schedule", "learning_rate", "curve", "devices", "zero",
+                       "sequence_parallel"):  # fmt: skip
+            setattr(plan, field_, getattr(phases[0], field_))
+        plan.length = _most(part.length for part in phases)
+        plan.steps, plan.tokens = _sum(part.steps for part in phases), _sum(part.tokens for part in phases)
+        dtype = stage.teacher_dtype or stage.train.dtype
+        apart = stage.teacher_gpus if self.device == "cuda" else None
+        plan.teacher = f"{stage.teacher}, {dtype}, {f'on GPUs {apart}' if apart else 'beside the student'}"
+        teacher = self.model if stage.teacher_stage is not None else find_model(stage.teacher)[0]
+        memory, seconds = _most(part.memory_gb for part in phases), _sum(part.seconds for part in phases)
+        if teacher is None or memory is None or seconds is None or plan.tokens is None:
+            return
+        teacher_gb = teacher["parameters"] * (4 if dtype == "float32" else 2) / 1e9
+        plan.teacher += f": {teacher['parameters'] / 1e6:,.1f}M parameters, ~{teacher_gb:.1f} GB"
+        reading = 2 * teacher["parameters"] * plan.tokens.value / cost.SPEEDS[self.device].train_flops / plan.devices
+        plan.seconds = replace(seconds, value=seconds.value + reading)
+        plan.memory_gb = replace(memory, value=memory.value + (0 if apart else teacher_gb))
 
     def _dpo(self, plan: StagePlan, stage: Any) -> None:
         pairs = stage.rounds * stage.most_tasks * stage.pairs_per_task
@@ -235,9 +291,9 @@ class _Sizes:
             seconds = cost.train_seconds(self.model["parameters"], tokens, train, self.device, plan.devices)
             plan.seconds = Amount(seconds, sign or "~")
             share = cost.Share(plan.devices, plan.sequence_parallel, plan.zero)
-            sampling = hasattr(stage, "rollouts")  # DPO and GRPO: TRL's head, tile by tile
+            tiled = hasattr(stage, "rollouts") or stage.kind == "distill"  # their heads work tile by tile
             needed = cost.train_bytes(
-                self.model, train, length, share, copies, getattr(stage, "pack_tokens", None), not sampling
+                self.model, train, length, share, copies, getattr(stage, "pack_tokens", None), not tiled
             )
             plan.memory_gb = Amount(needed / 1e9, "~")
 
@@ -273,6 +329,16 @@ class _Sizes:
         return (section.samples or held) * (section.completions or 1)
 
 
+def _sum(amounts: Iterable[Amount | None]) -> Amount | None:
+    """Their sum, as precise as the first of them; None where they are not known."""
+    known = [amount for amount in amounts if amount is not None]
+    return Amount(sum(amount.value for amount in known), known[0].sign) if known else None
+
+
+def _most(amounts: Iterable[Amount | None]) -> Amount | None:
+    return max((amount for amount in amounts if amount is not None), key=lambda amount: amount.value, default=None)
+
+
 def _engines(stage: Any, devices: int) -> int:
     """Engines that generate at once for a stage on so many processes."""
     engine = stage.rollouts.engine
@@ -287,7 +353,12 @@ def _files(node: Node, model: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"{node.name}/{result}"
     if node.stage.kind == "evaluate":
         yield from (f"{node.name}/records/{checkpoint}/*.jsonl" for checkpoint in node.stage.of)
-    if node.stage.kind == "sft":
+    if node.stage.kind == "compress":
+        yield from (f"{node.name}/{file}" for file in ("importance.safetensors", "removals.jsonl", "tensors.jsonl"))
+    if node.stage.kind == "distill":
+        for number in range(1, len(node.stage.phases)):
+            yield f"{node.name}/phase-{number}/{{phase.json,data.json,model/}}"
+    if node.stage.kind in ("sft", "distill", "compress"):
         yield f"{node.name}.prepared/{{README.md,index.json,examples.arrow,*-train-*.arrow}}"
     if node.stage.kind == "dpo":
         yield f"{node.name}/round-0/round.json"

@@ -46,6 +46,12 @@ def train_seconds(parameters: int, tokens: float, train: Training, device: str, 
     return tokens / min(speed.train_tokens, speed.train_flops / (work * parameters)) / devices
 
 
+def forward_seconds(parameters: int, tokens: float, device: str) -> float:
+    """A forward pass without gradients: a third of a training step's work."""
+    speed = SPEEDS[device]
+    return tokens / min(speed.train_tokens, speed.train_flops / (2 * parameters))
+
+
 def generate_seconds(parameters: int, tokens: float, device: str) -> float:
     """2 FLOPs per parameter and token, at the far lower rate of decoding."""
     speed = SPEEDS[device]

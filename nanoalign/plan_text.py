@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from nanoalign.plan import Amount, Plan, StagePlan
+from nanoalign.plan_compress import candidate_lines
 from nanoalign.plan_data import MixturePlan
 from nanoalign.progress import clock
 
@@ -92,14 +93,21 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         yield f"  WARNING   {stage.too_long} of {len(stage.data.lengths)} measured samples are longer than that"
     if stage.steps is not None:
         curve = "".join(BARS[min(7, int(factor * 8))] for factor in stage.curve)
-        yield f"  steps     {amount(stage.steps)} of {stage.batch_size} sequences"
+        each = f"in {len(stage.phases)} phases" if stage.phases else f"of {stage.batch_size} sequences"
+        yield f"  steps     {amount(stage.steps)} {each}"
         yield f"  rate      {stage.learning_rate:.1e} {stage.schedule}  {curve}"
+    for label, (tokens, steps, packs) in zip(["phases", *[""] * len(stage.phases)], stage.phases):
+        yield f"  {label:<9} {steps:,} steps of {packs} packs of {tokens:,} tokens"
+    if stage.teacher:
+        yield f"  teacher   {stage.teacher}"
     if stage.devices > 1:
         shared = f", {stage.sequence_parallel} share a pack" if stage.sequence_parallel > 1 else ""
         zero = f", ZeRO-{stage.zero}" if stage.zero else ""
         yield f"  devices   {stage.devices}{shared}{zero}"
     for label, line in zip(["gpus", *[""] * len(stage.gpus)], stage.gpus):
         yield f"  {label:<9} {line}"
+    if stage.candidates:
+        yield from candidate_lines(stage.candidates)
     if stage.waits:
         yield f"  waits     {stage.waits}"
     if stage.memory_gb is not None and stage.seconds is not None:

@@ -55,7 +55,9 @@ class Pace:
 def figures_text(row: Mapping[str, Any], eta: float | None) -> str:
     """``round 2  loss 0.412  reward 0.75  4,480 tok/s  ETA 1:20``, as far as the row has them."""
     parts = [str(row["phase"])] if row.get("phase") else []
-    for name in ("loss", "held_out_loss", "reward", "held_out_reward", "success", "accuracy", "score"):
+    for name in (
+        "loss", "held_out_loss", "held_out_kl", "reward", "held_out_reward", "success", "accuracy", "score"
+    ):  # fmt: skip
         if isinstance(row.get(name), int | float):
             parts.append(f"{name.replace('_', ' ')} {row[name]:.3f}")
     if "train_s" in row:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from nanoalign.common.config import Section
 from nanoalign.common.stage import StageContext
 from nanoalign.common.table import Entry
+from nanoalign.compress.config import CompressStage
 from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.merge.config import MergeStage
 from nanoalign.recipe.source import Path_
 from nanoalign.rl.config import DPOStage, GRPOStage, RewardModelStage
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import DistillStage, SFTStage
 from nanoalign.sft.pretrain import PretrainStage
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ STAGES = {
     "sft": StageEntry(
         "nanoalign.sft.stage:run", "supervised fine-tuning on a mixture", SFTStage, (*CORE, "budget_control", "sft"),
         result="data.json", parallel=True),
+    "distill": StageEntry(
+        "nanoalign.sft.distill:run", "learns another model's next-token distributions", DistillStage,
+        (*CORE, "budget_control", "sft"), result="data.json", parallel=True),
     "dpo": StageEntry("nanoalign.rl.dpo:run", "iterative DPO in an environment", DPOStage, RL, parallel=True),
     "reward_model": StageEntry(
         "nanoalign.rl.reward_model:run", "trains a Bradley-Terry reward model on pairs", RewardModelStage, RL,
@@ -57,6 +61,9 @@ STAGES = {
     "merge": StageEntry(
         "nanoalign.merge.stage:run", "interpolates two models at the best alpha", MergeStage,
         (*GENERATING, "evaluation", "merge"), result="sweep.json"),
+    "compress": StageEntry(
+        "nanoalign.compress.stage:run", "prunes a model to the best shape within a budget", CompressStage,
+        (*GENERATING, "evaluation", "sft", "compress"), result="search.json"),
     "evaluate": StageEntry(
         "nanoalign.evaluation.stage:run", "measures models on suites and budgets", EvaluateStage,
         (*GENERATING, "evaluation"), makes="", result="evaluation.json"),
@@ -78,6 +85,8 @@ def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, 
         (("from",), "from", getattr(stage, "from_", None)),
         (("reward_model",), "reward_model", getattr(stage, "reward_model", None)),
     ]
+    if isinstance(stage, DistillStage):
+        roles.append((("teacher",), "teacher", stage.teacher_stage))
     if isinstance(stage, MergeStage):
         roles += [(("reasoning",), "reasoning", stage.reasoning), (("chat",), "chat", stage.chat)]
     if isinstance(stage, EvaluateStage):
@@ -87,12 +96,20 @@ def uses(stage: Any, suites: Mapping[str, Suite]) -> Iterator[tuple[Path_, str, 
     yield from ((path, role, name) for path, role, name in roles if name is not None)
 
 
+def from_elsewhere(stage: Any) -> Iterator[tuple[str, str]]:
+    """The models that a stage takes from outside of the recipe, besides `base`: (role, path, hub id or other spec)."""
+    if isinstance(stage, DistillStage) and stage.teacher_stage is None:
+        yield "teacher", stage.teacher
+
+
 def suites_of(stage: Any) -> Iterator[tuple[Path_, str]]:
     """The suites that a stage names, with their paths within it."""
     named: list[tuple[Path_, str | None]] = []
     if isinstance(stage, MergeStage):
         named += [(("reasoning_suite",), stage.reasoning_suite), (("chat_suite",), stage.chat_suite)]
         named += [(("more_suites", index), name) for index, name in enumerate(stage.more_suites)]
+    if isinstance(stage, CompressStage):
+        named.append((("suite",), stage.suite))
     if isinstance(stage, EvaluateStage):
         named += [(("suites", index), name) for index, name in enumerate(stage.suites)]
         named.append((("budget_suite",), stage.budget_suite))

@@ -1,7 +1,7 @@
 """From documents to a batch of the model's inputs. B rows, T tokens of the longest row."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ class Documents:
     """(N,) tokens of each document."""
     trained_tokens: NDArray[np.int32]
     """(N,) trained tokens of each document."""
+    every_token: bool = False
+    """All tokens are trained, whatever the examples say, but each document's first."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -37,7 +39,13 @@ class Documents:
         start = int(self.starts[document])
         stop = start + int(self.lengths[document])
         ids, trained = self.read(int(self.examples[document]))
+        if self.every_token:
+            return ids[start:stop], np.arange(stop - start) > 0
         return ids[start:stop], trained[start:stop]
+
+    def in_full(self) -> "Documents":
+        """The same documents, with every token trained that something in its document predicts."""
+        return replace(self, every_token=True, trained_tokens=(self.lengths - 1).astype(np.int32))
 
 
 def gather(examples: Iterable[Example]) -> Documents:

@@ -30,7 +30,7 @@ from nanoalign.data_recipes.transforms import Teaching
 from nanoalign.models.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.models.packing import Packs, pack, singly, turn_pieces
 from nanoalign.sft.collate import Documents
-from nanoalign.sft.config import Pack, SFTStage
+from nanoalign.sft.config import DocumentStage, Pack
 
 LISTED = 5
 """Faulty samples that an error message names; the others are counted."""
@@ -55,7 +55,7 @@ class SFTData:
 
 
 def prepare_stage(
-    stage: SFTStage,
+    stage: DocumentStage,
     mixture: Mixture,
     chat: ChatFormat,
     tokenizer: Any,
@@ -79,8 +79,9 @@ def prepare_stage(
     return found
 
 
-def sft_data(stage: SFTStage, data: Prepared, seed: int) -> SFTData:
-    """The documents of a stage: what its limit of length leaves of the examples, some of them held out.
+def sft_data(stage: DocumentStage, data: Prepared, seed: int, held_out_longest: int | None = None) -> SFTData:
+    """The documents of a stage: what its limit of length leaves of the examples, some of them held out, those of at
+    most ``held_out_longest`` tokens (the stage's limit by default).
 
     Raises:
         DataError: an example has nothing to train on, or is too long and ``over_long`` is "error"; the first few are
@@ -89,7 +90,7 @@ def sft_data(stage: SFTStage, data: Prepared, seed: int) -> SFTData:
     training, unseen = hold_out(data.column("sample"), data.column("said"), HELD_OUT, seed)
     longest, over_long = stage.limit
     documents, changed, dropped = within(data, np.flatnonzero(training), longest, over_long)
-    held_out, _, _ = within(data, np.flatnonzero(unseen), longest, "drop")
+    held_out, _, _ = within(data, np.flatnonzero(unseen), held_out_longest or longest, "drop")
     _, first = np.unique(data.column("sample")[documents.examples], return_index=True)
     numbers, counts = np.unique(data.column("domain")[documents.examples[first]], return_counts=True)
     names = [data.index["domains"][number] or "unnamed" for number in numbers]
@@ -204,7 +205,7 @@ def progress_log(log: StageLog) -> ProgressFn:
     return progress
 
 
-def _teaching(stage: SFTStage, tokenizer: Any) -> Teaching | None:
+def _teaching(stage: DocumentStage, tokenizer: Any) -> Teaching | None:
     """None where the stage leaves its samples as they are."""
     make = partial(teaching, stage.strip_reasoning, stage.truncate_reasoning, tokenizer)
     settings = stage.model_dump(mode="json", include={"strip_reasoning", "truncate_reasoning"})

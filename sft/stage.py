@@ -1,9 +1,10 @@
-"""A supervised fine-tuning stage, top to bottom."""
+"""A supervised fine-tuning stage, top to bottom, and the training that distillation shares with it."""
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import DataError
@@ -11,12 +12,14 @@ from nanoalign.common.files import write_json
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.models.config import HELD_OUT_SHARE
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import DocumentStage, SFTStage
 
 if TYPE_CHECKING:
     from nanoalign.data_recipes.chat.base import ChatFormat
     from nanoalign.data_recipes.prepared import Prepared
     from nanoalign.sft.collate import Documents
+    from nanoalign.sft.data import SFTData
+    from nanoalign.sft.trainer import DocumentTrainer
 
 SHOWN = 8
 """Documents written to samples.jsonl."""
@@ -35,26 +38,65 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         ConfigError: the batch or the processes do not divide, or a LoRA target matches nothing.
         IsolationError: documents of a batch see each other.
     """
+    from nanoalign.models.loading import load_tokenizer
+    from nanoalign.sft.data import sft_data
+
+    source = context.inputs["from"]
+    tokenizer = load_tokenizer(source)
+    prepared = prepared_data(config, mixtures, context, tokenizer)
+    data = sft_data(config, prepared, context.seed)
+    figures, _ = train_stage(config, prepared, data, source, tokenizer, context, context.folder)
+    return figures
+
+
+def prepared_data(
+    config: DocumentStage, mixtures: Mapping[str, Mixture], context: StageContext, tokenizer: Any
+) -> "Prepared":
+    """A stage's samples, taught their budgets, as a prepared set."""
+    from nanoalign.data_recipes.chat import chat_format
+    from nanoalign.sft.data import prepare_stage, progress_log
+
+    return prepare_stage(
+        config, mixtures[config.data], chat_format(context.chat), tokenizer, context.folder, context.data_root,
+        context.seed, progress=progress_log(context.log),
+    )  # fmt: skip
+
+
+def train_stage(
+    config: DocumentStage,
+    prepared: "Prepared",
+    data: "SFTData",
+    source: Path,
+    tokenizer: Any,
+    context: StageContext,
+    folder: Path,
+    cls: "Callable[..., DocumentTrainer] | None" = None,
+    phase: str | None = None,
+    final: bool = True,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains the model in ``source`` on documents, from the newest checkpoint in ``folder``; writes ``model/`` and
+    ``data.json`` there.
+
+    Args:
+        cls: makes the trainer; by default one that learns the documents.
+        phase: named in the log's rows where a stage trains in several.
+        final: the model is saved in the dtype of training; else, for the next phase, as it is.
+
+    Returns the figures, and the account of the documents.
+    """
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.adapters import base_of, load_trainable
     from nanoalign.models.held_out import restore_best
-    from nanoalign.models.loading import load_tokenizer, save_model
+    from nanoalign.models.loading import save_model
     from nanoalign.models.packing import singly
     from nanoalign.models.sequence_parallel import parallelize, sequence_group
     from nanoalign.sft.collate import Collator
-    from nanoalign.sft.data import packed, prepare_stage, progress_log, sft_data
-    from nanoalign.sft.trainer import is_deepspeed_zero3_enabled, make_trainer, sft_arguments
+    from nanoalign.sft.data import packed
+    from nanoalign.sft.trainer import DocumentTrainer, is_deepspeed_zero3_enabled, make_trainer, sft_arguments
 
-    source, chat = context.inputs["from"], chat_format(context.chat)
-    tokenizer = load_tokenizer(source)
     train, packing = config.train, config.pack
 
-    # Data: samples, taught their budgets, as documents in rows.
-    mixture, progress = mixtures[config.data], progress_log(context.log)
-    prepared = prepare_stage(
-        config, mixture, chat, tokenizer, context.folder, context.data_root, context.seed, progress=progress
-    )
-    data = sft_data(config, prepared, context.seed)
+    # Data: documents in rows.
     report, documents = prepared.index["report"], data.documents
     if not len(documents):
         dropped = {**report["dropped"], **data.dropped}
@@ -69,14 +111,16 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     held_out = Collator(data.held_out, singly(data.held_out.lengths), False, tokenizer.pad_token_id)
 
     # Model and trainer.
-    arguments = sft_arguments(train, context.folder / "checkpoints", batches, context.device, context.seed)
+    arguments = sft_arguments(train, folder / "checkpoints", batches, context.device, context.seed)
     in_half = train.dtype == "bfloat16"
     frozen = "bfloat16" if train.lora and in_half else "float32"
     fresh_model = partial(load_trainable, source, train.lora, context.seed, dtype=frozen)
     model = fresh_model(str(arguments.device) if is_deepspeed_zero3_enabled() else "cpu")  # ZeRO-3 splits as it loads
     if ranks > 1:
         parallelize(base_of(model), sequence_group(ranks))
-    trainer = make_trainer(model, tokenizer, arguments, train, batches, held_out, context.log)
+    trainer = make_trainer(
+        model, tokenizer, arguments, train, batches, held_out, context.log, cls or DocumentTrainer, phase
+    )
 
     account = {
         **report,
@@ -91,8 +135,8 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
         "fill": rows.fill,
     }
     if trainer.is_world_process_zero():
-        write_json(context.folder / "data.json", account)
-        log_samples(prepared, documents, chat, tokenizer, context.log)
+        write_json(folder / "data.json", account)
+        log_samples(prepared, documents, chat_format(context.chat), tokenizer, context.log)
 
     # Training, after checking on a real batch that no document sees another.
     trainer.train_or_resume()
@@ -101,14 +145,15 @@ def run(config: SFTStage, mixtures: Mapping[str, Mixture], context: StageContext
     trainer.log_held_out_loss()
 
     if (trained := trainer.full_model(fresh_model)) is not None:
-        save_model(trained.bfloat16() if in_half else trained, tokenizer, context.folder / "model")
+        save_model(trained.bfloat16() if final and in_half else trained, tokenizer, folder / "model")
     trainer.accelerator.wait_for_everyone()
     counted = ("documents", "document_tokens", "trained_tokens", "rows", "fill")
-    return {
+    figures = {
         **trainer.figures(),
         **{name: account[name] for name in counted},
         "dropped": sum(account["dropped"].values()),
     }
+    return figures, account
 
 
 def log_samples(

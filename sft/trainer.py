@@ -2,7 +2,7 @@
 trl."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
     and never sees the logits of all positions at once (TRL's fused language-model head).
     """
 
+    held_out_names: tuple[str, ...] = (HELD_OUT,)
+    """What is measured on the held-out documents."""
+
     def __init__(self, *args: Any, held_out: Collator, **kwargs: Any) -> None:
         """``held_out``: documents that are not trained on."""
         self.held_out = held_out
@@ -56,9 +59,7 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             IsolationError: packed (or padded) documents differ from unpacked ones.
             ConfigError: an adapter gets no gradient.
         """
-        collator = replace(self.data_collator, rank=0, ranks=1)  # full packs, alike on every rank
-        concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # without isolation, as requested
-        batch = self._prepare_inputs(collator([{"row": row} for row in probe_rows(collator)]))
+        batch, concatenated = self.probe()
         self.model.train()
         if not concatenated and not self.is_deepspeed_enabled:
             with full_precision(self.model):  # exactly, then once more as it is trained
@@ -68,6 +69,12 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
                 require_isolation(self.model, batch)
             if isinstance(self.model, PeftModel) and not self.is_deepspeed_enabled:
                 require_trained(self.model, {**batch, "use_cache": False, "fused_lm_head": True})
+
+    def probe(self) -> tuple[dict[str, Any], bool]:
+        """A real batch, and whether documents may see each other in it."""
+        collator = replace(self.data_collator, rank=0, ranks=1)  # full packs, alike on every rank
+        concatenated = not collator.isolate and bool((collator.rows.sizes > 1).any())  # without isolation, as requested
+        return self._prepare_inputs(collator([{"row": row} for row in probe_rows(collator)])), concatenated
 
     def log_held_out_loss(self) -> float | None:
         """Logs the loss on the held-out documents, each alone; None where there are none."""
@@ -79,24 +86,28 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
 
     def loss_on(self, collator: Collator, batch_size: int) -> float:
         """Mean negative log-likelihood (nats) per trained token, over all rows of ``collator``."""
+        total = tokens = 0.0
+        for batch in self.batches_of(collator, batch_size):
+            outputs = self.model(**batch, fused_lm_head=True)
+            total -= float(outputs.log_probs.double().sum())
+            tokens += float(outputs.label_mask.sum())
+        return total / tokens
+
+    def batches_of(self, collator: Collator, batch_size: int) -> Iterator[dict[str, Any]]:
+        """All rows of ``collator``, in batches, while the model is evaluated: without gradients."""
         training = self.model.training
         self.model.eval()
-        total = tokens = 0.0
         for start in range(0, len(collator.rows), batch_size):
             rows = range(start, min(start + batch_size, len(collator.rows)))
             batch = self._prepare_inputs(collator([{"row": row} for row in rows]))
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
-            total -= float(outputs.log_probs.double().sum())
-            tokens += float(outputs.label_mask.sum())
+                yield {**batch, "use_cache": False}
         self.model.train(training)
-        return total / tokens
 
     def figures(self) -> dict[str, float]:
         """Losses, steps, tokens and tokens/s of the training; those before a resume count, except for the speed."""
         history = self.state.log_history
         losses = [row["loss"] for row in history if "loss" in row]
-        unseen = [row[HELD_OUT] for row in history if HELD_OUT in row]
         tenth = max(1, len(losses) // 10)
         seconds, tokens = (end - start for start, end in zip(self.began, self.ended, strict=True))
         found = {
@@ -107,8 +118,9 @@ class DocumentTrainer(RecipeTrainer, SFTTrainer):
             "tokens_per_s": tokens / seconds,
             "train_s": seconds,
         }
-        if unseen:
-            found |= {f"{HELD_OUT}_first": unseen[0], f"{HELD_OUT}_last": unseen[-1]}
+        for name in self.held_out_names:
+            if unseen := [row[name] for row in history if name in row]:
+                found |= {f"{name}_first": unseen[0], f"{name}_last": unseen[-1]}
         return found
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
@@ -229,11 +241,13 @@ def make_trainer(
     collator: Collator,
     held_out: Collator,
     log: StageLog,
+    cls: Callable[..., DocumentTrainer] = DocumentTrainer,
+    phase: str | None = None,
 ) -> DocumentTrainer:
-    """A trainer over all rows of ``collator``, in an order drawn from seed and epoch."""
+    """A trainer over all rows of ``collator``, in an order drawn from seed and epoch; ``phase`` names it in the log."""
     if is_deepspeed_zero3_enabled():
         gather_blocks(model)
-    trainer = DocumentTrainer(
+    trainer = cls(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -242,6 +256,7 @@ def make_trainer(
         train=train,
         log=log,
         held_out=held_out,
+        phase=phase,
     )
     if train.evaluate_every is not None:
         trainer.add_callback(HeldOut(trainer.log_held_out_loss, train.evaluate_every, train.early_stop, larger=False))

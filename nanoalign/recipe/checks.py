@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanoalign.common.printable import nearest
+from nanoalign.compress.config import CompressStage
 from nanoalign.data_recipes.config import Mixture, SourceUse
 from nanoalign.evaluation.benchmarks import BENCHMARKS
 from nanoalign.evaluation.config import EvaluateStage, Suite
@@ -21,7 +22,7 @@ from nanoalign.reward.own.source import check as check_own
 from nanoalign.reward.table import REWARDS
 from nanoalign.rl.config import DPOStage, GRPOStage
 from nanoalign.rollouts.config import Rollouts, Thinking
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import DistillStage, DocumentStage
 from nanoalign.stages import STAGES, suites_of, uses
 
 Finding = tuple[Path_, str]
@@ -39,6 +40,10 @@ class Known:
     """What has to be installed for a tracker, or None."""
     benchmark_fault: Callable[[str], str | None]
     """Why a public benchmark's tasks cannot be read, or None."""
+    model_fault: Callable[[str], str | None]
+    """What is wrong with a model's spec, or None."""
+    vocabulary_fault: Callable[[str, str], str | None]
+    """Why a student cannot learn a teacher's distributions (specs of both), as far as they are on this machine."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Parts:
     """The `kind` of every stage, as written."""
     launch: Any
     """None where it is wrong by itself."""
+    model: Any
+    """The base model, as written."""
 
 
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
@@ -81,7 +88,7 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
-            if isinstance(stage, SFTStage | GRPOStage):
+            if isinstance(stage, DocumentStage | GRPOStage):
                 found = _held_out(stage, parts, known)
                 yield from ((("stages", name, *path), message) for path, message in found)
             if parts.launch is not None:
@@ -160,6 +167,8 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
         if name not in parts.names["suites"]:
             yield path, f"unknown suite `{name}`{nearest(name, [*parts.names['suites'], *BENCHMARKS])}"
     yield from environment_faults(getattr(stage, "environment", None))
+    if isinstance(stage, DistillStage):
+        yield from _teacher(stage, parts, known)
     if isinstance(stage, GRPOStage) and stage.reward is not None:
         yield from _scored(stage.data, stage.reward, parts, known)
         yield from _reward(stage.reward, stage.reward_model, REWARDS)
@@ -173,8 +182,10 @@ def _references(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
 
 def _values(stage: Any) -> Iterator[Finding]:
     """Values of one stage that must fit each other."""
-    if isinstance(stage, SFTStage):
-        yield from _sft(stage)
+    if isinstance(stage, DocumentStage):
+        yield from _documents(stage)
+    if isinstance(stage, DistillStage):
+        yield from _distill(stage)
     if isinstance(stage, DPOStage) and stage.pairs_per_task > (most := stage.samples_per_task**2 // 4):
         yield ("pairs_per_task",), f"{stage.samples_per_task} samples per task make at most {most} pairs"
     if isinstance(stage, GRPOStage):
@@ -193,6 +204,9 @@ def _values(stage: Any) -> Iterator[Finding]:
         yield from _unique(("suites",), stage.suites)
     if hasattr(stage, "train"):
         yield from ((("train", *path), message) for path, message in _training(stage.train))
+    if isinstance(stage, CompressStage) and stage.distill is not None:
+        found = _training(stage.distill.train)
+        yield from ((("distill", "train", *path), message) for path, message in found)
 
 
 def _grpo(stage: GRPOStage) -> Iterator[Finding]:
@@ -230,7 +244,7 @@ def _asked(stage: GRPOStage) -> Iterator[Finding]:
             yield ("reward", name), "reads the tasks of a mixture; `environment` is an environment's own reward"
 
 
-def _sft(stage: SFTStage) -> Iterator[Finding]:
+def _documents(stage: DocumentStage) -> Iterator[Finding]:
     if stage.pack is not None and stage.max_length is not None:
         yield ("max_length",), "applies only without packing; use pack.length"
     cut = stage.truncate_reasoning
@@ -243,7 +257,42 @@ def _sft(stage: SFTStage) -> Iterator[Finding]:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
 
 
-def _held_out(stage: SFTStage | GRPOStage, parts: Parts, known: Known) -> Iterator[Finding]:
+def _distill(stage: DistillStage) -> Iterator[Finding]:
+    if stage.phases and stage.pack is None:
+        yield ("phases",), "are lengths of packs; needs `pack`"
+    if stage.phases and (stage.train.steps or stage.train.epochs) is not None:
+        yield ("phases",), "each has its own steps; `train` may give neither steps nor epochs"
+    for index, phase in enumerate(stage.in_turn() if stage.phases else ()):
+        for path, message in _training(phase.train):
+            yield ("phases", index, *path), message
+
+
+def _teacher(stage: DistillStage, parts: Parts, known: Known) -> Iterator[Finding]:
+    """A teacher that is there, is another model than the student, and has its vocabulary."""
+    if stage.teacher is None:
+        return
+    if stage.teacher == stage.from_:
+        yield ("teacher",), f"`{stage.teacher}` is the student too: nothing to learn"
+    if stage.teacher_stage is None and (fault := known.model_fault(stage.teacher)) is not None:
+        yield ("teacher",), fault
+        return
+    student = _root(stage.from_, parts)
+    teacher = _root(stage.teacher, parts) if stage.teacher_stage is not None else stage.teacher
+    if student is not None and teacher is not None and (fault := known.vocabulary_fault(student, teacher)) is not None:
+        yield ("teacher",), fault
+
+
+def _root(name: str | None, parts: Parts) -> str | None:
+    """The model from elsewhere that a stage's model descends from; None where it is not known."""
+    seen: set[str] = set()
+    while name is not None and name != "base" and name not in seen:
+        seen.add(name)
+        stage = parts.stages.get(name)
+        name = getattr(stage, "from_", None) or getattr(stage, "reasoning", None)
+    return parts.model if name == "base" and isinstance(parts.model, str) and parts.model != "none" else None
+
+
+def _held_out(stage: DocumentStage | GRPOStage, parts: Parts, known: Known) -> Iterator[Finding]:
     """What measures the held-out loss or reward needs something that is held out."""
     every, mixture, launch = stage.train.evaluate_every, parts.mixtures.get(stage.data or ""), parts.launch
     held_out = getattr(stage, "held_out", None)
@@ -279,16 +328,25 @@ def _spread(stage: Any, launch: Any) -> Iterator[Finding]:
     if taken and devices > 1 and min(taken) < near:
         whose = f"the trainer's {near} processes{' on each node' if devices > near else ''}"
         yield ("rollouts", "engine", "gpus"), f"{whose} have GPUs 0 to {near - 1}, got {taken}"
-    ranks = stage.pack.sequence_parallel if isinstance(stage, SFTStage) and stage.pack is not None else 1
+    ranks = stage.pack.sequence_parallel if isinstance(stage, DocumentStage) and stage.pack is not None else 1
+    if isinstance(stage, DistillStage) and (gpus := stage.teacher_gpus):
+        if ranks > 1:
+            yield ("teacher_gpus",), f"{ranks} processes share a pack, and so must their teachers, on the same GPUs"
+        if devices > 1 and min(gpus) < near:
+            yield ("teacher_gpus",), f"the trainer's {near} processes have GPUs 0 to {near - 1}, got {gpus}"
     if devices % ranks:
         yield ("pack", "sequence_parallel"), f"{ranks} does not divide the {devices} processes of `launch`"
         return
-    groups, batch = devices // ranks, stage.train.batch_size
-    micro = stage.train.micro_batch(groups)
-    if devices > 1 and batch % (micro * groups):
-        shared = "" if ranks == 1 else f" groups of {ranks}"
-        at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
-        yield ("train", "batch_size"), f"{batch} is not a multiple of {at_once}"
+    groups = devices // ranks
+    trainings: list[tuple[Path_, Training]] = [((), stage.train)]
+    if isinstance(stage, DistillStage) and stage.phases:
+        trainings = [(("phases", index), phase.train) for index, phase in enumerate(stage.in_turn())]
+    for path, train in trainings:
+        batch, micro = train.batch_size, train.micro_batch(groups)
+        if devices > 1 and batch % (micro * groups):
+            shared = "" if ranks == 1 else f" groups of {ranks}"
+            at_once = f"{micro * groups} sequences at once, {micro} on each of {groups}{shared or ' processes'}"
+            yield (*(path or ("train",)), "batch_size"), f"{batch} is not a multiple of {at_once}"
 
 
 def _merge(stage: MergeStage) -> Iterator[Finding]:

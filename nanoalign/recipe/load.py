@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from nanoalign.common.config import Section
-from nanoalign.common.errors import ConfigError, DataError
+from nanoalign.common.errors import CheckpointError, ConfigError, DataError
 from nanoalign.common.printable import nearest
 from nanoalign.data_recipes.chat import CHAT_FORMATS
 from nanoalign.data_recipes.config import Mixture
@@ -136,7 +136,8 @@ def known(data_root: Path | None, check_files: bool) -> Known:
         entry = benchmark(name)[0] if check_files and is_benchmark(name) else None
         return unread(name, entry, data_root) if entry is not None else None
 
-    return Known(source_fault, unscored, missing if check_files else lambda tracker: None, benchmark_fault)
+    trackers = missing if check_files else lambda tracker: None
+    return Known(source_fault, unscored, trackers, benchmark_fault, _model_fault, _vocabulary_fault)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]:
@@ -210,7 +211,7 @@ def _parts(data: dict[str, Any]) -> Parts:
     }
     kinds = {name: value.get("kind") for name, value in sections["stages"].items() if isinstance(value, dict)}
     names = {key: list(section) for key, section in sections.items()}
-    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _launch(data))
+    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _launch(data), data.get("model"))
 
 
 def _launch(data: dict[str, Any]) -> Any:
@@ -262,13 +263,35 @@ def _models(data: dict[str, Any]) -> list[tuple[Path_, str]]:
             found.append((("chat",), f"no tokenizer at `{tokenizer}`; expected hf: and a folder or a hub id"))
     elif isinstance(chat, str) and chat not in CHAT_FORMATS:
         found.append((("chat",), f"unknown chat format `{chat}`{nearest(chat, CHAT_FORMATS)}"))
-    if isinstance(model, str) and model.startswith(("builtin:", "pip:")) and model not in PACKAGED_MODELS:
-        found.append((("model",), f"unknown model{nearest(model, PACKAGED_MODELS)}"))
+    if isinstance(model, str) and (fault := _model_fault(model)) is not None:
+        found.append((("model",), fault))
     stages = data.get("stages")
     if model == "none" and isinstance(stages, dict):
         sections = {name: stage for name, stage in stages.items() if isinstance(stage, dict)}
         found += [(("stages", name, "from"), "`base` is not there: the recipe has model: none")
                   for name, stage in sections.items() if stage.get("from") == "base"]  # fmt: skip
-    if isinstance(model, str) and _is_local(model) and not Path(model).expanduser().is_dir():
-        found.append((("model",), f"no such folder: {model}"))
     return found
+
+
+def _model_fault(model: str) -> str | None:
+    """What is wrong with the name of a model from outside of the recipe, as far as it can be seen here."""
+    if model.startswith(("builtin:", "pip:")) and model not in PACKAGED_MODELS:
+        return f"unknown model{nearest(model, PACKAGED_MODELS)}"
+    if _is_local(model) and not Path(model).expanduser().is_dir():
+        return f"no such folder: {model}"
+    return None
+
+
+def _vocabulary_fault(student: str, teacher: str) -> str | None:
+    """Compares what is on this machine; what is not is compared when the stage runs."""
+    from nanoalign.models.loading import describe_model
+    from nanoalign.models.vocabulary import vocabulary_fault
+
+    try:
+        one, other = describe_model(student), describe_model(teacher)
+        if one["folder"] and other["folder"]:
+            return vocabulary_fault(Path(one["folder"]), Path(other["folder"]))
+    except CheckpointError:
+        return None
+    sizes = [model["vocab_size"] for model in (one, other)]
+    return None if sizes[0] == sizes[1] else f"has {sizes[1]:,} tokens in its vocabulary, the student {sizes[0]:,}"

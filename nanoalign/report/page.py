@@ -88,7 +88,11 @@ def page(run: RunData, figures: Figures) -> str:
         sample_groups=[
             {"name": name, "samples": _samples(stage)} for name, stage in run.begun.items() if stage.samples
         ],
-        data_rows=[_data_row(name, stage.account) for name, stage in run.begun.items() if stage.account],
+        data_rows=[
+            _data_row(label, account)
+            for name, stage in run.begun.items()
+            for label, account in _accounts(name, stage.account)
+        ],
         recipe_text=dump(run.recipe),
     )
 
@@ -154,7 +158,12 @@ def _stage_row(name: str, stage: StageData) -> dict[str, Any]:
 def _did(stage: StageData) -> str:
     """What a finished stage did, in a line."""
     kind, figures = stage.record.kind, stage.record.figures
-    if kind == "sft":
+    if kind == "distill" and "held_out_kl_last" in figures:
+        return (
+            f"held-out KL {figures['held_out_kl_first']:.3f} to {figures['held_out_kl_last']:.3f} over "
+            f"{figures['tokens']:,.0f} tokens ({figures['tokens_per_s']:,.0f} a second)"
+        )
+    if kind in ("sft", "distill"):
         return (
             f"loss {figures['loss_first']:.3f} to {figures['loss_last']:.3f} over {figures['tokens']:,.0f} tokens "
             f"({figures['tokens_per_s']:,.0f} a second)"
@@ -169,6 +178,9 @@ def _did(stage: StageData) -> str:
         )
     if kind == "merge":
         return f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
+    if kind == "compress":
+        kept, whole = figures["compress.parameters"], figures["compress.parameters.whole"]
+        return f"kept {kept / whole:.0%} of {whole:,.0f} parameters, of {figures['compress.candidates']:,} shapes"
     if kind == "evaluate":
         return f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['tasks'])} suites"
     return f"held-out pairs ranked right: {_value(figures['accuracy'])}%" if "accuracy" in figures else ""
@@ -188,6 +200,12 @@ def _sample(row: Mapping[str, Any]) -> dict[str, str]:
         if name not in parts and isinstance(value, int | float | str) and len(str(value)) < 40
     ]
     return {**parts, "head": " · ".join(facts), "answer": parts["answer"] or str(row.get("text", ""))[:LONGEST]}
+
+
+def _accounts(name: str, account: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The accounts of a stage's documents, one for each of its phases."""
+    phases = account.get("phases", [])
+    return [(f"{name}, phase {n}", each) for n, each in enumerate(phases, 1)] or ([(name, account)] if account else [])
 
 
 def _data_row(name: str, account: Mapping[str, Any]) -> dict[str, str]:

@@ -12,12 +12,14 @@ INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 COLOURS = ("#2f6fb0", "#d1622b", "#3c8d5a", "#8a5bb0", "#b8902c", "#c2476b", "#4d9aa8", "#7a6a5a")
 KIND_COLOURS = {
     "sft": COLOURS[0],
+    "distill": COLOURS[5],
     "pretrain": COLOURS[7],
     "dpo": COLOURS[2],
     "grpo": COLOURS[1],
     "reward_model": COLOURS[4],
     "merge": COLOURS[3],
     "evaluate": COLOURS[6],
+    "compress": COLOURS[5],
 }
 
 Point = tuple[float, float, float, float]

@@ -17,6 +17,9 @@ from nanoalign.recipe.engines import nest
 from nanoalign.recipe.schema import Recipe
 from nanoalign.recipe.source import Place, YamlTree
 
+RESULTS = ("evaluation.json", "sweep.json", "search.json")
+"""Files of results, each of one kind of stage."""
+
 
 @dataclass(frozen=True)
 class StageData:
@@ -26,9 +29,9 @@ class StageData:
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     account: Mapping[str, Any]
-    """data.json of an SFT stage: what became of every sample; empty elsewhere."""
+    """data.json of a stage that trains on documents: what became of every sample; empty elsewhere."""
     result: Mapping[str, Any]
-    """evaluation.json or sweep.json; empty elsewhere."""
+    """One of :data:`RESULTS`; empty elsewhere."""
     state: str = "finished"
     """finished, failed, stopped, killed, or running where a process is at work on it."""
 
@@ -66,7 +69,7 @@ def read_run(folder: Path) -> RunData:
             read_jsonl(place / "metrics.jsonl"),
             read_jsonl(place / "samples.jsonl"),
             _json(place / "data.json"),
-            _json(place / "evaluation.json") or _json(place / "sweep.json"),
+            next(filter(None, (_json(place / file) for file in RESULTS)), {}),
             "killed" if record.status == "running" and not _at_work(folder) else record.status,
         )
         (run.stages if record.status == "finished" else run.unfinished)[name] = data

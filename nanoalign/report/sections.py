@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from nanoalign.report import benchmarks, plots
+from nanoalign.report.compression import compressions
 from nanoalign.report.parts import Cell, Plot, ReportSection, Table, interval, score_cell
 from nanoalign.report.read import RunData, StageData
 
@@ -21,6 +22,8 @@ def sections(run: RunData) -> Iterator[ReportSection]:
             plots=benchmarks.curves(stage),
         )
     yield from _merges(run)
+    yield from compressions(run)
+    yield from _distillation(run)
     yield from _learning(run)
     yield from _step_times(run)
     yield from _answers(run)
@@ -164,6 +167,45 @@ def _cells(scores: Sequence[Mapping[str, float]]) -> list[Cell]:
     return [Cell(f"{100 * score['value']:.1f}", interval(score)) for score in scores]
 
 
+def _distillation(run: RunData) -> Iterator[ReportSection]:
+    """How near each student came to its teacher, while it learned and in the end."""
+    pictures, rows = [], []
+    for name, stage in run.begun.items():
+        if stage.record.kind != "distill":
+            continue
+        series: dict[str, list[tuple[float, float]]] = {}
+        done, phase, last = 0, None, 0
+        for row in stage.metrics:  # steps begin anew with each phase
+            if row.get("phase") != phase:
+                done, phase = done + last, row.get("phase")
+            last = row["step"]
+            for key, label in (("kl", "training"), ("held_out_kl", "held out")):
+                if isinstance(row.get(key), int | float):
+                    series.setdefault(label, []).append((done + last, row[key]))
+        if series:
+            figure = plots.lines(series, "step", "KL(teacher || student), nats per token")
+            pictures.append(Plot(f"{name}: KL", figure, f"{name}_kl"))
+    for name, stage in run.of_kind("distill").items():
+        found = stage.record.figures
+        numbers = [found.get(key) for key in DISTILLED]
+        teacher = run.recipe.stages[name].teacher
+        cells = ["" if number is None else f"{number:.3f}" for number in numbers]
+        closed = found.get("gap_closed")
+        rows.append([Cell(name), Cell(teacher), *map(Cell, cells), Cell("" if closed is None else f"{closed:.1%}")])
+    note = (
+        "Held-out documents, the tokens that SFT would train on, each alone. KL at temperature 1 over the whole "
+        "vocabulary, whatever the stage learns by; loss is the documents' own. The gap is the student's excess of loss "
+        "over the teacher's."
+    )
+    if pictures or rows:
+        tables = [Table("By stage", ["stage", "teacher", *DISTILLED.values(), "gap closed"], rows)] if rows else []
+        yield ReportSection("Distillation", note, plots=pictures, tables=tables)
+
+
+DISTILLED = {
+    "held_out_kl_first": "KL before", "held_out_kl_last": "after", "held_out_loss_first": "loss before",
+    "held_out_loss_last": "after", "teacher_held_out_loss": "teacher's",
+}  # fmt: skip
 CURVES = {
     "pretrain": ("loss", "loss, nats per token"),
     "sft": ("loss", "loss, nats per token"),

@@ -12,6 +12,7 @@ from nanoalign.recipe.load import load
 from nanoalign.recipe.schema import Recipe
 
 LEFT_OUT = {
+    "DistillStage.teacher_gpus",
     "Training.checkpoint_every",
     "MeasuredTraining.checkpoint_every",
     *(f"{engine}.{field}" for engine in ("VLLMSettings", "ServerSettings")

@@ -244,3 +244,18 @@ def test_full_training_of_12b_needs_what_adamw_needs() -> None:
 def test_counts_are_short(value: float, text: str) -> None:
     assert count_text(value) == text
     assert amount(planning.Amount(1234, "<=")) == "<= 1,234" and amount(planning.Amount(1234)) == "1,234"
+
+
+def test_a_distillation_shows_its_teacher_and_its_phases(tmp_path: Path) -> None:
+    taught, plain = (
+        next(stage for stage in planning.make_plan(load("distillation", change), tmp_path, None).stages
+             if stage.kind == "distill")
+        for change in ([], ["stages.distilled.phases=[]", "stages.distilled.train.steps=20"])
+    )  # fmt: skip
+    assert taught.phases == [(512, 50, 8), (1024, 20, 4)] and plain.phases == []
+    assert taught.steps.value == 70 and taught.length.value == 1024
+    assert taught.inputs == {"from": "base", "teacher": "refine"}
+    assert taught.teacher.startswith("refine, float32, beside the student: 3.8M parameters")
+    assert taught.tokens.value > plain.tokens.value and taught.memory_gb.value > 0
+    text = render_plan(planning.make_plan(load("distillation"), tmp_path, None))
+    assert "distill from base, teacher refine" in text and "50 steps of 8 packs of 512 tokens" in text

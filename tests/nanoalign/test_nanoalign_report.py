@@ -317,3 +317,32 @@ def test_pictures_are_written(run_folder, tmp_path):
     names = {path.name for path in write_pictures(run_folder, tmp_path / "pictures")}
     assert {"budget_score.png", "budget_well_formed.png", "refine_loss.png"} <= names
     assert all((tmp_path / "pictures" / name).stat().st_size > 5000 for name in names)
+
+
+def test_a_distillation_is_drawn_over_its_phases(tmp_path):
+    folder = tmp_path / "distillation"
+    place = folder / "distilled"
+    place.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(dump(load("distillation")))
+    figures = {
+        "held_out_kl_first": 0.5, "held_out_kl_last": 0.02, "held_out_loss_first": 1.0, "held_out_loss_last": 0.6,
+        "teacher_held_out_loss": 0.5, "gap_closed": 0.8, "tokens": 1000, "tokens_per_s": 10.0,
+    }  # fmt: skip
+    write_record(place, StageRecord(
+        "distilled", "distill", "finished", "f", {}, {}, {"from": "base"}, {}, 1, {}, time.time(), figures=figures
+    ))  # fmt: skip
+    rows = [{"phase": f"phase {phase} of 2", "step": step, "kl": 1 / (step + phase), "loss": 1.0}
+            for phase in (1, 2) for step in (1, 2, 3)]  # fmt: skip
+    rows.insert(0, {"phase": "phase 1 of 2", "step": 0, "held_out_kl": 0.5, "held_out_loss": 1.0})
+    (place / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    counts = {"documents": 9, "document_tokens": 90, "trained_tokens": 50, "rows": 3}
+    (place / "data.json").write_text(json.dumps({**counts, "phases": [{**counts, "documents": n} for n in (7, 9)]}))
+    section = next(each for each in sections(read_run(folder)) if each.title == "Distillation")
+    (lines,) = section.plots[0].figure.axes
+    assert {tuple(line.get_xdata()) for line in lines.get_lines()} == {(1, 2, 3, 4, 5, 6), (0,)}
+    assert [cell.text for cell in section.tables[0].rows[0]] == [
+        "distilled", "refine", "0.500", "0.020", "1.000", "0.600", "0.500", "80.0%"
+    ]  # fmt: skip
+    write_report(folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "held-out KL 0.500 to 0.020" in page and "distilled, phase 2" in page

@@ -1,4 +1,5 @@
-"""Runs one SFT stage in several ways, on gloo ranks of this machine: python ranks_worker.py BASE FOLDER WAY ..."""
+"""Runs one SFT stage, or a distillation, in several ways, on gloo ranks of this machine:
+python ranks_worker.py BASE FOLDER WAY ..."""
 
 import json
 import os
@@ -13,7 +14,8 @@ import nanoalign.sft.trainer  # noqa: F401  (imported once, before the forks)
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.launch import deepspeed_environment
-from nanoalign.sft.config import SFTStage
+from nanoalign.sft.config import DistillStage, SFTStage
+from nanoalign.sft.distill import run as run_distill
 from nanoalign.sft.stage import run
 from tests.ranks import on_ranks
 
@@ -29,19 +31,34 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "lora_zero3": (2, 3, 1, {"lora": {"rank": 4}}),
     "all": (2, 3, 2, {"dtype": "bfloat16", "lora": {"rank": 4}}),
     "mixed": (4, 0, 2, {}),
+    "distil": (1, 0, 1, {}),
+    "distil_data": (2, 0, 1, {}),
+    "distil_sequence": (2, 0, 2, {}),
+    "distil_zero3": (2, 3, 1, {}),
+    "distil_zero3_sequence": (2, 3, 2, {"gradient_checkpointing": True}),
+    "distil_lora": (1, 0, 1, {"lora": {"rank": 4}}),
+    "distil_lora_zero3": (2, 3, 1, {"lora": {"rank": 4}}),
 }
 """Processes, ZeRO stage, processes that share a pack, further settings."""
 
 
 def stage(folder: Path, base: Path, sequence_parallel: int, more: dict[str, Any]) -> None:
+    """Its name says what it does; a teacher is beside the base."""
     train = {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2, "dtype": "float32", "steps": 3, **more}
     pack = {"length": 256, "sequence_parallel": sequence_parallel}
-    config = SFTStage.model_validate({"kind": "sft", "from": "base", "data": "all", "pack": pack, "train": train})
+    section = {"from": "base", "data": "all", "pack": pack, "train": train}
     context = StageContext(
-        name="first", folder=folder, inputs={"from": base}, chat="nemotron-nano-v2", seed=3, data_root=None,
-        device="cpu", log=StageLog(folder),
+        name="first", folder=folder, inputs={"from": base, "teacher": base.with_name("teacher")},
+        chat="nemotron-nano-v2", seed=3, data_root=None, device="cpu", log=StageLog(folder),
     )  # fmt: skip
-    run(config, MIXTURES, context)
+    if folder.name.startswith("distil"):
+        # in two phases: ZeRO-3 splits a second student, while the teacher stays whole
+        phases = [{"length": 128, "steps": 2, "batch_size": 8}, {"length": 256, "steps": 2}]
+        section |= {"kind": "distill", "teacher": "expert", "phases": phases, "temperature": 2.0, "cross_entropy": 0.2}
+        section |= {"pack": pack | {"over_long": "drop"}, "train": train | {"steps": None}}
+        run_distill(DistillStage.model_validate(section), MIXTURES, context)
+    else:
+        run(SFTStage.model_validate({"kind": "sft", **section}), MIXTURES, context)
 
 
 def split_everything(environment: dict[str, str], rank: int) -> dict[str, str]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -52,3 +54,15 @@ def test_counts_of_documents() -> None:
     assert documents.lengths.tolist() == [3, 2] and documents.trained_tokens.tolist() == [1, 1]
     assert documents[0][0].dtype == np.int32
     assert collate(documents, [[1]], True, 0)["input_ids"].dtype == torch.int64
+
+
+@given(examples=examples, starts=st.lists(st.integers(0, 11), min_size=8, max_size=8))
+def test_in_full_all_tokens_are_trained_but_each_documents_first(examples: list[Example], starts: list[int]) -> None:
+    """Also where a document is a piece of an example, whose first token nothing in it predicts."""
+    plain = gather(examples)
+    begin = np.array([min(s, len(e.input_ids) - 1) for s, e in zip(starts, examples)], np.int32)
+    documents = replace(plain, starts=begin, lengths=plain.lengths - begin).in_full()
+    batch = collate(documents, [range(len(examples))], isolate=True, pad_id=0)
+    first = batch["position_ids"][0] == 0
+    assert torch.equal(batch["labels"][0], batch["input_ids"][0].masked_fill(first, IGNORE))
+    assert int((batch["labels"] != IGNORE).sum()) == documents.trained_tokens.sum()

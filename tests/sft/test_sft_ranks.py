@@ -14,13 +14,23 @@ from nanoalign.models.loading import load_model, save_model
 from tests.tiny import tiny_hybrid, token_ids
 
 ROOT = Path(__file__).parents[2]
-WAYS = {"one": ["data", "sequence", "zero3", "zero3_sequence", "mixed"], "lora": ["lora_sequence", "lora_zero3"]}
+WAYS = {
+    "one": ["data", "sequence", "zero3", "zero3_sequence", "mixed"],
+    "lora": ["lora_sequence", "lora_zero3"],
+    "distil": ["distil_data", "distil_sequence", "distil_zero3", "distil_zero3_sequence"],
+    "distil_lora": ["distil_lora_zero3"],
+}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     save_model(tiny_hybrid(len(tokenizer), **token_ids(tokenizer)), tokenizer, folder / "base")
+    expert = tiny_hybrid(len(tokenizer), **token_ids(tokenizer))
+    with torch.no_grad():
+        for weight in expert.parameters():
+            weight += 0.1 * weight.std() * torch.randn_like(weight) if weight.numel() > 1 else 0
+    save_model(expert, tokenizer, folder / "teacher")
     worker = Path(__file__).with_name("ranks_worker.py")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ways = [way for alone, others in WAYS.items() for way in (alone, *others)]
@@ -45,7 +55,7 @@ def test_processes_together_train_as_one(runs: Path, alone: str, way: str) -> No
     assert [row["step"] for row in first] == [row["step"] for row in second]
     for a, b in zip(first, second, strict=True):
         assert abs(a.get("tokens", 0) - b.get("tokens", 0)) <= 16  # rows are filled up to a multiple of the ranks
-        for figure in {"loss", "grad_norm", "held_out_loss"} & set(a):
+        for figure in {"loss", "kl", "cross_entropy", "grad_norm", "held_out_loss", "held_out_kl"} & set(a):
             assert abs(a[figure] - b[figure]) < 1e-4 * max(1, abs(a[figure])), (figure, a, b)
 
 
