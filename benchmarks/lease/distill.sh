@@ -1,5 +1,5 @@
 # On one H100, from the repository root, once the parts of setup.sh lie in ~/kit; JSON and a table to $OUT:
-#   bash benchmarks/lease/distill.sh ratio     benchmarks/distill.py in LIMIT (530) seconds, more than one call of 10 minutes: run again with DATA=mixed or SHAPE=hybrid
+#   bash benchmarks/lease/distill.sh ratio     benchmarks/distill.py in LIMIT (530) seconds: llama on whole documents, the headline; then calls with DATA=mixed, SHAPE=hybrid, or both
 #   bash benchmarks/lease/distill.sh smollm2   SmolLM2-135M pruned by a quarter (1 to 2 min), then STEPS (600) steps of distillation (3 to 5 min); resumes where it stopped
 # Every further argument is handed on. Rehearsed on a CPU: `KIT=none bash benchmarks/lease/distill.sh ratio --tiny --batches 2 --rounds 1 --steps 6`.
 PART=${1:-ratio}; shift; : ${OUT:=/tmp/out}; mkdir -p $OUT
@@ -7,7 +7,7 @@ PART=${1:-ratio}; shift; : ${OUT:=/tmp/out}; mkdir -p $OUT
 export PYTHONPATH=$PWD:$PYTHONPATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 case $PART in
 ratio)
-  python benchmarks/distill.py --shape ${SHAPE:-llama hybrid} --data ${DATA:-whole mixed} --limit ${LIMIT:-530} --json $OUT/distill-${SHAPE:-all}-${DATA:-all}.json "$@" 2>&1 | tee $OUT/distill.txt | cut -c1-300 ;;
+  python benchmarks/distill.py --shape ${SHAPE:-llama} --data ${DATA:-whole} --limit ${LIMIT:-530} --json $OUT/distill-${SHAPE:-llama}-${DATA:-whole}.json "$@" 2>&1 | tee $OUT/distill.txt | cut -c1-300 ;;
 smollm2)
   R=${RUNS:-$HOME/runs}; mkdir -p $R
   cat > $R/smollm2-compressed.yaml <<RECIPE

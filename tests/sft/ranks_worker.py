@@ -33,11 +33,7 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "mixed": (4, 0, 2, {}),
     "distil": (1, 0, 1, {}),
     "distil_data": (2, 0, 1, {}),
-    "distil_sequence": (2, 0, 2, {}),
-    "distil_zero3": (2, 3, 1, {}),
     "distil_zero3_sequence": (2, 3, 2, {"gradient_checkpointing": True}),
-    "distil_lora": (1, 0, 1, {"lora": {"rank": 4}}),
-    "distil_lora_zero3": (2, 3, 1, {"lora": {"rank": 4}}),
 }
 """Processes, ZeRO stage, processes that share a pack, further settings."""
 

@@ -1,6 +1,7 @@
 """Distillation from a teacher to a saved student, on models of 60,000 parameters."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.prepared import prepare
+from nanoalign.graph import nodes
 from nanoalign.models.config import MeasuredTraining
 from nanoalign.models.distillation import Divergence, linear_divergence
 from nanoalign.models.loading import load_model, save_model
@@ -249,3 +251,22 @@ def test_what_cannot_work_is_named_before_anything_runs(
         load(str(tmp_path / "small.yaml"))
     assert len(error.value.problems) == 1
     assert f"stages.distilled.{path}: " in str(error.value) and message in str(error.value)
+
+
+def test_a_teacher_from_elsewhere_is_part_of_what_the_stage_is_made_of(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "teacher", tmp_path / "expert")
+    recipe = {
+        "name": "small", "seed": 1, "model": str(models / "base"), "chat": "nemotron-nano-v2",
+        "data": {"all": {"sources": {"miniature:math": 100}}},
+        "stages": {"distilled": {
+            "kind": "distill", "from": "base", "teacher": str(tmp_path / "expert"), "data": "all",
+            "train": {"learning_rate": 1e-3},
+        }},
+    }  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load(str(tmp_path / "small.yaml"))
+    (before,) = nodes(loaded, tmp_path)
+    assert before.inputs == {"from": "base"}
+    os.utime(tmp_path / "expert" / "model.safetensors", ns=(1, 1))
+    (after,) = nodes(loaded, tmp_path)
+    assert {name for name in before.parts if before.parts[name] != after.parts[name]} == {"inputs"}

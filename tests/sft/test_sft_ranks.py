@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[2]
 WAYS = {
     "one": ["data", "sequence", "zero3", "zero3_sequence", "mixed"],
     "lora": ["lora_sequence", "lora_zero3"],
-    "distil": ["distil_data", "distil_sequence", "distil_zero3", "distil_zero3_sequence"],
-    "distil_lora": ["distil_lora_zero3"],
+    "distil": ["distil_data", "distil_zero3_sequence"],
 }
 
 
