@@ -70,7 +70,7 @@ class Benchmark(Entry):
     def further(self) -> Callable[..., Mapping[str, Estimate]] | None:
         """The function of ``figures``, if there is one."""
         function: Any = Entry(self.figures, "").load() if self.figures else None
-        return function  # type: ignore[no-any-return]
+        return function
 
 
 @dataclass(frozen=True)
