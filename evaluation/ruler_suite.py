@@ -40,7 +40,8 @@ def ruler(reading: TaskReading) -> Iterator[Conversation]:
     more = max(0, tokens("a", False) - tokens("a"))
     texts = load_texts(root_of(reading.data_root))
 
-    def made(kind: str, name: str, guess: int = 9) -> RulerTask:
+    def made(task: tuple[str, str], guess: int = 9) -> RulerTask:
+        kind, name = task
         return ruler_task(
             kind, reading.length or 0, int(name.rpartition("-")[2]), lambda text: tokens(text) + more, texts,
             seed=reading.seed, room=reading.benchmark.answer_tokens, guess=guess,
@@ -48,9 +49,9 @@ def ruler(reading: TaskReading) -> Iterator[Conversation]:
 
     names = _names(reading)
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # tokenizers work without Python's lock
-        first = dict(zip(KINDS, threads.map(lambda each: made(*each), names[: len(KINDS)])))
+        first = dict(zip(KINDS, threads.map(made, names[: len(KINDS)])))
         # the first alone is the guess: a task is the same however many there are
-        rest = threads.map(lambda each: made(*each, first[each[0]].units), names[len(KINDS) :])
+        rest = threads.map(lambda each: made(each, first[each[0]].units), names[len(KINDS) :])
         for (kind, name), task in zip(names, chain(first.values(), rest)):
             told = {"kind": "ruler", "answers": list(task.answers), "match": task.match, "texts": task.texts}
             yield Conversation(

@@ -101,7 +101,8 @@ def activations(config: Mapping[str, Any], serving: Serving, batch: int) -> floa
     if "mlp" in kinds:
         widths.append((2 if config["model_type"] == "nemotron_h" else 3) * config["intermediate_size"])
     if "attention" in kinds:
-        widths.append(2 * head_dim(config) * (config["num_attention_heads"] + config["num_key_value_heads"]))
+        heads = config["num_attention_heads"]
+        widths.append(2 * head_dim(config) * (heads + (config.get("num_key_value_heads") or heads)))
     if "mamba" in kinds:
         inner, channels, heads, _ = mamba_sizes(config)
         chunk = config.get("chunk_size", 128)
