@@ -28,6 +28,7 @@ def pruned_model(model: PreTrainedModel, config: dict[str, Any], kept: Kept, siz
         pruned = AutoModelForCausalLM.from_config(
             settings, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
+    pruned.tie_weights()
     own, targets = dict(model.named_parameters()), dict(pruned.named_parameters())
     for fate in fates(config, {name: tuple(tensor.shape) for name, tensor in own.items()}, kept):
         if fate.becomes is not None:
