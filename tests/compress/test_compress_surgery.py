@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from nanoalign.common.errors import CheckpointError
 from nanoalign.compress import surgery
+from nanoalign.compress.live import pruned_model
 from nanoalign.compress.shapes import own_widths
 from nanoalign.compress.surgery import Kept, fates, write_pruned
 from nanoalign.models.model_folder import read_config, read_tensors
@@ -155,3 +156,19 @@ def test_nothing_is_written_where_a_tensor_is_missing(tmp_path: Path):
     with pytest.raises(CheckpointError, match="a tensor is missing"):
         write_pruned(source, Kept(range(8)), own_widths(read_config(source)), tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("name", ["hybrid", "llama"])
+def test_in_memory_it_is_the_same_model(name: str, tmp_path: Path):
+    """Tied heads (llama's here) included."""
+    source, kept = saved(name, tmp_path / "whole"), _kept(name)
+    config = read_config(source)
+    sizes = replace(own_widths(config), hidden_size=24, intermediate_size=24, num_attention_heads=2)
+    if name == "hybrid":
+        sizes = replace(sizes, mamba_num_heads=2, mamba_head_dim=6)
+    write_pruned(source, kept, sizes, tmp_path / "pruned")
+    whole = AutoModelForCausalLM.from_pretrained(source)
+    there = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned").state_dict()
+    held = pruned_model(whole, config, kept, sizes).state_dict()
+    assert set(held) == set(there)
+    assert all(torch.equal(tensor, there[each]) for each, tensor in held.items())
