@@ -20,7 +20,7 @@ while read -r name pieces sum; do # what is whole by now, and not yet begun
   setsid sh -c "tar xJf $K/$name -C $to && touch $K/$what.done || touch $K/$what.failed" > $K/$what.log 2>&1 < /dev/null &
 done < $K/manifest
 if [ ! -e $SITE/.ready ]; then
-  for room in common models data_recipes sft budget_control reward rl rollouts evaluation merge recipes; do
+  for room in common models data_recipes sft budget_control reward rl rollouts evaluation compress merge recipes; do
     [ -e nanoalign/$room ] || ln -s ../$room nanoalign/$room
   done
   printf '#!/bin/sh\nexec python3 "$@"\n' > $HOME/bin/python && chmod +x $HOME/bin/python # a link would lose its site-packages

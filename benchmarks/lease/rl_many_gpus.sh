@@ -1,7 +1,7 @@
 # On four lent GPUs, with trl and datasets in .gpu-kit/kit.tar.xz (Python 3.12): GRPO's training, packed and on many GPUs.
 set -u
 mkdir -p ~/site && tar xJf .gpu-kit/kit.tar.xz -C ~/site
-for room in common models data_recipes sft budget_control reward rl rollouts evaluation merge recipes; do
+for room in common models data_recipes sft budget_control reward rl rollouts evaluation compress merge recipes; do
   [ -e nanoalign/$room ] || ln -s ../$room nanoalign/$room
 done
 export PYTHONPATH=$PWD:$HOME/site HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
