@@ -106,13 +106,14 @@ def test_a_running_vllm_has_the_pages_that_were_planned(monkeypatch: pytest.Monk
     from vllm import LLM
 
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; where it is set, it goes before vLLM's argument
     served = LLM(
         str(ASSETS / "miniature-base"), max_model_len=1024, max_num_seqs=2, load_format="dummy", dtype="float32",
-        kv_cache_memory_bytes=64 * 2**20, enforce_eager=True,
+        enforce_eager=True,
     )  # fmt: skip
     core = served.llm_engine.engine_core.engine_core
     kept, planned = core.scheduler.kv_cache_config, pages(MINIATURE, CPU)
-    assert kept.num_blocks == 64 * 2**20 // planned.block and core.vllm_config.cache_config.block_size == planned.tokens
+    assert kept.num_blocks == GIB // planned.block and core.vllm_config.cache_config.block_size == planned.tokens
     sizes = {type(group.kv_cache_spec).__name__: len(group.layer_names) for group in kept.kv_cache_groups}
     assert sizes == {"MambaSpec": planned.layers, "FullAttentionSpec": planned.layers}
     assert core.vllm_config.cache_config.kv_cache_max_concurrency == kept.num_blocks / planned.blocks(1024)

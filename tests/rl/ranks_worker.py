@@ -106,7 +106,7 @@ class Answers:
         weights = dict(tensors)
         expected = toy_model("hybrid").state_dict()
         assert {name: each.shape for name, each in weights.items()} == {n: e.shape for n, e in expected.items()}
-        return [[]] if texts else []
+        return [[]]
 
     def score(self, texts: Any) -> list[list[float]]:
         return []

@@ -10,7 +10,7 @@ from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.selection import build
 from nanoalign.models.config import Training
-from nanoalign.rl import grpo
+from nanoalign.rl import grpo, questions
 from nanoalign.rl.collect import StepRollouts
 from nanoalign.rl.config import GRPOStage
 from nanoalign.rollouts.config import Rollouts
@@ -38,10 +38,10 @@ def test_grpo_asks_what_the_mixture_holds(small_base, tmp_path, monkeypatch):
         decontaminate=["gsm8k"],
     )
 
-    def seen(conversations, *_):
+    def seen(conversations, *_, **__):
         raise Seen([each.messages[0].content for each in conversations])
 
-    monkeypatch.setattr(grpo, "prompts_of", seen)
+    monkeypatch.setattr(questions, "prompts_of", seen)
     settings = GRPOStage(
         **{"kind": "grpo", "from": "base", "data": "m", "reward": {"format": 1.0}, "group_size": 4},
         rollouts=Rollouts(max_tokens=4, grace=2, batch_size=16),
@@ -65,7 +65,10 @@ def test_samples_are_kept_where_a_process_has_a_part_of_a_group(share):
     answer = SimpleNamespace(reasoning="", content="", faults=())
     sample = SimpleNamespace(messages=[SimpleNamespace(content="q")], answer=answer, thinking_budget=None)
     collect = SimpleNamespace(
-        stage=SimpleNamespace(group_size=4), steps=1, log=SimpleNamespace(sample=lambda **row: kept.append(row))
+        stage=SimpleNamespace(group_size=4),
+        steps=1,
+        held_out=False,
+        log=SimpleNamespace(sample=lambda **row: kept.append(row)),
     )
     total = [float(place) for place in range(share)]
     StepRollouts.keep_samples(

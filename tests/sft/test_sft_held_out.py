@@ -113,7 +113,7 @@ def test_a_stage_that_was_killed_stops_where_it_would_have(
     ("override", "said"),
     [
         ("stages.foundation.train.early_stop={patience: 2}", "needs `train.evaluate_every`"),
-        ("stages.tools.train.evaluate_every=5", "unknown key"),
+        ("stages.workplace.train.evaluate_every=5", "unknown key"),
         ("stages.foundation.train.early_stopping_patience=2", "did you mean `early_stop.patience`"),
         ("stages.foundation.train.eval_steps=2", "did you mean `evaluate_every`"),
     ],

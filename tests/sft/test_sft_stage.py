@@ -98,7 +98,7 @@ def test_bad_rows_and_long_samples_stop_before_training(base: Path, tmp_path: Pa
 def test_a_leak_stops_the_stage_before_its_first_step(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nanoalign.models import loading
+    from nanoalign.models import adapters
     from nanoalign.models.hybrid import uninstall
 
     def leaking(*args: Any) -> Any:
@@ -106,7 +106,7 @@ def test_a_leak_stops_the_stage_before_its_first_step(
         uninstall(model)
         return model
 
-    monkeypatch.setattr(loading, "load_model", leaking)
+    monkeypatch.setattr(adapters, "load_model", leaking)
     where = context(tmp_path / "leak", base)
     with pytest.raises(IsolationError, match="documents influence each other"):
         run(stage({"steps": 4}, pack={"length": 512}), MIXTURES, where)
