@@ -281,7 +281,7 @@ def test_the_stage_and_its_report(tmp_path: Path) -> None:
                         {"role": "assistant", "content": "No."}]}  # fmt: skip
     (tmp_path / "seen.jsonl").write_text(json.dumps(row) + "\n")
     config = EvaluateStage.model_validate({
-        "kind": "evaluate", "of": ["base"], "suites": ["ifeval", "sums"], "suite_budgets": [4, 8],
+        "kind": "evaluate", "of": ["base"], "suites": ["ifeval", "sums"], "suite_budgets": [4, 8, 4],
         "rollouts": {"max_tokens": 24, "grace": 2, "temperature": 0.0},
     })  # fmt: skip
     suites = {"ifeval": Suite(benchmark="ifeval", completions=2), "sums": Suite(data="tests")}
