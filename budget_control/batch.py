@@ -61,8 +61,8 @@ class BatchBudget:
     def put(self, row: int, rule: BudgetRule, state: State) -> None:
         """Lets a completion at ``state`` take over ``row``."""
         self.place[row], self.used[row], self.line_ended[row], self.closing[row] = state
-        self.budget[row] = UNLIMITED if rule.budget is None else rule.budget
-        self.latest[row] = UNLIMITED if rule.budget is None else rule.latest
+        self.budget[row] = UNLIMITED if rule.budget is None else min(rule.budget, UNLIMITED - 1)
+        self.latest[row] = UNLIMITED if rule.budget is None else min(rule.latest, UNLIMITED - 1)
         self._looked = None
 
     def state(self, row: int) -> State:

@@ -108,6 +108,19 @@ def quotas(config: Mapping[str, Any], depth: Depth) -> list[tuple[frozenset[str]
     ]
 
 
+def check_protected(config: Mapping[str, Any], grid: Grid, protect: Sequence[int]) -> None:
+    """Raises ConfigError where ``protect`` names a block that the model has not, or leaves too few that may go."""
+    kinds = units(config)
+    if protect and max(protect) >= len(kinds):
+        raise ConfigError(f"protect: {max(protect)} is no block of the model's {len(kinds)}, numbered from 0")
+    for depth in depths(config, grid):
+        for names, count in quotas(config, depth):
+            free = sum(kind in names and number not in protect for number, kind in enumerate(kinds))
+            if free < count:
+                what = " and ".join(sorted(names))
+                raise ConfigError(f"protect: leaves {free} {what} blocks to remove, and the grid removes {count}")
+
+
 def guessed_blocks(config: Mapping[str, Any], depth: Depth) -> list[int]:
     """Blocks that may stay, before any removal was measured: of kinds that share a quota, as many of each go."""
     kinds = units(config)

@@ -12,7 +12,7 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.common.stage import StageContext
 from nanoalign.compress.config import CompressStage
 from nanoalign.compress.search import search
-from nanoalign.compress.shapes import Depth, depths, quotas, units
+from nanoalign.compress.shapes import Depth, check_protected, depths, quotas, units
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.evaluation.config import Suite
 from nanoalign.models.model_folder import read_config
@@ -59,6 +59,7 @@ def run(
     shape = read_config(source)
     with naming(context.name):  # nothing is read or loaded for a grid that cannot fit
         search(shape, config.grid, config.memory, config.throughput)
+        check_protected(shape, config.grid, config.protect)
     prepared = _prepared(config, mixtures, context)
     rows = calibration_rows(config.calibration, config.data, prepared, load_tokenizer(source).pad_token_id,
                             context.seed)  # fmt: skip

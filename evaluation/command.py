@@ -57,10 +57,22 @@ def modes_of(names: Sequence[str], budgets: Sequence[int | None]) -> list[Mode]:
 
 
 def named(specs: Sequence[str]) -> dict[str, str]:
-    """Models by short names for folders and tables: the last part of each spec, all of it where two share that."""
-    short = {spec: _slug(spec.rstrip("/").rpartition("/")[2] or spec) for spec in dict.fromkeys(specs)}
+    """Models by short names for folders and tables: the last part of each spec, all of it where two share that. A
+    stage's RUN/STAGE/model is RUN-STAGE: every stage's folder ends in `model`."""
+    short = {spec: _slug(_last(spec.rstrip("/")) or spec) for spec in dict.fromkeys(specs)}
     taken = list(short.values())
-    return {(name if taken.count(name) == 1 else _slug(spec)): spec for spec, name in short.items()}
+    names: dict[str, str] = {}
+    for spec, name in short.items():
+        name = name if taken.count(name) == 1 else _slug(spec)
+        while name in names:  # ../x and ./x
+            name += "-other"
+        names[name] = spec
+    return names
+
+
+def _last(spec: str) -> str:
+    *before, last = spec.split("/")
+    return "-".join(before[-2:]) if last == "model" and any(before) else last
 
 
 def _slug(text: str) -> str:

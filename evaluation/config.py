@@ -1,6 +1,6 @@
 """Recipe sections of evaluation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,13 +76,13 @@ class EvaluateStage(Section):
     """Stages (or `base`) whose models are measured."""
     suites: list[str] = Field(min_length=1)
     """Names under `suites:`, or public benchmarks (docs/names.md)."""
-    budgets: list[int | None] = Field(default=[None])
+    budgets: list[Annotated[int, Field(ge=0)] | None] = Field(default=[None])
     """Thinking budgets in tokens for the budget curve; null is unlimited. /no_think is always measured as well."""
     budget_suite: str | None = None
     """The suite on which the budget curve is measured; None measures none."""
     budget_of: list[str] | None = None
     """The checkpoints whose budget curve is measured; None means all."""
-    suite_budgets: list[int] = Field(default=[])
+    suite_budgets: list[Annotated[int, Field(ge=0)]] = Field(default=[])
     """Thinking budgets in tokens under which every suite is measured as well, besides unlimited thinking and
     /no_think."""
     contamination: bool = True

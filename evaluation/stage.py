@@ -58,8 +58,8 @@ def run(
     limited = [budget for budget in config.budgets if budget is not None] if config.budget_suite else []
     curved = config.of if config.budget_of is None else config.budget_of
     per_suite = [Mode(True), Mode(False), *(Mode(True, budget) for budget in config.suite_budgets)]
-    asked = [(name, mode) for name in names for mode in per_suite]
-    more = [(config.budget_suite or "", Mode(True, budget)) for budget in limited]
+    asked = [(name, mode) for name in names for mode in dict.fromkeys(per_suite)]
+    more = [(config.budget_suite or "", Mode(True, budget)) for budget in dict.fromkeys(limited)]
     more = [each for each in more if each not in asked]
     total = len(config.of) * len(asked) + len(curved) * len(more)
     record = context.folder / "evaluation.json"

@@ -58,12 +58,18 @@ def evaluate(
     Every suite in every mode, through one engine. A stopped evaluation goes on where it was.
     """
     from nanoalign.artifacts import finite
+    from nanoalign.common.errors import ConfigError
+    from nanoalign.data_recipes.chat import chat_format
     from nanoalign.evaluation.command import Question, modes_of, named, run, table
 
     loaded = load_recipe(recipe, set_, None, data_root) if recipe is not None else None
     given: dict[str, Any] = {"samples": samples, "completions": completions, "temperature": temperature, "top_p": top_p}
     if judge_url is not None:
         given["judge"] = {"url": judge_url, "model": judge_model or "judge"}
+    for option, text in (("--suite", suite), ("--modes", modes)):
+        if not _listed(text):
+            raise ConfigError(f"{option} {text!r}: name at least one")
+    chat_format(loaded.chat if loaded is not None else chat)  # a wrong name is refused before torch is loaded
     specs = named(models)
     question = Question(
         specs,
@@ -161,6 +167,7 @@ def compare(
             "A": each.a, "B": each.b, "suite": each.suite, "mode": each.mode, "tasks": str(each.difference.n),
             "score A": shown(each.scores[0].as_dict()), "score B": shown(each.scores[1].as_dict()),
             "B - A": points(each.difference), "better": str(each.better), "worse": str(each.worse),
+            **({"only in one": str(each.left_out)} if each.left_out else {}),
         }
         for each in found
     ]  # fmt: skip

@@ -58,13 +58,17 @@ def load_recipe(
 
 
 def print_table(rows: list[dict[str, str]], title: str) -> None:
-    """Rows of text under the columns that any of them has."""
+    """Rows of text under the columns that any of them has. Nothing is cut: a narrow terminal folds cells, and a file or
+    a pipe gets lines as long as it takes."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    table = Table(*columns, title=Text(title))
+    table = Table(*(Column(Text(column), overflow="fold") for column in columns), title=Text(title))
     for row in rows:
         table.add_row(*(Text(printable(row.get(column, ""))) for column in columns))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10**6)).maximum)
+    console.print(table)

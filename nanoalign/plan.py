@@ -216,7 +216,8 @@ class _Sizes:
             rows, length = math.ceil(kept * tokens / stage.pack.length), stage.pack.length
         else:
             rows, length = round(kept * plan.data.examples), stage.max_length or plan.data.longest
-        self._training(plan, stage, max(1, rows), length, kept * tokens / max(1, rows), sign="~")
+        mean = kept * tokens / max(1, rows) if tokens else None  # of data that are not here: full packs
+        self._training(plan, stage, max(1, rows), length, mean, sign="~")
 
     def _distill(self, plan: StagePlan, stage: Any) -> None:
         """SFT's costs, phase by phase, and the teacher's: its weights, and a forward pass for every token."""

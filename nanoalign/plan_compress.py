@@ -6,7 +6,7 @@ from typing import Any
 from nanoalign.common.errors import CheckpointError, ConfigError
 from nanoalign.compress.config import CompressStage
 from nanoalign.compress.search import GIB, search, speed
-from nanoalign.compress.shapes import depths, own_widths, units
+from nanoalign.compress.shapes import check_protected, depths, own_widths, units
 from nanoalign.graph import BASE, inputs_of
 from nanoalign.models.footprint import count, memory
 from nanoalign.models.loading import model_config
@@ -39,10 +39,11 @@ def candidates(whole: Mapping[str, Any], stage: CompressStage, name: str) -> lis
     """The whole model's row, and one of each candidate within the budget, the largest first.
 
     Raises:
-        ConfigError: as :func:`compress.search.search`.
+        ConfigError: as :func:`compress.search.search` and :func:`compress.shapes.check_protected`.
     """
     try:
         found = search(whole, stage.grid, stage.memory, stage.throughput)
+        check_protected(whole, stage.grid, stage.protect)
     except ConfigError as error:
         raise ConfigError(f"stages.{name}.{error}") from error
     budget, kinds = stage.memory, units(whole)

@@ -28,15 +28,21 @@ def reached(place: Path) -> str:
 def resume_point(place: Path) -> str:
     """From where the stage resumes when it is run again: ``the checkpoint at step 5``, or its beginning."""
     rounds = sorted(int(file.parent.name.removeprefix("round-")) for file in place.glob("round-*/round.json"))
-    training = place / f"round-{rounds[-1] + 1}" if rounds else place
+    phases = sorted(int(file.parent.name.removeprefix("phase-")) for file in place.glob("phase-*/phase.json"))
+    training = place / (f"round-{rounds[-1] + 1}" if rounds else f"phase-{len(phases) + 1}")
+    training = training if rounds or training.is_dir() else place  # a distillation's last phase, and all else
     steps = [
         int(file.parent.name.removeprefix("checkpoint-")) for file in training.glob("checkpoints/checkpoint-*/whole")
     ]
     parts = [f"round {rounds[-1]}"] if rounds else []
+    parts += [f"phase {phases[-1]}"] if phases else []
     parts += [f"the checkpoint at step {max(steps)}"] if steps else []
     for file, list_name, what in (("evaluation.json", "checkpoints", "models"), ("sweep.json", "points", "alphas")):
         done = _json(place / file).get(list_name)
         parts += [f"the {len(done)} {what} already measured"] if done else []
+    if (place / "importance.safetensors").exists():  # a compress stage
+        measured = sum("loss" in row for row in _json(place / "search.json").get("candidates", []))
+        parts.append(f"the importance{f' and the {measured} candidates' if measured else ''} already measured")
     return ", ".join(parts) or "its beginning (it has no checkpoint yet)"
 
 

@@ -65,7 +65,7 @@ class Thinking(Section):
 
     on: float = Field(1.0, ge=0, le=1)
     """Share of prompts with thinking on; the rest are /no_think."""
-    budgets: list[int | None] = Field(default=[None], min_length=1)
+    budgets: list[Annotated[int, Field(ge=0)] | None] = Field(default=[None], min_length=1)
     """Thinking budgets in tokens, drawn uniformly for prompts with thinking on; null is unlimited."""
 
 

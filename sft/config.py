@@ -82,7 +82,7 @@ class DistillStage(DocumentStage):
     vocabulary must be the student's."""
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
     """Of the teacher's weights and products; None: train.dtype."""
-    teacher_gpus: Annotated[list[int] | None, RUNTIME_ONLY] = Field(None, min_length=1)
+    teacher_gpus: Annotated[list[Annotated[int, Field(ge=0)]] | None, RUNTIME_ONLY] = Field(None, min_length=1)
     """GPUs of each node that hold the teacher, shared out to its processes in turn; None: each process's own GPU. A
     teacher is whole on its GPU, also where ZeRO splits the student."""
     temperature: float = Field(1.0, gt=0)

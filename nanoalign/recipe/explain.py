@@ -89,6 +89,9 @@ def describe(error: Any, owner: type[BaseModel] | None, union: Iterable[Any] = (
     if kind == "string_pattern_mismatch":
         pattern = error["ctx"]["pattern"]
         return f"expected {PATTERNS.get(pattern, f'a text that matches {pattern}')}, got {_show(given)}"
+    if kind == "too_short":
+        least = error["ctx"]["min_length"]
+        return f"expected at least {least} item{'s' * (least > 1)}, got {_show(given)}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
     message = error["msg"].replace("Input should be a valid", "expected a").replace("Input should be", "expected")

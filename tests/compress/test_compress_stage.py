@@ -132,7 +132,9 @@ def test_finalists_are_distilled_and_measured(source: Path, tmp_path: Path):
         ({"grid": {"num_attention_heads": [3]}}, ConfigError, r"grid.num_attention_heads: 3 is more than"),
         ({"grid": {"blocks": [5]}}, ConfigError, r"grid.blocks: 5 of the model's 4"),
         ({"data": "few"}, DataError, r"^data.few: .* tokens fill only one row of calibration.length 256"),
-        ({"grid": {"blocks": [3], "attention_blocks": [0]}, "protect": [1, 2]}, ConfigError, "protect: no attention"),
+        ({"grid": {"blocks": [3], "attention_blocks": [0]}, "protect": [1, 2]}, ConfigError,
+         "^stages.compressed.protect: leaves 0 attention blocks to remove, and the grid removes 1"),
+        ({"protect": [4]}, ConfigError, "^stages.compressed.protect: 4 is no block of the model's 4, numbered from 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_its_key(

@@ -159,6 +159,8 @@ def test_names_of_tasks_and_modes() -> None:
     with pytest.raises(ConfigError, match="did you mean `no_think`"):
         modes_of(["nothink"], [])
     assert named(["a/x", "b/x", "c/y"]) == {"a-x": "a/x", "b-x": "b/x", "y": "c/y"}
+    assert named(["runs/mine/merged/model/"]) == {"mine-merged": "runs/mine/merged/model/"}
+    assert named(["./model", "../model"]) == {"model": "./model", "model-other": "../model"}
 
 
 def test_room_for_an_answer() -> None:
@@ -246,6 +248,11 @@ def test_the_commands(tmp_path: Path) -> None:
     assert compared.exit_code == 0 and [row["difference"]["n"] for row in json.loads(compared.stdout)] == [2, 2, 2]
     unknown = CliRunner().invoke(app, ["evaluate", "builtin:miniature-base", "--suite", "ifevl"])
     assert unknown.exit_code == 2 and "did you mean `ifeval`" in unknown.output
+    for empty in (["--suite", ","], ["--suite", "ifeval", "--modes", ""]):
+        none = CliRunner().invoke(app, ["evaluate", "builtin:miniature-base", *empty])
+        assert none.exit_code == 2 and "name at least one" in none.output
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path / "one"), str(tmp_path / "two")])
+    assert "builtin-miniature-base" in shown.output and "…" not in shown.output
 
 
 def test_a_table_of_an_evaluation(tmp_path: Path) -> None:
@@ -274,7 +281,7 @@ def test_the_stage_and_its_report(tmp_path: Path) -> None:
                         {"role": "assistant", "content": "No."}]}  # fmt: skip
     (tmp_path / "seen.jsonl").write_text(json.dumps(row) + "\n")
     config = EvaluateStage.model_validate({
-        "kind": "evaluate", "of": ["base"], "suites": ["ifeval", "sums"], "suite_budgets": [4, 8],
+        "kind": "evaluate", "of": ["base"], "suites": ["ifeval", "sums"], "suite_budgets": [4, 8, 4],
         "rollouts": {"max_tokens": 24, "grace": 2, "temperature": 0.0},
     })  # fmt: skip
     suites = {"ifeval": Suite(benchmark="ifeval", completions=2), "sums": Suite(data="tests")}

@@ -165,3 +165,6 @@ def test_a_budget_curve_outside_a_recipe() -> None:
 def test_budgets_leave_room_for_an_answer() -> None:
     with pytest.raises(ValidationError, match="leave no room for an answer"):
         EvaluateStage(kind="evaluate", of=["base"], suites=["reasoning"], budgets=[44], rollouts=ROLLOUTS)
+    for key in ("budgets", "suite_budgets"):
+        with pytest.raises(ValidationError, match="greater than or equal to 0"):
+            EvaluateStage(kind="evaluate", of=["base"], suites=["reasoning"], rollouts=ROLLOUTS, **{key: [-1]})

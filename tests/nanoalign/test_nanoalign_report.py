@@ -284,6 +284,14 @@ def test_where_a_stage_goes_on(tmp_path):
     (tmp_path / "measured").mkdir()
     (tmp_path / "measured" / "evaluation.json").write_text('{"checkpoints": {"a": {}, "b": {}}}')
     assert resume_point(tmp_path / "measured") == "the 2 models already measured"
+    for place in ("distilled/phase-1/phase.json", "distilled/phase-2/checkpoints/checkpoint-6/whole",
+                  "compressed/importance.safetensors"):  # fmt: skip
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_text("")
+    assert resume_point(tmp_path / "distilled") == "phase 1, the checkpoint at step 6"
+    assert resume_point(tmp_path / "compressed") == "the importance already measured"
+    (tmp_path / "compressed/search.json").write_text('{"candidates": [{"loss": 1.0}, {}]}')
+    assert resume_point(tmp_path / "compressed") == "the importance and the 1 candidates already measured"
     (tmp_path / "measured" / "evaluation.json").write_text('{"checkp')
     assert resume_point(tmp_path / "measured") == "its beginning (it has no checkpoint yet)"
 
