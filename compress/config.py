@@ -95,7 +95,7 @@ class BriefDistillation(Section):
     """Documents of the calibration's mixture, packed."""
     train: MeasuredTraining
     """How; give `steps`."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=1000)
     """Of both distributions."""
     top_k: int | None = Field(None, ge=1)
     """Tell only the teacher's k likeliest tokens apart; None: the whole vocabulary."""

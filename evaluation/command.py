@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,9 @@ def run(question: Question, out: Path, note: Callable[[str], None] = lambda text
             if name in report["models"]:
                 continue
             context = describe_model(folder)["max_length"]
+            for suite, length in _lengths(question.suites):
+                if context is not None and length > context:
+                    note(f"NOTE: {suite} has {length:,} tokens, and {name} is made for {context:,}")
 
             def rollouts(suite: str, mode: Mode, context: int | None = context) -> Rollouts:
                 tokens = room(question.suites[suite], mode, question.rollouts.grace, question.max_tokens, context)
@@ -142,6 +145,14 @@ def run(question: Question, out: Path, note: Callable[[str], None] = lambda text
         engines.close()
     write_json(out / "evaluation.json", report)
     return report
+
+
+def _lengths(suites: Mapping[str, Suite]) -> Iterator[tuple[str, int]]:
+    """The suites whose name holds a number of tokens."""
+    for name, suite in suites.items():
+        length = benchmark(suite.benchmark)[1] if suite.benchmark is not None else None
+        if length is not None:
+            yield name, length
 
 
 def _report(question: Question, folders: Mapping[str, Path], suites: Mapping[str, Tasks], out: Path) -> dict[str, Any]:

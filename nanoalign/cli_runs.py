@@ -90,6 +90,7 @@ def new(
         if plays:
             environment = environment or _asked("environment (a name or FILE.py:CLASS)", "miniature-workplace")
         gpus = int(_asked("GPUs", "0")) if gpus is None else gpus
+    name = name.removesuffix(".yaml")
     file = out or Path(f"{name}.yaml")
     write_recipe(
         Choices(

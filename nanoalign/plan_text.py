@@ -70,11 +70,12 @@ def _tree(stages: Sequence[StagePlan]) -> Iterator[str]:
 
 def _mixture(mixture: MixturePlan) -> Iterator[str]:
     how = "" if mixture.tokenizer else ", from characters: the tokenizer is not here"
-    yield (
-        f"data {mixture.name}: {mixture.samples:,} samples, ~{count_text(mixture.tokens)} tokens"
-        f" (an example: ~{mixture.mean_example:.0f} on average, at most ~{mixture.longest:,} of"
-        f" {len(mixture.lengths)} measured{how})"
+    measured = (
+        f"~{count_text(mixture.tokens)} tokens (an example: ~{mixture.mean_example:.0f} on average, at most"
+        f" ~{mixture.longest:,} of {len(mixture.lengths)} measured{how})"
     )
+    unknown = "tokens not known before its sources are read"
+    yield f"data {mixture.name}: {mixture.samples:,} samples, {measured if mixture.lengths else unknown}"
     for source in mixture.sources:
         again = f", {source.epochs:.1f} epochs" if source.epochs and source.epochs > 1 else ""
         of = f" of {source.rows:,}" if source.rows else ""

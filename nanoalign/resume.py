@@ -43,6 +43,8 @@ def resume_point(place: Path) -> str:
     if (place / "importance.safetensors").exists():  # a compress stage
         measured = sum("loss" in row for row in _json(place / "search.json").get("candidates", []))
         parts.append(f"the importance{f' and the {measured} candidates' if measured else ''} already measured")
+    if not parts and any(place.glob("records/*/*.completions.jsonl")):
+        parts.append("the answers that had ended")
     return ", ".join(parts) or "its beginning (it has no checkpoint yet)"
 
 

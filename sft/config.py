@@ -85,7 +85,7 @@ class DistillStage(DocumentStage):
     teacher_gpus: Annotated[list[Annotated[int, Field(ge=0)]] | None, RUNTIME_ONLY] = Field(None, min_length=1)
     """GPUs of each node that hold the teacher, shared out to its processes in turn; None: each process's own GPU. A
     teacher is whole on its GPU, also where ZeRO splits the student."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=1000)
     """Both models' logits are divided by it; the loss is scaled by its square."""
     top_k: int | None = Field(None, ge=1)
     """Tell only the teacher's k likeliest tokens apart, all others are one outcome; None: the whole vocabulary."""

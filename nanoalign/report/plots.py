@@ -132,8 +132,8 @@ def front(points: Sequence[tuple[str, Point, Point]], chosen: str, x: str, y: st
         axes.errorbar(
             first,
             second,
-            xerr=[[first - low], [high - first]],
-            yerr=[[second - down], [up - second]],
+            xerr=[[max(0.0, first - low)], [max(0.0, high - first)]],  # an end may be off by rounding
+            yerr=[[max(0.0, second - down)], [max(0.0, up - second)]],
             fmt="o",
             color=COLOURS[0],
             ecolor=MUTED,

@@ -270,6 +270,19 @@ def test_a_table_of_an_evaluation(tmp_path: Path) -> None:
     assert shown["seen in training"] == "1 of 2" and "avg@2" in shown["score"] and "pass@2" in shown
 
 
+def test_a_length_beyond_the_models_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanoalign.models import loading
+
+    monkeypatch.setattr(loading, "describe_model", lambda spec: {"max_length": 400})
+    question = Question(
+        {"mini": "builtin:miniature-base"}, {"ruler-512": Suite(benchmark="ruler-512", samples=1)}, [Mode(False)],
+        Rollouts.model_validate({"max_tokens": 1}), 4, device="cpu",
+    )  # fmt: skip
+    notes: list[str] = []
+    run(question, tmp_path, notes.append)
+    assert notes[0] == "NOTE: ruler-512 has 512 tokens, and mini is made for 400"
+
+
 def test_the_stage_and_its_report(tmp_path: Path) -> None:
     from nanoalign.common.stage import StageContext, StageLog
     from nanoalign.evaluation import stage

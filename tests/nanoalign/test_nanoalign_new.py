@@ -35,8 +35,8 @@ def new(*arguments: str, said: str = "", status: int = 0) -> str:
 
 @pytest.mark.parametrize(("goal", "gpus", "lora"), product(GOALS, [0, 1, 2, 8], [False, True]))
 def test_every_choice_plans_without_findings(here: Path, goal: str, gpus: int, lora: bool) -> None:
-    new("mine", "--goal", goal, "--data", "mine.jsonl", "--test", "test.jsonl", "--gpus", str(gpus),
-        *(["--lora"] if lora else []))  # fmt: skip
+    new("mine.yaml" if lora else "mine", "--goal", goal, "--data", "mine.jsonl", "--test", "test.jsonl",
+        "--gpus", str(gpus), *(["--lora"] if lora else []))  # fmt: skip
     notes: list[str] = []
     recipe = load("mine.yaml", check_files=True, note=notes.append)
     plan = make_plan(recipe, here / "runs" / "mine", None)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from nanoalign import plan as planning
 from nanoalign.artifacts import StageRecord, write_record
 from nanoalign.cli import app
-from nanoalign.common.errors import DataError
+from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.graph import nodes
 from nanoalign.models.config import Training
@@ -259,3 +259,18 @@ def test_a_distillation_shows_its_teacher_and_its_phases(tmp_path: Path) -> None
     assert taught.tokens.value > plain.tokens.value and taught.memory_gb.value > 0
     text = render_plan(planning.make_plan(load("distillation"), tmp_path, None))
     assert "distill from base, teacher refine" in text and "50 steps of 8 packs of 512 tokens" in text
+
+
+def test_data_that_are_not_here_count_as_full_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NANOALIGN_DATA", raising=False)
+    plan = planning.make_plan(load("compress-nano-v2"), tmp_path, None)
+    distilled = plan.stages[-1]
+    assert distilled.tokens.value == sum(steps * packs * length for length, steps, packs in distilled.phases)
+    assert distilled.seconds.value > 3600 and distilled.memory_gb.value < 80
+    assert "tokens not known before its sources are read" in render_plan(plan)
+
+
+def test_protected_blocks_are_checked_without_weights(tmp_path: Path) -> None:
+    for protect, said in (([62], "62 is no block of the model's 62"), ([*range(62)], "leaves 0 attention blocks")):
+        with pytest.raises(ConfigError, match=rf"^stages\.compressed\.protect: {said}"):
+            planning.make_plan(load("compress-nano-v2", [f"stages.compressed.protect={protect}"]), tmp_path, None)

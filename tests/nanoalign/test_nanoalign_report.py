@@ -290,6 +290,9 @@ def test_where_a_stage_goes_on(tmp_path):
         (tmp_path / place).write_text("")
     assert resume_point(tmp_path / "distilled") == "phase 1, the checkpoint at step 6"
     assert resume_point(tmp_path / "compressed") == "the importance already measured"
+    (tmp_path / "verdict/records/base").mkdir(parents=True)
+    (tmp_path / "verdict/records/base/sums.think.completions.jsonl").touch()
+    assert resume_point(tmp_path / "verdict") == "the answers that had ended"
     (tmp_path / "compressed/search.json").write_text('{"candidates": [{"loss": 1.0}, {}]}')
     assert resume_point(tmp_path / "compressed") == "the importance and the 1 candidates already measured"
     (tmp_path / "measured" / "evaluation.json").write_text('{"checkp')
