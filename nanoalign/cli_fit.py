@@ -127,6 +127,8 @@ def _show(model: str, found: Any, limit: int | None) -> None:
     console = Console()
     console.print(table)
     over = "" if limit is None or found.largest_context <= limit else f" (the model's own limit is {limit:,})"
+    if limit is not None and found.context > limit:
+        console.print(Text(f"The model itself takes no more than {limit:,} tokens (max_position_embeddings)."))
     console.print(Text(
         f"{'It fits' if found.fits else 'It does NOT fit'}. Largest context of {found.batch} at once: "
         f"{found.largest_context:,} tokens{over}. Largest batch at {found.context:,} tokens: {found.largest_batch:,}."

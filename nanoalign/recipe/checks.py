@@ -188,6 +188,8 @@ def _values(stage: Any) -> Iterator[Finding]:
         yield from _distill(stage)
     if isinstance(stage, DPOStage) and stage.pairs_per_task > (most := stage.samples_per_task**2 // 4):
         yield ("pairs_per_task",), f"{stage.samples_per_task} samples per task make at most {most} pairs"
+    if isinstance(stage, DPOStage) and stage.min_pairs is None and stage.max_batches != _default(stage, "max_batches"):
+        yield ("max_batches",), "bounds how long a round plays for its `min_pairs`, and these are not given"
     if isinstance(stage, GRPOStage):
         yield from _grpo(stage)
     elif ahead := getattr(getattr(stage, "rollouts", None), "ahead", 0):
@@ -255,6 +257,10 @@ def _documents(stage: DocumentStage) -> Iterator[Finding]:
         )
     if cut is not None and cut.share + stage.strip_reasoning > 1:
         yield ("strip_reasoning",), "strip_reasoning and truncate_reasoning.share together exceed 1"
+
+
+def _default(stage: Any, name: str) -> Any:
+    return type(stage).model_fields[name].default
 
 
 def _distill(stage: DistillStage) -> Iterator[Finding]:

@@ -145,6 +145,8 @@ MUTATIONS = [
     ("lora: {rank: 4}", "lora: {target: [x]}", "lora", "stages.second.train.lora.target", "did you mean `targets`"),
     ("    environment: miniature-workplace\n", "    environment: workbensh\n", "workbensh", "stages.agent.environment",
      "did you mean `workbench`"),
+    ("    tasks_per_round: 4", "    tasks_per_round: 4\n    max_batches: 2", "max_batches",
+     "stages.agent.max_batches", "`min_pairs`"),
     ("    tasks_per_round: 4", "    tasks_per_round: 4\n    pairs_per_task: 99", "99", "stages.agent.pairs_per_task",
      "at most 4 pairs"),
     ("    reward: {preference: 1.0, ", "    reward: {preferense: 1.0, ", "preferense",
