@@ -16,7 +16,7 @@ demo: .venv/core
 	$(BIN)/nanoalign run recipes/miniature.yaml  # a finished run has nothing to do, and says so
 
 test: check
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 check: .venv/dev
 	$(BIN)/ruff check .

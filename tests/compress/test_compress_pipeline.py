@@ -71,6 +71,7 @@ def test_the_report_shows_candidates_and_the_order_of_removal(finished: Path):
     assert "Order of removal" in page and "of 3,800,072 parameters, of 4 shapes" in page
 
 
+@pytest.mark.slow
 def test_a_killed_stage_takes_up_what_it_measured(finished: Path):
     """As a kill leaves it: a record that is marked running, everything measured, no model."""
     place = finished / "small/smaller"

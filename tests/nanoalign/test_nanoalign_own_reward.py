@@ -312,6 +312,7 @@ def test_a_stage_trains_on_a_users_reward_and_a_failing_one_ends_it(folder: Path
     assert "raised KeyError" in (folder / "runs/mine/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_of_two_processes_the_one_whose_reward_fails_is_told(folder: Path) -> None:
     source = """import os
 def brevity(samples):

@@ -18,9 +18,7 @@ WAYS = {
     "one": [
         "two",
         "three",
-        "micro",
         "packed",
-        "packed_three",
         "shared_engine",
         "ahead",
         "resumed",

@@ -82,6 +82,7 @@ def test_a_bad_request_is_no_lost_server(engines, small_base):
     assert engines[0].lost == 0
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_rollout(engines, small_base):
     """The answers are those that an undisturbed server gives under the weights loaded last."""
     server, hf = engines
@@ -138,6 +139,7 @@ def test_new_weights_in_the_middle_of_completions(engines, small_base):
     assert {each.versions for each in server.generate(asked[:2])} == {()}
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_as_new_as_its_embedding(tmp_path):
     """vLLM's CPU build computes with a packed copy of it."""
     tokenizer = tiny_tokenizer("nemotron-nano-v2")
