@@ -7,11 +7,10 @@ than a small model's decoding step takes its GPU.
 import asyncio
 import json
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from nanoalign.budget_control.serve import Receive, Send
 
 ROUTE = "/v1/nanoalign/generate"
 """Below /v1, which vLLM guards with its API key."""
@@ -42,27 +41,33 @@ async def generate(request: Any) -> Any:
     engine = request.app.state.engine_client
     try:
         asked = json.loads(await request.body())
-        prompt, parameters = asked["prompt"], _parameters(asked, engine.vllm_config)
-        outputs = engine.generate({"prompt_token_ids": prompt}, parameters, f"tokens-{uuid.uuid4()}")
+        _require_room(asked, engine.vllm_config.model_config.max_model_len)
+        parameters = sampling_parameters(asked, engine.vllm_config)
+        outputs = engine.generate({"prompt_token_ids": asked["prompt"]}, parameters, f"tokens-{uuid.uuid4()}")
         work, gone = asyncio.ensure_future(_last(outputs)), asyncio.ensure_future(_left(request))
         await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if not work.done():
             work.cancel()
             return JSONResponse({"error": "the client has gone"}, 499)
-        return JSONResponse(_answer(asked, work.result()))
+        return JSONResponse(read_output(asked, work.result()))
     except (ValueError, TypeError, KeyError) as error:  # vLLM's checks of a request raise these
         return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 400)
 
 
-def _parameters(asked: dict[str, Any], config: Any) -> Any:
+def _require_room(asked: Mapping[str, Any], longest: int) -> None:
+    length = len(asked["prompt"]) + asked["max_tokens"]
+    if length > longest:
+        raise ValueError(f"prompt and max_tokens together are {length} tokens, and the model takes {longest}")
+
+
+def sampling_parameters(asked: Mapping[str, Any], config: Any) -> Any:
+    """vLLM's parameters for a request as :class:`TokenRoute` takes it, in whatever process vLLM runs; ``config`` is
+    its VllmConfig."""
     from vllm import SamplingParams
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
 
-    length, longest = len(asked["prompt"]) + asked["max_tokens"], config.model_config.max_model_len
-    if length > longest:
-        raise ValueError(f"prompt and max_tokens together are {length} tokens, and the model takes {longest}")
     # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
     seeded = current_platform.is_cpu() or config.use_v2_model_runner
     return SamplingParams(
@@ -73,14 +78,15 @@ def _parameters(asked: dict[str, Any], config: Any) -> Any:
         stop_token_ids=asked.get("stop_token_ids"),
         logprobs=asked.get("logprobs"),
         prompt_logprobs=0 if asked.get("prompt_logprobs") else None,
-        flat_logprobs=True,
+        flat_logprobs=True,  # lists instead of an object a token
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args=asked.get("vllm_xargs"),
     )
 
 
-def _answer(asked: dict[str, Any], output: Any) -> dict[str, Any]:
+def read_output(asked: Mapping[str, Any], output: Any) -> dict[str, Any]:
+    """The answer to such a request, of vLLM's RequestOutput."""
     completion = output.outputs[0]
     answer: dict[str, Any] = {"token_ids": list(completion.token_ids), "finish_reason": completion.finish_reason}
     if (count := asked.get("logprobs")) is not None:  # the token drawn is the first of each place, the likeliest follow

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from nanoalign.data_recipes.prepared import Prepared
 
-IGNORED = -100
-"""Label of a token that does not count (sft.collate.IGNORE)."""
 Row = Mapping[str, "torch.Tensor"]
 """What :func:`sft.collate.collate` makes of one row, (1, T) each: documents end to end, without padding."""
 
@@ -42,6 +40,7 @@ def calibration_rows(config: Calibration, name: str, data: "Prepared", pad_id: i
     """
     import numpy as np
 
+    from nanoalign.models.labels import IGNORED
     from nanoalign.models.packing import pack
     from nanoalign.sft.collate import Documents, collate
 
@@ -74,8 +73,8 @@ def inputs(row: Row, device: "torch.device | str") -> dict[str, "torch.Tensor"]:
 def mean_loss(model: "PreTrainedModel", rows: Sequence[Row]) -> float:
     """Nats per trained token over the rows, in the model's dtype; no more logits than a tile's exist at a time."""
     import torch
-    import torch.nn.functional as F
 
+    from nanoalign.models.labels import IGNORED, next_labels
     from nanoalign.models.loss import linear_cross_entropy
 
     device = model.device
@@ -83,7 +82,7 @@ def mean_loss(model: "PreTrainedModel", rows: Sequence[Row]) -> float:
     with torch.inference_mode():
         for row in rows:
             hidden_BTD = model.base_model(**inputs(row, device), use_cache=False).last_hidden_state
-            labels = F.pad(row["labels"][:, 1:], (0, 1), value=IGNORED).flatten().to(device)
+            labels = next_labels(row["labels"]).flatten().to(device)
             head = model.get_output_embeddings().weight
             total += linear_cross_entropy(hidden_BTD.flatten(0, 1), head, labels).item()
             count += int((labels != IGNORED).sum())

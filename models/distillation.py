@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from nanoalign.models.loss import IGNORED, TiledHead, linear_head, product, product_dtype
+from nanoalign.models.labels import IGNORED, next_labels
+from nanoalign.models.loss import TiledHead, linear_head, product, product_dtype
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def add_divergence(model: PreTrainedModel, divergence: Divergence, tile: int = 1
             return inner(*args, **kwargs)
         labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
         if shifted is None:
-            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            shifted = next_labels(labels)
         hidden_BTD = self.base_model(*args, **kwargs).last_hidden_state
         counted = (shifted != IGNORED).flatten().nonzero().flatten()
         loss, kl, nll = linear_divergence(

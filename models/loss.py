@@ -10,15 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.models.labels import IGNORED, next_labels
 
-IGNORED = -100
-"""Label of a token that does not count."""
 SCALED = ("logits_scaling", "lm_head_multiplier", "final_logit_softcapping", "logit_scale", "output_multiplier")
 """Configuration keys of models that do more to their logits than a linear head."""
 
@@ -147,7 +145,7 @@ def causal_loss(
     """
     weight_VD = linear_head(model)
     hidden_BTD = model.base_model(**inputs).last_hidden_state
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    shifted = next_labels(labels).flatten()
     total = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_VD, shifted, tile)
     return total / ((shifted != IGNORED).sum() if num_items is None else num_items)
 

@@ -1,4 +1,4 @@
-"""What a server is asked for, and what is written of it so far: a completion may be cut off, and go on elsewhere.
+"""What vLLM is asked for, and what is written of it so far: a completion may be cut off, and go on elsewhere.
 
 A cut completion (new weights came in, or its server was lost) is asked for again as a prompt that ends with the tokens
 written so far. Its budget counts on over them (``generated``, see budget_control/vllm.py), its seed is another one, and
@@ -31,7 +31,7 @@ class Draft:
         self.finish: Literal["stop", "length"] = "length"
 
     def body(self) -> dict[str, Any]:
-        """The request for the rest, without the model's name."""
+        """The request for the rest."""
         sampling, generated = self.request.sampling, len(self.token_ids)
         body: dict[str, Any] = {
             "prompt": [*self.request.prompt_ids, *self.token_ids],

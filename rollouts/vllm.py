@@ -7,16 +7,17 @@ loading did to them (prepacking on CPU, fused projections): ``model.load_weights
 
 import gc
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
-from nanoalign.budget_control.rule import BudgetRule
+from nanoalign.budget_control.token_route import read_output, sampling_parameters
 from nanoalign.common.errors import ConfigError
 from nanoalign.models.loading import resolve
-from nanoalign.rollouts.base import Completion, Done, EngineLostError, Opening, Request, Sampling
+from nanoalign.rollouts.base import Completion, Done, EngineLostError, Opening, Request
+from nanoalign.rollouts.drafts import Draft, Scored
 from nanoalign.rollouts.engines import ServerSettings, VLLMSettings
 from nanoalign.rollouts.restarts import RestartingEngine
 
@@ -85,8 +86,6 @@ class VLLMEngine:
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(f"rollouts.engine: vLLM cannot serve {opening.model}: {error}") from error
         self.max_length: int | None = self.llm.llm_engine.vllm_config.model_config.max_model_len
-        # The first model runner draws every seeded row of a GPU by itself, a kernel a row and token.
-        self.seeded = not self.on_gpu or self.llm.llm_engine.vllm_config.use_v2_model_runner
 
     def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
         """One completion a request, in order; ``done`` is told of each as it ends."""
@@ -97,40 +96,44 @@ class VLLMEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._wake()
+        drafts = [Draft(request, self.thinking) for request in requests]
         try:
             if done is not None:
-                return self._one_by_one(requests, done)
-            outputs = self.llm.generate(
-                [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-                [self._parameters(request.sampling) for request in requests],
-                use_tqdm=False,
-            )
+                return self._one_by_one(drafts, done)
+            outputs = self._outputs([draft.body() for draft in drafts])
         except (EngineDeadError, EngineGenerateError, RuntimeError, OSError) as error:  # dead, out of memory, CUDA
             raise EngineLostError(f"vLLM: {type(error).__name__}: {error}") from error
-        return [self._completion(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+        return [_completion(draft, output) for draft, output in zip(drafts, outputs, strict=True)]
 
-    def _one_by_one(self, requests: Sequence[Request], done: Done) -> list[Completion]:
+    def _outputs(self, asked: Sequence[Mapping[str, Any]]) -> list[Any]:
+        config = self.llm.llm_engine.vllm_config
+        outputs: list[Any] = self.llm.generate(
+            [{"prompt_token_ids": each["prompt"]} for each in asked],
+            [sampling_parameters(each, config) for each in asked],
+            use_tqdm=False,
+        )
+        return outputs
+
+    def _one_by_one(self, drafts: Sequence[Draft], done: Done) -> list[Completion]:
         """What ``LLM.generate`` does, with an eye on each request."""
-        from vllm.sampling_params import RequestOutputKind
-
         engine, self.asked = self.llm.llm_engine, self.asked + 1
-        names = {f"{self.asked}-{place}": place for place in range(len(requests))}
+        names = {f"{self.asked}-{place}": place for place in range(len(drafts))}
         ended: dict[int, Completion] = {}
         try:
-            for name, request in zip(names, requests):
-                parameters = self._parameters(request.sampling)
-                parameters.output_kind = RequestOutputKind.FINAL_ONLY
-                engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, parameters)
+            for name, draft in zip(names, drafts):
+                body = draft.body()
+                parameters = sampling_parameters(body, engine.vllm_config)
+                engine.add_request(name, {"prompt_token_ids": body["prompt"]}, parameters)
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
                         place = names[output.request_id]
-                        ended[place] = self._completion(requests[place], output.outputs[0])
+                        ended[place] = _completion(drafts[place], output)
                         done(place, ended[place])
         except BaseException:
             engine.abort_request([name for name, place in names.items() if place not in ended])
             raise
-        return [ended[place] for place in range(len(requests))]
+        return [ended[place] for place in range(len(drafts))]
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces the weights, and forgets what was cached under the old ones."""
@@ -159,17 +162,10 @@ class VLLMEngine:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of every token but the first, by vLLM's own forward pass over prompts."""
-        from vllm import SamplingParams
-
         self._wake()
-        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": list(sequence)} for sequence in sequences], parameters, use_tqdm=False
-        )
-        return [
-            [entry[token].logprob for token, entry in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
-            for sequence, output in zip(sequences, outputs, strict=True)
-        ]
+        asked = [Scored(sequence).body() for sequence in sequences]
+        outputs = self._outputs(asked)
+        return [read_output(each, output)["prompt_logprobs"] for each, output in zip(asked, outputs, strict=True)]
 
     def close(self) -> None:
         """Ends the engine and frees its memory."""
@@ -179,32 +175,14 @@ class VLLMEngine:
         if self.on_gpu:
             torch.cuda.empty_cache()
 
-    def _parameters(self, sampling: Sampling) -> Any:
-        from vllm import SamplingParams
 
-        budget = sampling.thinking_budget
-        return SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed if self.seeded else None,
-            stop_token_ids=sorted(self.thinking.stop_ids),
-            logprobs=0 if budget is None else 1,  # of the token drawn, and of the likeliest: see Completion.forced
-            flat_logprobs=True,  # lists instead of an object a token
-            detokenize=False,
-            extra_args=None if budget is None else {"thinking_budget": budget, "grace": sampling.grace},
-        )
-
-    def _completion(self, request: Request, output: Any) -> Completion:
-        token_ids, sampling = tuple(output.token_ids), request.sampling
-        rule = BudgetRule(self.thinking, sampling.thinking_budget, sampling.grace)
-        drawn, limited = output.logprobs, sampling.thinking_budget is not None
-        stopped = [token in self.thinking.stop_ids for token in drawn.token_ids[1::2]] if limited else None
-        forced = tuple(rule.forced_mask(request.prompt_ids, token_ids, stopped))
-        logprobs = tuple(drawn.logprobs[:: 2 if limited else 1])
-        if output.finish_reason not in ("stop", "length"):
-            raise EngineLostError(f"vLLM: a completion ended with {output.finish_reason!r}")
-        return Completion(token_ids, logprobs, forced, output.finish_reason)
+def _completion(draft: Draft, output: Any) -> Completion:
+    """What was drawn for a draft's whole request."""
+    finish = output.outputs[0].finish_reason
+    if finish not in ("stop", "length"):
+        raise EngineLostError(f"vLLM: a completion ended with {finish!r}")
+    draft.take(read_output(draft.body(), output), None)
+    return draft.result()
 
 
 def _beside_a_trainer() -> Any:

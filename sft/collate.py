@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from nanoalign.data_recipes.tokenize import Example
+from nanoalign.models.labels import IGNORED, next_labels
 from nanoalign.models.packing import Packs
 
 Tokens = tuple[NDArray[np.int32], NDArray[np.bool_]]
@@ -61,10 +61,6 @@ def gather(examples: Iterable[Example]) -> Documents:
     return Documents(held.__getitem__, numbers, np.zeros_like(numbers), lengths, trained_tokens)
 
 
-IGNORE = -100
-"""The label of a token that is not trained, as transformers and torch have it."""
-
-
 @dataclass(frozen=True)
 class Collator:
     """A Trainer's collator over a data set of ``{"row": i}``; ``rows[i]`` holds the documents of row i."""
@@ -101,7 +97,7 @@ def collate(
     width += -width % multiple
     shape = (len(rows), width)
     ids_BT = np.full(shape, pad_id, dtype=np.int64)
-    labels_BT = np.full(shape, IGNORE, dtype=np.int64)
+    labels_BT = np.full(shape, IGNORED, dtype=np.int64)
     positions_BT = np.zeros(shape, dtype=np.int64)
     document_BT = np.zeros(shape, dtype=np.int32)
     real_BT = np.zeros(shape, dtype=np.int64)
@@ -110,7 +106,7 @@ def collate(
         for number, (ids, trained) in enumerate(row):
             here = slice(at, at + len(ids))
             ids_BT[i, here] = ids
-            labels_BT[i, here] = np.where(trained, ids, IGNORE)
+            labels_BT[i, here] = np.where(trained, ids, IGNORED)
             positions_BT[i, here] = np.arange(here.stop - at)
             document_BT[i, here] = number
             at = here.stop
@@ -133,7 +129,7 @@ def sequence_shard(batch: Mapping[str, torch.Tensor], rank: int, ranks: int) -> 
     is concatenated plainly is one document, its padding another.
     """
     ids_BT = batch["input_ids"]
-    shift_BT = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+    shift_BT = next_labels(batch["labels"])
     if "seq_idx" in batch:
         positions_BT, document_BT = batch["position_ids"], batch["seq_idx"]
     else:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -11,7 +10,8 @@ from nanoalign.common.errors import ConfigError
 from nanoalign.models.distillation import Divergence, DivergenceOutput, Teacher, add_divergence
 from nanoalign.models.hybrid import use_kernels
 from nanoalign.models.isolation import require_isolation
-from nanoalign.models.loss import IGNORED, linear_cross_entropy
+from nanoalign.models.labels import IGNORED, next_labels
+from nanoalign.models.loss import linear_cross_entropy
 from nanoalign.models.sequence_parallel import parallelize, sequence_group
 from nanoalign.models.tiling import tile
 from nanoalign.sft.trainer import HELD_OUT, DocumentTrainer
@@ -114,7 +114,7 @@ class DistillTrainer(DocumentTrainer):
         """Its mean negative log-likelihood (nats) per trained token of the held-out documents."""
         total, tokens = 0.0, 0
         for batch in self.batches_of(self.held_out, self.args.per_device_train_batch_size):
-            labels = F.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED).flatten()
+            labels = next_labels(batch.pop("labels")).flatten()
             states = self.teacher.states(**batch).flatten(0, 1)
             total += float(linear_cross_entropy(states, self.teacher.head_VE, labels))
             tokens += int((labels != IGNORED).sum())

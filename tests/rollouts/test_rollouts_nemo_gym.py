@@ -3,11 +3,7 @@
 
 import json
 import os
-import socket
-import subprocess
 import threading
-import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
 from nanoalign.rollouts.config import EnvironmentUse
 from nanoalign.rollouts.environments import environment
 from nanoalign.rollouts.environments.base import Outcome
+from tests.rollouts.served import served
 
 PARAMETERS = {"type": "object", "properties": {"to": {"type": "string"}}, "required": ["to"]}
 ROW = {
@@ -135,24 +132,9 @@ def test_a_real_one(files: dict[str, str], tmp_path: Path) -> None:
         pytest.skip('python3.12 -m pip install --target DIR nemo-gym==0.4.0, then NANOALIGN_NEMO_GYM="python3.12 DIR"')
     python, folder = installed.split()
     (tmp_path / "greetings.py").write_text(REAL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [python, str(tmp_path / "greetings.py"), str(port)], env={**os.environ, "PYTHONPATH": folder}
-    )
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=1)
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.2)
-        play(f"http://127.0.0.1:{port}", files)
-    finally:
-        process.terminate()
-        process.wait(20)
+    command = [python, str(tmp_path / "greetings.py")]
+    with served(command, path=folder, answers_at="/openapi.json") as url:
+        play(url, files)
 
 
 def test_rows_that_are_no_tasks_are_named(files: dict[str, str]) -> None:

@@ -3,11 +3,7 @@
 vLLM takes."""
 
 import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +16,7 @@ from nanoalign.data_recipes.conversation import Answer, Message, ToolCall
 from nanoalign.rollouts.config import EnvironmentUse
 from nanoalign.rollouts.environments import environment
 from nanoalign.rollouts.environments.base import Outcome
+from tests.rollouts.served import served
 
 SOURCE = '''
 import sys
@@ -193,23 +190,8 @@ def server(file: Path, name: str) -> Iterator[str]:
     folder = os.environ.get("NANOALIGN_OPENENV")
     if folder is None:
         pytest.skip("pip install --target DIR openenv, then NANOALIGN_OPENENV=DIR")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment_ = {**os.environ, "PYTHONPATH": folder}
-    process = subprocess.Popen([sys.executable, str(file), str(port), name], env=environment_)
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    with served([sys.executable, str(file)], name, path=folder, answers_at="/health") as url:
+        yield url
 
 
 def at(url: str) -> Any:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nanoalign.data_recipes.tokenize import Example
 from nanoalign.models.packing import singly
-from nanoalign.sft.collate import IGNORE, Documents, collate, gather
+from nanoalign.sft.collate import IGNORED, Documents, collate, gather
 
 examples = st.lists(
     st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=12).map(
@@ -30,12 +30,12 @@ def test_rows_hold_their_documents_and_no_loss_crosses_them(examples: list[Examp
             example = examples[document]
             here = slice(at, at + len(example.input_ids))
             assert batch["input_ids"][i, here].tolist() == example.input_ids
-            expected = [t if m else IGNORE for t, m in zip(example.input_ids, example.loss_mask, strict=True)]
-            assert batch["labels"][i, here].tolist() == [IGNORE, *expected[1:]]
+            expected = [t if m else IGNORED for t, m in zip(example.input_ids, example.loss_mask, strict=True)]
+            assert batch["labels"][i, here].tolist() == [IGNORED, *expected[1:]]
             assert batch["position_ids"][i, here].tolist() == list(range(len(example.input_ids)))
             assert (batch["seq_idx"][i, here] == number).all()
             at = here.stop
-        assert (batch["labels"][i, at:] == IGNORE).all() and (batch["seq_idx"][i, at:] == len(row)).all()
+        assert (batch["labels"][i, at:] == IGNORED).all() and (batch["seq_idx"][i, at:] == len(row)).all()
         assert batch["position_ids"][i, at:].tolist() == list(range(batch["input_ids"].shape[1] - at))
 
 
@@ -44,7 +44,7 @@ def test_unpacked_rows_are_padded_on_the_right_under_a_mask() -> None:
     batch = collate(documents, list(singly(documents.lengths)), isolate=False, pad_id=9)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORE, 6, 7], [IGNORE] * 3]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED] * 3]
     assert "seq_idx" not in batch and "position_ids" not in batch
 
 
@@ -64,5 +64,5 @@ def test_in_full_all_tokens_are_trained_but_each_documents_first(examples: list[
     documents = replace(plain, starts=begin, lengths=plain.lengths - begin).in_full()
     batch = collate(documents, [range(len(examples))], isolate=True, pad_id=0)
     first = batch["position_ids"][0] == 0
-    assert torch.equal(batch["labels"][0], batch["input_ids"][0].masked_fill(first, IGNORE))
-    assert int((batch["labels"] != IGNORE).sum()) == documents.trained_tokens.sum()
+    assert torch.equal(batch["labels"][0], batch["input_ids"][0].masked_fill(first, IGNORED))
+    assert int((batch["labels"] != IGNORED).sum()) == documents.trained_tokens.sum()
