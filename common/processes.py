@@ -1,5 +1,8 @@
-"""What the processes of a launch agree on."""
+"""What the processes of a launch agree on, and what one does beside its main work."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,3 +14,17 @@ def shared(value: T) -> T:
 
     first: T = broadcast_object_list([value])[0]
     return first
+
+
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """``work()`` in a thread that no process waits for when it ends."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

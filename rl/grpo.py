@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from nanoalign.common.intervals import mean
+from nanoalign.common.processes import in_background
 from nanoalign.common.stage import StageContext
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.models.schedules import optimizer_steps
@@ -39,35 +40,38 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     """
     from nanoalign.data_recipes.chat import chat_format
     from nanoalign.models.adapters import load_trainable
-    from nanoalign.models.held_out import restore_best
     from nanoalign.models.loading import load_model, load_tokenizer, save_model
-    from nanoalign.models.training import resolve_device
-    from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
     from nanoalign.rollouts import open_engine
 
     chat = chat_format(context.chat)
     tokenizer = load_tokenizer(context.inputs["from"])
-    device, first_process = resolve_device(context.device), int(os.environ.get("RANK", "0")) == 0
+    first_process, kind = int(os.environ.get("RANK", "0")) == 0, config.rollouts.engine.kind
     asked = questions(config, mixtures, context, chat, tokenizer)
     prompts, everything = asked.prompts, [*asked.prompts, *asked.held_out]
+    batch_size, dtype = config.rollouts.batch_size, config.train.dtype
+    open_vllm = partial(
+        open_engine, config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size,
+        dtype=dtype, exchange=context.folder / "exchange",
+        max_length=None if asked.environment is not None
+        else max(len(prompt.ids) for prompt in everything) + config.rollouts.max_tokens,
+        budgets=any(prompt.mode.budget is not None for prompt in everything),
+    )  # fmt: skip
+    servers = in_background(open_vllm) if kind == "vllm_server" and first_process else None
+
+    # while servers start, which takes a minute or two
+    from nanoalign.models.held_out import restore_best
+    from nanoalign.models.training import resolve_device
+    from nanoalign.rl.grpo_trainer import grpo_arguments, make_trainer
+
+    device = resolve_device(context.device)
     steps = optimizer_steps(config.train, len(prompts) * config.group_size)
     arguments = grpo_arguments(config, context.folder / "checkpoints", context.device, context.seed, steps)
     fresh_model = partial(load_trainable, context.inputs["from"], config.train.lora, context.seed)
     model = fresh_model(device)
-    batch_size, dtype = config.rollouts.batch_size, config.train.dtype
     scorer = open_engine("hf", model, tokenizer, chat, batch_size=batch_size, dtype=dtype)
-    kind = config.rollouts.engine.kind
-    engine: Any = scorer if kind == "hf" else None
-    if kind == "vllm" or (kind == "vllm_server" and first_process):
-        engine = open_engine(
-            config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size, dtype=dtype,
-            max_length=None if asked.environment is not None
-            else max(len(prompt.ids) for prompt in everything) + config.rollouts.max_tokens,
-            exchange=context.folder / "exchange",
-            budgets=any(prompt.mode.budget is not None for prompt in everything),
-        )  # fmt: skip
+    engine: Any = scorer if kind == "hf" else open_vllm() if kind == "vllm" else None
     rewards = None
-    if engine is not None:
+    if engine is not None or servers is not None:
         judge = None
         if config.reward_model is not None:
             from nanoalign.reward.preference import load_reward_model
@@ -84,7 +88,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     else:
         rollouts = EpisodeRollouts(config, prompts, *common, environment=asked.environment, tasks=asked.tasks)
         held_out = replace(rollouts, prompts=asked.held_out, tasks=asked.held_out_tasks, held_out=True)
-    collect = SharedEngine(rollouts, engine) if kind == "vllm_server" else OwnEngine(rollouts, engine)
+    collect = SharedEngine(rollouts, servers) if kind == "vllm_server" else OwnEngine(rollouts, engine)
     # without adapters the reference is a model of its own, with them the model below them
     reference = load_model(context.inputs["from"], device=device) if config.kl and not config.train.lora else None
     trainer = make_trainer(

@@ -29,17 +29,19 @@ LOOK_S = 0.2
 class SharedEngine:
     """A :data:`rl.collect.Collect`; every process makes one and calls it at the same time."""
 
-    def __init__(self, rollouts: StepRollouts, pool: "ServerPool | None") -> None:
-        """``pool`` is None on all processes but the first."""
-        self.rollouts, self.pool = rollouts, pool
+    def __init__(self, rollouts: StepRollouts, servers: "Future[ServerPool] | None") -> None:
+        """``servers``, which may still start, are None on all processes but the first."""
+        self.rollouts, self.servers = rollouts, servers
         self.ahead = rollouts.stage.rollouts.ahead
         self.steps = ThreadPoolExecutor(self.ahead + 1)
         self.asked: dict[int, Future[Collected]] = {}
         """By step: its completions, judged."""
-        self.left_at, self.busy_s = time.perf_counter(), 0.0
+        self.left_at, self.busy_s = 0.0, 0.0
         """When the last step was handed out, and how long the engines had been busy until then."""
 
     def __call__(self, step: int, first: int, count: int) -> Collected:
+        if self.pool is not None and not self.left_at:
+            self.left_at = time.perf_counter()  # they have started
         entered = time.perf_counter()
         apart = self._give_weights(step)
         synced = time.perf_counter()
@@ -67,6 +69,10 @@ class SharedEngine:
         if self.pool is not None:
             self.left_at, self.busy_s = time.perf_counter(), self.pool.busy_s()
         return found or []
+
+    @property
+    def pool(self) -> "ServerPool | None":
+        return None if self.servers is None else self.servers.result()
 
     def close(self) -> None:
         if self.pool is not None:

@@ -12,6 +12,7 @@ import deepspeed.ops
 import torch
 
 from nanoalign import rollouts
+from nanoalign.common.processes import in_background
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.rows import to_row
@@ -136,7 +137,7 @@ def train(
         policy = attach(model, lora, 0) if lora else model
         if shared:
             answers: Any = Answers(stage, policy)
-            collect = SharedEngine(answers, answers if rank == 0 else None)
+            collect = SharedEngine(answers, in_background(lambda: answers) if rank == 0 else None)
         arguments = grpo_arguments(stage, folder / "checkpoints", "cpu", 3, 3)
         trainer = make_trainer(
             policy, toy_tokenizer(), stage, arguments, collect, StageLog(folder), reference=reference,
