@@ -85,17 +85,18 @@ def layout(text: str) -> tuple[int, int]:
 
 
 def trl(options: Options, report: Report) -> None:
-    for place in options.layout:
-        processes, servers = layout(place)
-        for ahead in options.ahead if servers else [0]:
+    """The first layout, TRL, and then the other layouts."""
+    for number, place in enumerate(options.layout or [None]):
+        processes, servers = layout(place) if place else (0, 0)
+        for ahead in options.ahead if servers else [0] * (processes > 0):
             name = f"ours/{place}/ahead{ahead}"
             stage = grpo(options, engine_of(options, processes, servers), ahead)
             gpus = options.gpus[: processes + servers]
             report.note(name, run_ours(options, name, stage, processes, gpus, options.seconds))
-    if not options.no_trl:
-        from benchmarks.trl_side import run_trl_cluster
+        if not number and not options.no_trl:
+            from benchmarks.trl_side import run_trl_cluster
 
-        report.note("trl", run_trl_cluster(options))
+            report.note("trl", run_trl_cluster(options))
     peer = report.runs.get("trl", {})
     ours = {name: run for name, run in report.runs.items() if name.startswith("ours/") and "step_s" in run}
     for name, run in ours.items():

@@ -7,7 +7,7 @@ than a small model's decoding step takes its GPU.
 import asyncio
 import json
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from nanoalign.budget_control.serve import Receive, Send
@@ -19,10 +19,12 @@ ROUTE = "/v1/nanoalign/generate"
 class TokenRoute:
     """ASGI middleware of vLLM's server that adds the route to its app as it starts, behind the app's authentication.
 
-    A request is ``{"prompt": [ids], "max_tokens": n}`` with, where wanted, ``temperature``, ``top_p``, ``seed``,
-    ``stop_token_ids``, ``logprobs`` (0: of each token drawn; 1: and the likeliest token's id), ``prompt_logprobs``
-    (true: of each prompt token but the first) and ``vllm_xargs`` (a thinking budget). The answer has ``token_ids``,
-    ``finish_reason`` ("abort" where a pause cut it off), ``logprobs``, ``likeliest`` and ``prompt_logprobs``.
+    It takes a list of requests, each ``{"prompt": [ids], "max_tokens": n}`` with, where wanted, ``temperature``,
+    ``top_p``, ``seed``, ``stop_token_ids``, ``logprobs`` (0: of each token drawn; 1: and the likeliest token's id),
+    ``prompt_logprobs`` (true: of each prompt token but the first) and ``vllm_xargs`` (a thinking budget). Each is
+    answered by a line of JSON as soon as it is complete: its ``place`` in the list, ``token_ids``, ``finish_reason``
+    ("abort" where a pause cut it off), ``logprobs``, ``likeliest`` and ``prompt_logprobs``, or ``error``, why it is
+    refused.
     """
 
     def __init__(self, app: Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]) -> None:
@@ -35,24 +37,49 @@ class TokenRoute:
 
 
 async def generate(request: Any) -> Any:
-    """The route. A client that goes away ends its request."""
-    from starlette.responses import JSONResponse
+    """The route. A client that goes away ends its requests."""
+    from starlette.responses import JSONResponse, StreamingResponse
 
-    engine = request.app.state.engine_client
     try:
         asked = json.loads(await request.body())
+        if not isinstance(asked, list):
+            raise ValueError("a list of requests is wanted")
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, 400)
+    return StreamingResponse(_lines(request.app.state.engine_client, asked), media_type="application/x-ndjson")
+
+
+async def _lines(engine: Any, asked: Sequence[Mapping[str, Any]]) -> AsyncIterator[str]:
+    under_way = [asyncio.ensure_future(_line(engine, place, each)) for place, each in enumerate(asked)]
+    try:
+        for line in asyncio.as_completed(under_way):
+            yield await line
+    finally:
+        for each in under_way:
+            each.cancel()
+
+
+async def _line(engine: Any, place: int, asked: Mapping[str, Any]) -> str:
+    try:
         _require_room(asked, engine.vllm_config.model_config.max_model_len)
         parameters = sampling_parameters(asked, engine.vllm_config)
-        outputs = engine.generate({"prompt_token_ids": asked["prompt"]}, parameters, f"tokens-{uuid.uuid4()}")
-        work, gone = asyncio.ensure_future(_last(outputs)), asyncio.ensure_future(_left(request))
-        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-        gone.cancel()
-        if not work.done():
-            work.cancel()
-            return JSONResponse({"error": "the client has gone"}, 499)
-        return JSONResponse(read_output(asked, work.result()))
-    except (ValueError, TypeError, KeyError) as error:  # vLLM's checks of a request raise these
-        return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 400)
+        answer = None
+        async for answer in engine.generate(
+            {"prompt_token_ids": asked["prompt"]}, parameters, f"tokens-{uuid.uuid4()}"
+        ):
+            pass
+        said = read_output(asked, answer)
+    except (ValueError, TypeError, KeyError, *_refusals()) as error:  # vLLM's checks of a request raise these
+        said = {"error": f"{type(error).__name__}: {error}"}
+    return json.dumps({"place": place, **said}) + "\n"
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    try:
+        from vllm.exceptions import VLLMClientError
+    except ImportError:  # an older vLLM, where they are ValueErrors
+        return ()
+    return (VLLMClientError,)
 
 
 def _require_room(asked: Mapping[str, Any], longest: int) -> None:
@@ -97,15 +124,3 @@ def read_output(asked: Mapping[str, Any], output: Any) -> dict[str, Any]:
     if asked.get("prompt_logprobs") and output.prompt_logprobs is not None:
         answer["prompt_logprobs"] = list(output.prompt_logprobs.logprobs)
     return answer
-
-
-async def _last(outputs: Any) -> Any:
-    last = None
-    async for each in outputs:
-        last = each
-    return last
-
-
-async def _left(request: Any) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

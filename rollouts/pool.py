@@ -222,6 +222,7 @@ class ServerPool:
         if not self.closed and all(slot.state == "dead" for slot in self.slots):
             while self.queue:
                 self.queue.popleft().settle(self._last_error())
+        given: dict[Slot, list[Job]] = {}
         while self.queue and not self.closed:
             free = [slot for slot in self.slots if slot.state == "ready" and len(slot.jobs) < self.parallel]
             if not free:
@@ -230,30 +231,30 @@ class ServerPool:
             if not job.future.done():
                 slot = min(free, key=lambda slot: len(slot.jobs))
                 slot.jobs[job.number] = job
-                asked = (slot, slot.server, job, job.work.body())
-                threading.Thread(target=self._ask, args=asked, daemon=True).start()
+                given.setdefault(slot, []).append(job)
+        for slot, jobs in given.items():
+            asked = (slot, slot.server, jobs, [job.work.body() for job in jobs])
+            threading.Thread(target=self._ask, args=asked, daemon=True).start()
         self._clock()
         self.changed.notify_all()
 
-    def _ask(self, slot: Slot, server: Server, job: Job, body: dict[str, Any]) -> None:
-        """A request's thread."""
-        answer: dict[str, Any] = {}
-        refused: ConfigError | None = None
+    def _ask(self, slot: Slot, server: Server, jobs: list[Job], bodies: list[dict[str, Any]]) -> None:
+        """The thread of requests that are asked together."""
         try:
-            answer = server.complete(body)
-        except ConfigError as error:
-            refused = error
+            server.complete(bodies, lambda place, answer: self._take(slot, server, jobs[place], answer))
+        except ConfigError as error:  # of all that is left
+            for job in jobs:
+                self._take(slot, server, job, {"error": str(error)})
         except Exception as error:
             self._lose(slot, server, error)
-            return
+
+    def _take(self, slot: Slot, server: Server, job: Job, answer: dict[str, Any]) -> None:
+        """An answer; raises EngineLostError for one that no server should give."""
         with self.changed:
-            if slot.server is not server:
+            if slot.server is not server or job.number not in slot.jobs:
                 return  # it was lost meanwhile, and the job given to another
-            try:
-                whole = refused is not None or job.work.take(answer, slot.version)
-            except Exception as error:
-                self._lose(slot, server, error)
-                return
+            refused = ConfigError(f"{server.url}: {answer['error']}") if "error" in answer else None
+            whole = refused is not None or job.work.take(answer, slot.version)
             del slot.jobs[job.number]
             if whole:
                 slot.losses = 0
@@ -394,9 +395,12 @@ class ServerPool:
 def _scores(server: Server, texts: Sequence[Sequence[int]]) -> list[list[float]]:
     """Log-probability of every token but the first of each text, asked for at once."""
     asked = [Scored(text) for text in texts]
-    with ThreadPoolExecutor(max(1, len(asked))) as threads:
-        answers = list(threads.map(lambda each: server.complete(each.body()), asked))
-    for each, answer in zip(asked, answers, strict=True):
-        if not each.take(answer, None):
+
+    def take(place: int, answer: dict[str, Any]) -> None:
+        if "error" in answer:
+            raise ConfigError(f"{server.url}: {answer['error']}")
+        if not asked[place].take(answer, None):
             raise EngineLostError(f"{server.url}: cut off while its weights were proved")
+
+    server.complete([each.body() for each in asked], take)
     return [each.result() for each in asked]

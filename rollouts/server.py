@@ -9,7 +9,8 @@ GPU. The server is started with VLLM_SERVER_DEV_MODE=1, for these routes:
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Server:
     """The server at ``url``.
 
     Raises EngineLostError from any method where the server is gone, fails, or gives no answer in ``deadline_s`` seconds
-    (CONTROL_S for what takes no time); ConfigError where it refuses a request.
+    (CONTROL_S for what takes no time; of completions that were asked for together, between two answers); ConfigError where it refuses a request.
     """
 
     def __init__(self, url: str, deadline_s: float, *, on_cpu: bool = False, nccl_device: int | None = None) -> None:
@@ -39,11 +40,17 @@ class Server:
         self.max_length: int | None = served.get("max_model_len")
         self.transfer = None if nccl_device is None else NCCLTransfer(self.ask, self.url, deadline_s, nccl_device)
 
-    def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A completion, see :class:`budget_control.token_route.TokenRoute`; one that :meth:`pause` cut off ended with
-        "abort"."""
-        answer: dict[str, Any] = self.ask(ROUTE, body)
-        return answer
+    def complete(self, bodies: Sequence[Mapping[str, Any]], take: Callable[[int, dict[str, Any]], object]) -> None:
+        """Asks :class:`budget_control.token_route.TokenRoute` for completions, in one request; ``take`` gets the place
+        and the answer of each as it comes. One that :meth:`pause` cut off ended with "abort"."""
+        left = len(bodies)
+        with self._asked(ROUTE, bodies, self.deadline_s) as answers:
+            for line in answers:
+                answer = json.loads(line)
+                take(answer["place"], answer)
+                left -= 1
+            if left:
+                raise ValueError(f"the connection ended before {left} answers")
 
     def pause(self) -> None:
         """Cuts off what is being generated or waits for it, and forgets what was cached; later requests wait."""
@@ -76,12 +83,20 @@ class Server:
 
     def ask(self, route: str, body: Mapping[str, Any] | None = None, seconds: float | None = None) -> Any:
         """JSON of a GET, or of a POST where there is a body."""
+        with self._asked(route, body, seconds or self.deadline_s) as answer:
+            text = answer.read()
+            return json.loads(text) if text else {}
+
+    @contextmanager
+    def _asked(self, route: str, body: Any, seconds: float) -> Iterator[Any]:
+        """The open response; what goes wrong with it, while it is read too, is one of our errors."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + route, data, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=seconds or self.deadline_s) as response:
-                text = response.read()
-            return json.loads(text) if text else {}
+            with urllib.request.urlopen(request, timeout=seconds) as response:
+                yield response
+        except ConfigError:  # of what reads it; a ValueError too
+            raise
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")[:500]
             if error.code == 404:

@@ -30,7 +30,7 @@ case $part in
   smoke) # two ranks and a server that one of them starts, weights by NCCL, one step ahead: what every other part rests on
     needs_all; need converted
     if LIMIT=${LIMIT:-240} run benchmarks.rl_cluster trl --no-trl --gpus $G --layout ${LAYOUT:-2+1} --ahead 1 --batch 64 --pack-tokens 16384 --steps 4 --seconds 30 --start 200 "$@"; then touch $K/smoked; else exit 1; fi ;;
-  trl) measured; run benchmarks.rl_cluster trl --gpus $G --layout ${LAYOUT:-1+3} --batch ${BATCH:-384} --pack-tokens 32768 --seconds 45 --trl-seconds 50 "$@" ;;
+  trl) measured; run benchmarks.rl_cluster trl --gpus $G --layout ${LAYOUT:-1+3 2+2} --ahead 1 0 --batch ${BATCH:-384} --pack-tokens 32768 --seconds 30 --trl-seconds 35 "$@" ;;
   today) measured; run benchmarks.rl_cluster today --gpus $G --batch ${BATCH:-384} --seconds 45 "$@" ;;
   async) measured; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps ${STEPS:-24} --seconds 100 "$@" ;;
   nano9b) measured; export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-48} --tokens ${TOKENS:-1024} --pack-tokens 16384 --ahead 1 --steps ${STEPS:-4} --start 480 --seconds 100 "$@" ;;

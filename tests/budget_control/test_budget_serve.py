@@ -108,12 +108,23 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         log.close()
 
 
-def post(port: int, body: dict[str, Any], key: str = KEY, route: str = "/v1/completions") -> tuple[int, dict[str, Any]]:
+def post(port: int, body: Any, key: str = KEY, route: str = "/v1/completions") -> tuple[int, dict[str, Any]]:
+    response = asked(port, {"model": "tiny", **body} if isinstance(body, dict) else body, key, route)
+    return response.status, json.loads(response.read())
+
+
+def asked(port: int, body: Any, key: str, route: str) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    connection.request("POST", route, json.dumps({"model": "tiny", **body}), headers)
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
+    connection.request("POST", route, json.dumps(body), headers)
+    return connection.getresponse()
+
+
+def lines(port: int, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers of the route for rollouts, in the order of the requests."""
+    response = asked(port, bodies, KEY, ROUTE)
+    assert response.status == 200
+    return sorted(map(json.loads, response), key=lambda answer: answer["place"])
 
 
 def test_the_server_keeps_budgets_and_the_client_needs_no_plugin_to_do_the_same(port: int) -> None:
@@ -149,18 +160,22 @@ def test_rollouts_get_tokens_as_numbers_from_a_route_behind_the_key(port: int) -
     status, answer = post(port, drawn | {"return_token_ids": True, "return_tokens_as_token_ids": True})
     said = answer["choices"][0]
     assert status == 200, answer
-    status, found = post(port, drawn, route=ROUTE)
-    assert (status, found["token_ids"], found["finish_reason"]) == (200, said["token_ids"], said["finish_reason"])
+    scored = {"prompt": prompt, "max_tokens": 1, "prompt_logprobs": True}
+    found, scores = lines(port, [drawn, scored])
+    assert (found["token_ids"], found["finish_reason"]) == (said["token_ids"], said["finish_reason"])
     assert found["logprobs"] == pytest.approx(said["logprobs"]["token_logprobs"], abs=1e-5)
     tops = [max(each, key=each.__getitem__) for each in said["logprobs"]["top_logprobs"]]
     assert [f"token_id:{token}" for token in found["likeliest"]] == tops
-    status, found = post(port, {"prompt": prompt, "max_tokens": 1, "prompt_logprobs": True}, route=ROUTE)
-    assert status == 200 and len(found["prompt_logprobs"]) == len(prompt) - 1
-    assert all(each <= 0 for each in found["prompt_logprobs"])
-    assert post(port, drawn, key="guessed", route=ROUTE)[0] == 401
-    for wrong, reason in (
+    assert len(scores["prompt_logprobs"]) == len(prompt) - 1
+    assert all(each <= 0 for each in scores["prompt_logprobs"])
+    assert post(port, [drawn], key="guessed", route=ROUTE)[0] == 401
+    assert post(port, drawn, route=ROUTE)[0] == 400
+    wrong = (
         ({"max_tokens": 5}, "prompt"), (drawn | {"max_tokens": 256}, "256"), (drawn | {"top_p": 7}, "top_p"),
         (drawn | {"vllm_xargs": {"thinking_budget": -3}}, "-3"), (drawn | {"prompt": [10**9]}, "10000"),
-    ):  # fmt: skip
-        status, answer = post(port, wrong, route=ROUTE)
-        assert status == 400 and reason in json.dumps(answer), answer
+    )  # fmt: skip
+    answers = lines(port, [drawn, *(body for body, _ in wrong)])
+    assert "error" not in answers[0], answers
+    assert answers[0]["token_ids"] == found["token_ids"]  # a wrong request is no other's concern
+    for (_, reason), answer in zip(wrong, answers[1:], strict=True):
+        assert reason in answer["error"]

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -53,6 +54,15 @@ class FakeServer:
                     time.sleep(0.01)
                 try:
                     status = fake.fails.get(route, 200)
+                    if route == ROUTE and status == 200:
+                        self.send_response(200)
+                        self.end_headers()
+                        with ThreadPoolExecutor(len(body)) as threads:
+                            for each in as_completed([threads.submit(fake.line, *each) for each in enumerate(body)]):
+                                if not fake.dead:
+                                    self.wfile.write(each.result())
+                                    self.wfile.flush()
+                        return
                     answer = json.dumps(fake.answer(route, body) if status == 200 else "scripted").encode()
                     if fake.dead:
                         return
@@ -82,9 +92,10 @@ class FakeServer:
             folder = Path(body["kwargs"]["weights_path"])
             files = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
             self.weights = int(next(file["w"] for file in files if "w" in file)) if files else 0
-        elif route == ROUTE:
-            return self.completion(body)
         return {}
+
+    def line(self, place: int, body) -> bytes:
+        return json.dumps({"place": place, **self.completion(body)}).encode() + b"\n"
 
     def completion(self, body):
         with self.lock:
