@@ -63,12 +63,8 @@ async def _line(engine: Any, place: int, asked: Mapping[str, Any]) -> str:
     try:
         _require_room(asked, engine.vllm_config.model_config.max_model_len)
         parameters = sampling_parameters(asked, engine.vllm_config)
-        answer = None
-        async for answer in engine.generate(
-            {"prompt_token_ids": asked["prompt"]}, parameters, f"tokens-{uuid.uuid4()}"
-        ):
-            pass
-        said = read_output(asked, answer)
+        outputs = engine.generate({"prompt_token_ids": asked["prompt"]}, parameters, f"tokens-{uuid.uuid4()}")
+        said = read_output(asked, [each async for each in outputs][-1])
     except (ValueError, TypeError, KeyError, *_refusals()) as error:  # vLLM's checks of a request raise these
         said = {"error": f"{type(error).__name__}: {error}"}
     return json.dumps({"place": place, **said}) + "\n"

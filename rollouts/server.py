@@ -28,7 +28,8 @@ class Server:
     """The server at ``url``.
 
     Raises EngineLostError from any method where the server is gone, fails, or gives no answer in ``deadline_s`` seconds
-    (CONTROL_S for what takes no time; of completions that were asked for together, between two answers); ConfigError where it refuses a request.
+    (CONTROL_S for what takes no time; of completions that were asked for together, none between two answers);
+    ConfigError where it refuses a request.
     """
 
     def __init__(self, url: str, deadline_s: float, *, on_cpu: bool = False, nccl_device: int | None = None) -> None:
