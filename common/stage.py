@@ -37,6 +37,18 @@ class StageLog:
             file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
 
 
+class PartLog(StageLog):
+    """The log of a part of a stage in a folder of its own, whose figures the stage's log has too, as a phase."""
+
+    def __init__(self, folder: Path, whole: StageLog, phase: str) -> None:
+        super().__init__(folder)
+        self.whole, self.phase = whole, phase
+
+    def metrics(self, step: int, total_steps: int | None = None, **values: float | str) -> None:
+        super().metrics(step, total_steps, **values)
+        self.whole.metrics(step, total_steps, **{**values, "phase": self.phase})
+
+
 def held_out_rewards(folder: Path) -> dict[int, list[float]]:
     """What :meth:`StageLog.held_out` noted in a stage's folder, by step."""
     path, found = folder / "held_out.jsonl", {}
