@@ -17,15 +17,15 @@ def hub_rows(repository: str, *arguments: Any, **named: Any) -> Iterator[Mapping
     import datasets
     import httpx
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     known = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
     try:
         huggingface_hub.HfApi().dataset_info(repository, timeout=PATIENCE_S)
     except httpx.TransportError:
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-    except (HfHubHTTPError, OfflineModeIsEnabled):
-        pass  # it says more of it below
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+        pass  # a folder, or what `datasets` says more of
     try:
         rows = datasets.load_dataset(repository, *arguments, **named)
     finally:

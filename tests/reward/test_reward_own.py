@@ -338,6 +338,11 @@ WRONG = {
         RewardError,
         "returned float 1.0, not a list of scores",
     ),
+    "one number, as an array": (
+        "import numpy\ndef reward_func(samples):\n    return numpy.float32(1).reshape(())",
+        RewardError,
+        r"returned \w+ .*1.0.*, not a list of scores",
+    ),
     "nothing": ("def reward_func(samples):\n    pass", RewardError, "returned NoneType None, not a list"),
     "a text": ("def reward_func(samples):\n    return '10'", RewardError, "returned str '10', not a list"),
     "a coroutine": (
