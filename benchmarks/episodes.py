@@ -103,16 +103,22 @@ def main() -> None:
                 print(f"{side:<11} {seconds:7.2f} s  {tokens:7d} tokens  {turns:5d} turns", flush=True)
                 if number:
                     found[side].append(tokens / seconds)
+            if number:  # what there is when a time limit comes counts
+                note(options, found)
     finally:
         pool.close()
+    print(json.dumps(note(options, found)))
+
+
+def note(options: argparse.Namespace, found: dict[str, list[float]]) -> dict[str, float]:
+    """The figures of the rounds so far, written to ``--json``."""
     figures = {f"episodes.{side}.tokens_per_s": statistics.median(speeds) for side, speeds in found.items()}
     both = zip(found["overlapped"], found["in_step"], strict=True)
     figures["episodes_ratio_vs_lockstep"] = statistics.median(ours / theirs for ours, theirs in both)
-    print(json.dumps(figures))
     if options.json:
-        options.json.write_text(
-            json.dumps({"command": vars(options), "figures": figures}, default=str, indent=1) + "\n"
-        )
+        told = {"command": vars(options), "figures": figures, "rounds": found}
+        options.json.write_text(json.dumps(told, default=str, indent=1) + "\n")
+    return figures
 
 
 if __name__ == "__main__":

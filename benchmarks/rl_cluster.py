@@ -6,7 +6,7 @@
     async     --ahead 0 and others, --seeds, one trainer and one server each, two runs at once on four GPUs
     nano9b    GRPO of the 9B shape with random weights (benchmarks/nano9b.py), all weights or --lora
 
-benchmarks/rl_cluster_dpo.py is DPO's part, benchmarks/rl_faults.py that of faults.
+benchmarks/rl_cluster_dpo.py is DPO's part, rl_cluster_workbench.py that of tool calls, rl_faults.py that of faults.
 Every run ends after its seconds, and is in the JSON as soon as it has ended; the table comes last. ``--tiny`` tries it
 on a CPU. Figures of speed are medians over steps after the first two.
 """

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from nanoalign.common.files import SURROGATES
 
 
 class StageLog:
-    """Appends rows to ``metrics.jsonl`` (read live by the parent) and to ``samples.jsonl`` of a stage folder."""
+    """Appends rows to ``metrics.jsonl`` (read live by the parent), ``samples.jsonl`` and ``held_out.jsonl`` of a stage
+    folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,9 +27,36 @@ class StageLog:
         """One rendered sample for the report. Usual names: kind, step, domain, prompt, thinking, answer, reward."""
         self._append("samples.jsonl", values)
 
+    def held_out(self, step: int, rewards: Sequence[float]) -> None:
+        """One measurement on what is held out: the reward of each prompt or task, always in the same order. A resumed
+        stage measures some steps again; the last row of a step counts."""
+        self._append("held_out.jsonl", {"step": step, "rewards": list(rewards)})
+
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self.folder / name).open("a", encoding="utf-8", errors=SURROGATES) as file:
             file.write(json.dumps(row, ensure_ascii=False, default=float) + "\n")
+
+
+class PartLog(StageLog):
+    """The log of a part of a stage in a folder of its own, whose figures the stage's log has too, as a phase."""
+
+    def __init__(self, folder: Path, whole: StageLog, phase: str) -> None:
+        super().__init__(folder)
+        self.whole, self.phase = whole, phase
+
+    def metrics(self, step: int, total_steps: int | None = None, **values: float | str) -> None:
+        super().metrics(step, total_steps, **values)
+        self.whole.metrics(step, total_steps, **{**values, "phase": self.phase})
+
+
+def held_out_rewards(folder: Path) -> dict[int, list[float]]:
+    """What :meth:`StageLog.held_out` noted in a stage's folder, by step."""
+    path, found = folder / "held_out.jsonl", {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):  # the last line of a stage that was killed
+            row = json.loads(line)
+            found[row["step"]] = row["rewards"]
+    return {step: found[step] for step in sorted(found)}
 
 
 @dataclass(frozen=True)

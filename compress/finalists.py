@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.common.stage import PartLog, StageContext
 from nanoalign.compress.config import CompressStage
 from nanoalign.compress.importance import Scores, choose
 from nanoalign.compress.record import Record
@@ -50,15 +50,15 @@ class Finalists:
         done = {each.name: each for each in best}.get(self.record.content["chosen"])
         if done is None or not final.is_dir():
             for number, candidate in enumerate(best, 1):
-                self._measure(candidate)
+                self._measure(candidate, f"finalist {number} of {len(best)}")
                 self.context.log.metrics(number, len(best), phase="finalists", **self._numbers(candidate))
             done = min(self._fast(best), key=self._rank)
             self._settle(done, final)
         shutil.rmtree(self.context.folder / "candidates", ignore_errors=True)
         return done
 
-    def _measure(self, candidate: Candidate) -> None:
-        """One finalist's model, and whatever the recipe asks to know of it."""
+    def _measure(self, candidate: Candidate, phase: str) -> None:
+        """One finalist's model, and whatever the recipe asks to know of it; ``phase`` is for the log."""
         place, row = self._place(candidate), self.record.row(candidate)
         if not (place / "pruned").is_dir():
             source = self.context.inputs["from"]
@@ -67,7 +67,7 @@ class Finalists:
             table = write_pruned(source, kept, candidate.sizes, place / "pruned")
             write_table(table, place / "tensors.jsonl")
         if self.config.distill is not None and "distilled" not in row:
-            self.record.note(candidate, **self._distilled(place))
+            self.record.note(candidate, **self._distilled(place, phase))
         if self.config.suite is not None and "accuracy" not in row:
             self.record.note(candidate, accuracy=self._accuracy(self._model(place)).as_dict())
         if self.config.throughput.measure and can_measure(self.device) and "measured_tokens_per_s" not in row:
@@ -75,13 +75,13 @@ class Finalists:
             self.record.note(candidate, measured_tokens_per_s=speed)
         self.record.note(candidate, finalist=True)
 
-    def _distilled(self, place: Path) -> dict[str, Any]:
+    def _distilled(self, place: Path, phase: str) -> dict[str, Any]:
         """Figures of a brief distillation; losses are of the samples that it holds out."""
         from nanoalign.sft.distill import distil_briefly
 
         settings = self.config.distill
         assert settings is not None
-        context = replace(self.context, folder=place, inputs={}, log=StageLog(place))
+        context = replace(self.context, folder=place, inputs={}, log=PartLog(place, self.context.log, phase))
         figures = distil_briefly(
             place / "pruned", self.context.inputs["from"], self.prepared, settings.train, context, settings.pack,
             temperature=settings.temperature, top_k=settings.top_k,

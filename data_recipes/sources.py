@@ -236,12 +236,12 @@ def _replayed_rows(split: Split, data_root: Path | None) -> Iterator[Row]:
 
 def _hub_rows(name: str, entry: Source, part: str, data_root: Path | None) -> Iterator[Row]:
     """Rows streamed from the hub, one at a time. Raises DataError that says where a mirror would have to be."""
-    import datasets
+    from nanoalign.data_recipes.hub import hub_rows
 
     assert entry.hub and entry.hub_splits
     split, number = entry.hub_splits[part], 0  # type: ignore[index]
     try:
-        for row in datasets.load_dataset(entry.hub, split=split, streaming=True):
+        for row in hub_rows(entry.hub, split=split, streaming=True):
             number += 1
             yield f"hub:{entry.hub}/{split}:{number}", without_nulls(row)
     except Exception as error:  # the libraries' many network errors, also in the middle of a stream

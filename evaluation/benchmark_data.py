@@ -64,11 +64,11 @@ def _mirrored(data: Data, root: Path | None) -> list[Path]:
 def _from_hub(name: str, data: Data, root: Path | None) -> Iterator[Row]:
     if not data.loads:
         raise DataError(f"benchmark {name}: {_how_to_mirror(data, root)}")
-    import datasets
+    from nanoalign.data_recipes.hub import hub_rows
 
     number = 0
     try:
-        for row in datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision):
+        for row in hub_rows(data.hub, data.config, split=data.split, revision=data.revision):
             number += 1
             yield f"hub:{data.hub}/{data.split}:{number}", without_nulls(row)
     except Exception as error:  # the libraries' many network errors

@@ -1,6 +1,7 @@
 """Do two checkpoints fit together? Everything that differs and matters is named; nothing is skipped silently."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+"""Said where only one has them: what is merged is as A is, and a stage's model gets its format's template anyway."""
 TOKENIZER_IGNORED = {"name_or_path", "is_local", "local_files_only", "truncation", "padding", "transformers_version"}
 """Where the tokenizer was loaded from and what it was last called with."""
 SHOWN = 5
@@ -108,7 +111,10 @@ def _token_ids(generation: dict[str, Any]) -> dict[str, Any]:
 def _tokenizer_differences(a: TensorSource, b: TensorSource) -> Iterator[str]:
     for name in TOKENIZER_FILES:
         x, y = a.extras.get(name), b.extras.get(name)
-        if (x is None) != (y is None):
+        if (x is None) != (y is None) and name in TEMPLATES:
+            only, has = ("A", a) if y is None else ("B", b)
+            warnings.warn(f"{name}: only in {only} ({has.folder}); the merged model's is A's", stacklevel=2)
+        elif (x is None) != (y is None):
             yield f"{name}: only in {'A' if y is None else 'B'}"
         elif x is not None and y is not None and x.read_bytes() != y.read_bytes():
             if name.endswith(".json"):

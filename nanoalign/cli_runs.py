@@ -56,7 +56,9 @@ def push(
 
 def new(
     name: Annotated[str, typer.Argument(help="The run's name.")] = "mine",
-    goal: Annotated[str | None, typer.Option(help="sft, grpo, sft+grpo, tools or agent; default: asked.")] = None,
+    goal: Annotated[
+        str | None, typer.Option(help="sft, grpo, sft+grpo, tools, agent, distill or compress; default: asked.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A folder, a hub id, builtin:NAME or pip:NAME.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar="FILE|SOURCE[=N]", help="Samples or prompts; N of them, default: all.")
@@ -66,6 +68,7 @@ def new(
     ] = None,
     reward: Annotated[str | None, typer.Option(help="GRPO's reward: a name or FILE.py:FUNCTION.")] = None,
     environment: Annotated[str | None, typer.Option(help="Where tools are called: a name or FILE.py:CLASS.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Whom `distill` learns from: a folder, a hub id.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of this machine; 0 is the CPU.")] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train low-rank adapters, not all weights.")] = False,
     chat: Annotated[str | None, typer.Option(help="The chat format; default: the model's.")] = None,
@@ -89,13 +92,15 @@ def new(
             reward = reward or _asked("reward (a name or FILE.py:FUNCTION)", "task")
         if plays:
             environment = environment or _asked("environment (a name or FILE.py:CLASS)", "miniature-workplace")
+        if goal == "distill":
+            teacher = teacher or _asked("teacher (folder, hub id)", "builtin:miniature-base")
         gpus = int(_asked("GPUs", "0")) if gpus is None else gpus
     name = name.removesuffix(".yaml")
     file = out or Path(f"{name}.yaml")
     write_recipe(
         Choices(
             name, goal, model or "builtin:miniature-base", tuple(data or ()), tuple(test or ()), reward,
-            environment, gpus or 0, lora, chat, data_root,
+            environment, gpus or 0, lora, chat, teacher, data_root,
         ),
         file,
     )  # fmt: skip

@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nanoalign.common.errors import ConfigError, NanoalignError
 from nanoalign.common.printable import known
@@ -17,6 +17,8 @@ GOALS = {
     "sft+grpo": "supervised fine-tuning, then reinforcement learning with a reward",
     "tools": "fine-tuning on samples, then preference learning among tools",
     "agent": "fine-tuning on samples if there are any, then reinforcement learning among tools",
+    "distill": "a model learns the next-token distributions of a teacher on your samples",
+    "compress": "a model is pruned to a smaller memory, then distilled from what it was",
 }
 FAMILIES = {
     "builtin:miniature-base": "nemotron-nano-v2", "nemotron": "nemotron-nano-v2", "smollm2": "smollm2",
@@ -49,12 +51,14 @@ class Choices:
     gpus: int = 0
     lora: bool = False
     chat: str | None = None
+    teacher: str | None = None
+    """Of `distill`: a folder, a hub id or the like."""
     data_root: Path | None = None
 
     @property
     def samples(self) -> bool:
         """It fine-tunes on samples."""
-        return self.goal != "grpo" and bool(self.data)
+        return self.goal in ("sft", "sft+grpo", "tools", "agent") and bool(self.data)
 
     @property
     def plays(self) -> bool:
@@ -64,7 +68,7 @@ class Choices:
     @property
     def rollouts(self) -> bool:
         """It samples from the model."""
-        return self.goal != "sft"
+        return "grpo" in self.goal or self.plays
 
     @property
     def trainers(self) -> int:
@@ -85,8 +89,12 @@ def recipe_text(choices: Choices) -> str:
         raise ConfigError("a recipe needs data: a file, or a source (see `nanoalign data sources`)")
     if choices.environment and not choices.plays:
         raise ConfigError(f"goal `{choices.goal}` calls no tools in an environment; `tools` and `agent` do")
-    if choices.reward and choices.goal in ("sft", "tools"):
+    if choices.reward and choices.goal in ("sft", "tools", "distill", "compress"):
         raise ConfigError(f"goal `{choices.goal}` has no reward; `grpo`, `sft+grpo` and `agent` have")
+    if (choices.goal == "distill") != bool(choices.teacher):
+        raise ConfigError(
+            "goal `distill` needs a teacher (--teacher, a folder or a hub id), and is the only one to have it"
+        )
     return "\n".join([*_head(choices), *_data(choices), *_stages(choices), ""])
 
 
@@ -167,6 +175,12 @@ def _stages(choices: Choices) -> Iterator[str]:
     if choices.goal == "tools":
         yield from _dpo(choices, last)
         last = "workplace"
+    if choices.goal == "compress":
+        yield from _compress(choices)
+        last = "compressed"
+    if choices.goal in ("distill", "compress"):
+        yield from _distill(choices, last)
+        last = "distilled"
     if choices.test or choices.plays:
         suites = [*(["held_out"] if choices.test else []), *(["tools"] if choices.plays else [])]
         yield "  verdict: # before and after"
@@ -219,6 +233,66 @@ def _grpo(choices: Choices, last: str) -> Iterator[str]:
     yield "      schedule: constant"
     yield f"      batch_size: {batch} # {'episodes' if choices.plays else 'completions'} in an optimizer step"
     yield f"      micro_batch_size: {GROUP}"
+    yield "      epochs: 1"
+
+
+def _compress(choices: Choices) -> Iterator[str]:
+    from nanoalign.compress.config import Budget, Grid, Throughput
+    from nanoalign.compress.search import GIB, search
+    from nanoalign.compress.shapes import own_widths, units
+    from nanoalign.models.footprint import memory
+    from nanoalign.models.loading import model_config
+
+    config = model_config(choices.model)
+    blocks, width = len(units(config)), own_widths(config).intermediate_size
+    fewer = sorted({max(1, round(blocks * share)) for share in (0.75, 0.875, 1.0)})
+    narrower = sorted({max(1, round(width * share / 16) * 16) for share in (0.625, 0.75, 0.875)} | {width})
+    context = min(config.get("max_position_embeddings", 4096), 4096)
+    stored: Any = "bfloat16" if choices.gpus else "float32"
+    whole = memory(config, context, 1, stored, stored, "float32").total / GIB
+    grid, budget = (
+        Grid(blocks=fewer, intermediate_size=narrower),
+        Budget(gib=whole, context=context, weights=stored, cache=stored),
+    )
+    sizes = [each.as_dict()["memory_gib"] for each in search(config, grid, budget, Throughput())]
+    gib = math.ceil(1e4 * sizes[len(sizes) // 2]) / 1e4
+    yield "  compressed: # importance of every part, a search of shapes, and a brief distillation of the best ones"
+    yield "    kind: compress"
+    yield "    from: base"
+    yield "    data: mine # what importance is measured on"
+    yield "    grid: # sizes to choose from; hidden_size, num_attention_heads and others are to be had too"
+    yield f"      blocks: {fewer} # of {blocks}"
+    yield f"      intermediate_size: {narrower} # of {width}"
+    yield f"    memory: # the whole model takes {whole:.4f} GiB"
+    yield f"      {{gib: {gib:g}, context: {context}, weights: {stored}, cache: {stored}}}"
+    length = 4096 if choices.gpus else 1024
+    yield f"    calibration: {{length: {length}, rows: 32, depth_rows: 8, held_out_rows: 8}}"
+    yield "    screen: 8 # candidates whose loss is measured"
+    yield "    best: 2 # of them are compared"
+    if not choices.gpus:
+        yield "    dtype: float32"
+    yield "    distill:"
+    yield f"      pack: {{length: {length}}}"
+    yield "      train:"
+    yield from (f"  {line}" for line in _train(replace(choices, lora=False), _rates(replace(choices, lora=False))[0]))
+    yield "        batch_size: 4"
+    yield "        micro_batch_size: 1"
+    yield "        steps: 20 # enough to see which recovers better"
+
+
+def _distill(choices: Choices, last: str) -> Iterator[str]:
+    batch = choices.trainers * max(1, 8 // choices.trainers)
+    yield "  distilled:"
+    yield "    kind: distill"
+    yield f"    from: {last}"
+    yield f"    teacher: {_quoted(choices.teacher or 'base')} # of the student's vocabulary"
+    yield "    data: mine # documents of both"
+    yield f"    pack: {{length: {8192 if choices.gpus else 1024}, over_long: drop}}"
+    yield "    # top_k: 64 # tell only the teacher's likeliest tokens apart; default: the whole vocabulary"
+    yield "    train:"
+    yield from _train(choices, _rates(choices)[0])
+    yield f"      batch_size: {batch} # packs in an optimizer step"
+    yield "      micro_batch_size: 1 # packs on a GPU at once"
     yield "      epochs: 1"
 
 

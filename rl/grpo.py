@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nanoalign.common.intervals import mean
 from nanoalign.common.processes import in_background
-from nanoalign.common.stage import StageContext
+from nanoalign.common.stage import StageContext, held_out_rewards
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.models.schedules import optimizer_steps
 from nanoalign.reward import make_reward
@@ -105,7 +106,18 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     figures = {**learning_figures(trainer.state.log_history, config), **asked.report}
     if config.train.early_stop is not None:  # the model is that of the best measurement
         figures |= {"held_out_reward_last": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
-    return figures
+    return figures | held_out_gain(context.folder, figures.get("best_step"))
+
+
+def held_out_gain(folder: Path, step: int | None = None) -> dict[str, Any]:
+    """How much higher the rewards of what is held out are after ``step`` (None: the last measurement) than before the
+    first step, prompt by prompt or task by task; nothing where they were not measured twice."""
+    rewards = held_out_rewards(folder)
+    after = rewards.get(max(rewards, default=0) if step is None else step)
+    if after is None or len(rewards) < 2 or 0 not in rewards:
+        return {}
+    differences = [late - early for early, late in zip(rewards[0], after, strict=True)]
+    return {"held_out_reward_gain": mean(differences).as_dict()}
 
 
 def learning_figures(history: Sequence[Mapping[str, float]], config: GRPOStage) -> dict[str, Any]:

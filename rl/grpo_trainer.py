@@ -54,7 +54,7 @@ class PolicyTrainer(RecipeTrainer):
     ones."""
 
     def __init__(
-        self, *args: Any, stage: GRPOStage, collect: Collect, correct_engine: bool,
+        self, *args: Any, log: StageLog, stage: GRPOStage, collect: Collect, correct_engine: bool,
         reference: PreTrainedModel | None, measure: Measure | None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """``correct_engine``: the engine's log-probabilities are the old ones of the importance ratio, so that clipping
@@ -62,7 +62,8 @@ class PolicyTrainer(RecipeTrainer):
         ``reference``: the model that `kl` ties to; None is the model without its adapters. ``measure``: what
         `train.evaluate_every` asks; None measures nothing.
         """
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, log=log, **kwargs)
+        self.stage_log = log
         self.split = is_deepspeed_zero3_enabled()
         self.model_accepts_loss_kwargs = True  # a micro-batch's loss is its part of the step's already
         self.stage, self.collect, self.correct_engine = stage, collect, correct_engine
@@ -146,7 +147,10 @@ class PolicyTrainer(RecipeTrainer):
         for name, column in zip(self.stage.weights, zip(*scores_BK, strict=True), strict=True):
             self.logged[f"held_out_rewards/{name}/mean"] = [fmean(column)]
         weights = self.stage.weights.values()
-        reward = fmean(sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in scores_BK)
+        rewards_B = [sum(weight * score for weight, score in zip(weights, row, strict=True)) for row in scores_BK]
+        reward = fmean(rewards_B)
+        if self.is_world_process_zero():
+            self.stage_log.held_out(self.state.global_step, rewards_B)
         self.logged[HELD_OUT], self.logged["held_out_s"] = [reward], [time.perf_counter() - started]
         return reward
 

@@ -23,6 +23,9 @@ OF_THE_LAUNCHER = (
 place of opening its own."""
 LOUD = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
 """Its log is a file, which says what a slow start waits for."""
+CPU_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""Unless the user says otherwise, as colocated (rollouts/vllm.py): vLLM's own choice on a CPU is 92% of the machine's
+memory, and where that is not free the server does not start."""
 START_S = 900.0
 """Seconds in which a server must answer: loading weights and capturing graphs takes minutes for large models."""
 STOP_S = 10.0
@@ -53,7 +56,7 @@ class LocalServer:
         self.url = f"http://127.0.0.1:{self.port}"
         arguments = ["--disable-uvicorn-access-log", *vllm_arguments]
         command = serve_command(str(model), port=self.port, tags=tags, vllm_arguments=arguments, budgets=budgets)
-        environment = serve_environment("127.0.0.1", None, budgets) | LOUD
+        environment = CPU_CACHE | serve_environment("127.0.0.1", None, budgets) | LOUD
         for name in [name for name in environment if name.startswith(OF_THE_LAUNCHER)]:
             del environment[name]
         if gpus is not None:

@@ -35,6 +35,9 @@ case $part in
   async) measured; run benchmarks.rl_cluster async --gpus $G --batch ${BATCH:-256} --pack-tokens 32768 --steps ${STEPS:-24} --seconds 100 "$@" ;;
   nano9b) measured; export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True; run benchmarks.rl_cluster nano9b --gpus $G --model $NINE --batch ${BATCH:-48} --tokens ${TOKENS:-1024} --pack-tokens 16384 --ahead 1 --steps ${STEPS:-4} --start 480 --seconds 100 "$@" ;;
   dpo) measured; need teach; run benchmarks.rl_cluster_dpo --gpus $G --model $B/dpo/teach/model "$@" ;;
+  workbench) # GRPO with tool calls: GPUS="1 2" a trainer and a server, GPUS=1 both on one; ends by itself 20 s before LIMIT
+    measured; need teach; L=${LIMIT:-420}
+    LIMIT=$L run benchmarks.rl_cluster_workbench --gpus $G --model $B/dpo/teach/model --seconds $((L - 20)) "$@" ;;
   episodes) # turns that overlap, on one GPU, with tools that answer at once and after half a second
     measured; need teach; code=0
     for latency in 0 0.5; do

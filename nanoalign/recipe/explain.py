@@ -84,7 +84,9 @@ def describe(error: Any, owner: type[BaseModel] | None, union: Iterable[Any] = (
     if kind in ("union_tag_not_found", "model_type", "model_attributes_type", "dict_type"):
         kinds = ", ".join(_tag(each) for each in union if _is_section(each) and "kind" in each.model_fields)
         if isinstance(given, dict):
-            return f"`kind` is required but missing, one of: {kinds}"
+            having = [_tag(each) for each in union if _is_section(each) and {*given} <= {*keys(each)}] if given else []
+            hint = f"; of them `{'` and `'.join(having)}` can have what is here" if having else ""
+            return f"`kind` is required but missing, one of: {kinds}{hint}"
         return f"expected a mapping{f' with `kind`, one of: {kinds};' if kinds else ','} got {_show(given)}"
     if kind == "string_pattern_mismatch":
         pattern = error["ctx"]["pattern"]

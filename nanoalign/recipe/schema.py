@@ -92,7 +92,14 @@ class RayLaunch(Section):
         return self.gpus
 
 
-Launch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch, Field(discriminator="kind")]
+def _local(value: Any) -> Any:
+    """`kind: local` is the default, for ``--set launch.processes=2`` too."""
+    alone = isinstance(value, dict) and "kind" not in value and set(value) <= set(LocalLaunch.model_fields)
+    return {"kind": "local", **value} if alone else value
+
+
+_AnyLaunch = Annotated[LocalLaunch | SlurmLaunch | RayLaunch, Field(discriminator="kind")]
+Launch = Annotated[_AnyLaunch, BeforeValidator(_local, json_schema_input_type=_AnyLaunch)]
 
 
 Tracker = Literal["wandb", "mlflow", "trackio", "tensorboard"]

@@ -172,9 +172,11 @@ def _did(stage: StageData) -> str:
         first, last = _value(figures["success_first"]), _value(figures["success_last"])
         return f"success {first}% to {last}% in {figures['rounds']} rounds"
     if kind == "grpo":
+        gain = figures.get("held_out_reward_gain")
+        held_out = f"held out {gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}); " if gain else ""
         return (
             f"reward {_value(figures['reward_first'], 1, 3)} to {_value(figures['reward_last'], 1, 3)} in "
-            f"{figures['steps']} steps; mismatch at most {figures['mismatch_max']:.4f}"
+            f"{figures['steps']} steps; {held_out}mismatch at most {figures['mismatch_max']:.4f}"
         )
     if kind == "merge":
         return f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"

@@ -112,7 +112,8 @@ class Function:
             if inspect.iscoroutine(result):
                 result.close()  # or Python warns that it was never awaited
             raise RewardError(f"reward {self.name!r}: {self.file}: returned a coroutine: declare it with `async def`")
-        if isinstance(result, str | bytes | Mapping) or not hasattr(result, "__iter__"):
+        single = getattr(result, "ndim", 1) == 0  # an array or a tensor of one number, which has an __iter__ too
+        if single or isinstance(result, str | bytes | Mapping) or not hasattr(result, "__iter__"):
             shown = f"{type(result).__name__} {result!r}"[:EXCERPT]
             raise RewardError(f"reward {self.name!r}: {self.file}: returned {shown}, not a list of scores")
         values = list(result)

@@ -16,6 +16,7 @@ from nanoalign.reward.base import FLOOR, Progress, RewardError, Sample, Score
 from nanoalign.reward.config import section_of
 from nanoalign.reward.own.call import Failure, Function, Value, described
 from nanoalign.reward.own.source import check, signature
+from nanoalign.reward.own.watch import told_when_slow
 from nanoalign.reward.sandbox import TOO_LONG
 from nanoalign.reward.verifier_pool import ProcessPool
 
@@ -66,7 +67,13 @@ class OwnComponent:
             seconds = self.section.deadline_s
             waiting = asyncio.run_coroutine_threadsafe(function.awaited(samples, progress, columns, seconds), self.loop)
             return lambda: self.judged(samples, waiting.result())
-        return lambda: self.judged(samples, function.scores(samples, progress, columns))
+
+        def here() -> list[Score]:
+            with told_when_slow(self.name, function.file, len(samples)):
+                values = function.scores(samples, progress, columns)
+            return self.judged(samples, values)
+
+        return here
 
     @cached_property
     def pool(self) -> ProcessPool:

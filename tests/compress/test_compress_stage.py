@@ -119,6 +119,8 @@ def test_finalists_are_distilled_and_measured(source: Path, tmp_path: Path):
     assert 0 <= figures["compress.accuracy"]["value"] <= 1
     record = json.loads((tmp_path / "s/search.json").read_text())
     finalists = [row for row in record["candidates"] if "finalist" in row]
+    phases = {row.get("phase") for row in map(json.loads, (tmp_path / "s/metrics.jsonl").read_text().splitlines())}
+    assert f"finalist 1 of {len(finalists)}" in phases  # for `nanoalign status`
     assert all(row["distilled_kl"] != row["pruned_kl"] for row in finalists)
     assert figures["compress.loss_distilled"] in [row["distilled_loss"] for row in finalists]
     assert read_config(tmp_path / "s/model")["hidden_size"] in (24, 32)

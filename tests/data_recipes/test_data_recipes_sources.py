@@ -9,6 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
+import httpx
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +21,7 @@ from nanoalign.data_recipes.adapters import ADAPTERS
 from nanoalign.data_recipes.catalog import catalog
 from nanoalign.data_recipes.conversation import Conversation, Message, ToolCall
 from nanoalign.data_recipes.generators import in_test, reasoning_gym_names
+from nanoalign.data_recipes.hub import hub_rows
 from nanoalign.data_recipes.rows import from_row, to_row
 from nanoalign.data_recipes.selection import load
 from nanoalign.data_recipes.sources import describe_source
@@ -242,6 +246,24 @@ def hub_like(folder: Path, count: int) -> None:
         table = pa.Table.from_pylist(rows[part::2])
         pq.write_table(table, folder / "data" / f"math-0000{part}-of-00002.parquet")
         pq.write_table(table.slice(0, 1), folder / "data" / f"chat-0000{part}-of-00002.parquet")
+
+
+def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    def unreachable(*args: object, **named: object) -> None:
+        raise httpx.ConnectError("no network")
+
+    def load_dataset(*args: object, **named: object) -> list[dict[str, int]]:
+        modes.append((datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE))
+        return [{"a": 1}]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    assert list(hub_rows("some/set", split="train")) == [{"a": 1}]  # its cache
+    assert modes == [(True, True)]
+    assert before == (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE)
 
 
 def test_the_hub_is_streamed_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

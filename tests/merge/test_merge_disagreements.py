@@ -192,6 +192,14 @@ def test_how_models_were_saved_is_no_disagreement(llama_pair: tuple[Path, Path],
     assert (tmp_path / "o" / "config.json").read_bytes() == (a / "config.json").read_bytes()
 
 
+def test_of_a_chat_template_that_one_has_the_merged_model_has_what_a_has(llama_pair: tuple[Path, Path], tmp_path: Path):
+    a, b = llama_pair
+    (b / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.warns(UserWarning, match=r"chat_template.jinja: only in B .*; the merged model's is A's"):
+        interpolate(a, b, {0.5: tmp_path / "o"})
+    assert not (tmp_path / "o/chat_template.jinja").exists()
+
+
 def test_many_differences_are_counted(llama_pair: tuple[Path, Path], tmp_path: Path):
     a, b = llama_pair
     edit(b, lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1" in name])

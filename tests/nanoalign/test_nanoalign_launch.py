@@ -8,6 +8,7 @@ from nanoalign import plan as planning
 from nanoalign.launch import command
 from nanoalign.plan_text import render_plan
 from nanoalign.recipe.load import RecipeError, load
+from nanoalign.recipe.schema import LocalLaunch
 
 RECIPE = """
 name: spread
@@ -125,3 +126,8 @@ def test_the_plan_shows_how_a_stage_is_spread(tmp_path: Path) -> None:
     (stage,) = plan.stages
     assert (stage.devices, stage.sequence_parallel, stage.zero) == (4, 2, 3)
     assert "devices   4, 2 share a pack, ZeRO-3" in render_plan(plan)
+
+
+def test_processes_without_a_kind_are_of_this_machine(tmp_path: Path) -> None:
+    alone = recipe(tmp_path, "launch: {kind: local, processes: 4, zero: 3}", "")
+    assert load(alone, ["launch.processes=2"]).launch == LocalLaunch(kind="local", processes=2)

@@ -36,18 +36,19 @@ def new(*arguments: str, said: str = "", status: int = 0) -> str:
 @pytest.mark.parametrize(("goal", "gpus", "lora"), product(GOALS, [0, 1, 2, 8], [False, True]))
 def test_every_choice_plans_without_findings(here: Path, goal: str, gpus: int, lora: bool) -> None:
     new("mine.yaml" if lora else "mine", "--goal", goal, "--data", "mine.jsonl", "--test", "test.jsonl",
-        "--gpus", str(gpus), *(["--lora"] if lora else []))  # fmt: skip
+        "--gpus", str(gpus), *(["--lora"] if lora else []),
+        *(["--teacher", "builtin:miniature-base"] if goal == "distill" else []))  # fmt: skip
     notes: list[str] = []
     recipe = load("mine.yaml", check_files=True, note=notes.append)
     plan = make_plan(recipe, here / "runs" / "mine", None)
     assert notes == [] and plan.notes == [] and not any(stage.too_long for stage in plan.stages)
     assert recipe.data["mine"].uses["file:mine.jsonl"].samples == 60
     kinds = {"sft": ["sft"], "grpo": ["grpo"], "sft+grpo": ["sft", "grpo"], "tools": ["sft", "dpo"],
-             "agent": ["sft", "grpo"]}  # fmt: skip
+             "agent": ["sft", "grpo"], "distill": ["distill"], "compress": ["compress", "distill"]}  # fmt: skip
     assert [stage.kind for stage in recipe.stages.values()] == [*kinds[goal], "evaluate"]
     assert (recipe.device, recipe.launch.devices > 1) == (
         "auto" if gpus else "cpu",
-        gpus > 2 or plan.stages[0].devices > 1,
+        gpus > 2 or max(stage.devices for stage in plan.stages) > 1,
     )
 
 
@@ -72,6 +73,10 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(here: Path) -> None:
         (("--goal", "grpo", "--environment", "workbench", *data), "`tools` and `agent` do"),
         (("--goal", "tools", "--reward", "math", *data), "`grpo`, `sft+grpo` and `agent` have"),
         (("--goal", "sft", "--model", "builtin:tiny", *data), "unknown"),
+        (("--goal", "distill", *data), "needs a teacher"),
+        (("--goal", "sft", "--teacher", "builtin:miniature-base", *data), "goal `distill` needs a teacher"),
+        (("--goal", "compress", "--reward", "math", *data), "has no reward"),
+        (("--goal", "compress", "--model", "some/model", *data), "some/model: not a folder here"),
         (("--goal", "grpo", "--test", "mine.jsonl", *data), "mixture `mine` trains on the same file"),
     ):
         assert meant in new("x", *arguments, status=2)

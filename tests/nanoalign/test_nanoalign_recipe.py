@@ -190,6 +190,7 @@ MUTATIONS = [
      "rollouts: {max_tokens: 32, engine: {kind: vllm_server, server: 'h:80'}}", "h:80",
      "stages.verdict.rollouts.engine.server", "expected an address that starts with http"),
     ("seed: 1", "seed: 1\nlaunch: {kind: slrum}", "slrum", "launch", "did you mean `slurm`"),
+    ("seed: 1", "seed: 1\nlaunch: {nodes: 2}", "nodes", "launch", "of them `slurm` can have what is here"),
     ("seed: 1", "seed: 1\nlaunch: {kind: local, procs: 2}", "procs", "launch.procs", "did you mean `processes`"),
     ("seed: 1", "seed: 1\nextends: nowhere.yaml", "nowhere", "extends", "no such file"),
     ("seed: 1", "seed: 1\nextends: small.yaml", "extends", "extends", "extends itself"),

@@ -312,6 +312,13 @@ def test_a_failure_names_file_line_and_sample_or_is_counted(own, kind: str) -> N
     assert (good, bad) == (1.0, 0.0) and bad.reason == reason and good.reason == ""
 
 
+def test_where_a_slow_function_in_this_process_is(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "mine.py").write_text("import time\ndef slow(samples):\n    time.sleep(0.5)\n    return [1.0]\n")
+    monkeypatch.setattr("nanoalign.reward.own.watch.SLOW_S", 0.1)
+    assert make_reward({f"{tmp_path}/mine.py:slow": 1.0}).components([GOOD]) == {"slow": [1.0]}
+    assert "mine.py:3; nothing ends a function in the stage's own process" in capsys.readouterr().err
+
+
 def test_a_late_batch_of_an_async_function_is_an_error_or_counted(own) -> None:
     source = "import asyncio\nasync def reward_func(samples):\n    await asyncio.sleep(99)\n"
     with pytest.raises(RewardError, match=r"took more than 0\.1 s for 2 samples"):
@@ -337,6 +344,11 @@ WRONG = {
         "def reward_func(samples):\n    return 1.0",
         RewardError,
         "returned float 1.0, not a list of scores",
+    ),
+    "one number, as an array": (
+        "import numpy\ndef reward_func(samples):\n    return numpy.float32(1).reshape(())",
+        RewardError,
+        r"returned \w+ .*1.0.*, not a list of scores",
     ),
     "nothing": ("def reward_func(samples):\n    pass", RewardError, "returned NoneType None, not a list"),
     "a text": ("def reward_func(samples):\n    return '10'", RewardError, "returned str '10', not a list"),

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from nanoalign.common.errors import DataError
-from nanoalign.common.stage import StageContext, StageLog
+from nanoalign.common.intervals import mean
+from nanoalign.common.stage import StageContext, StageLog, held_out_rewards
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation, Message
 from nanoalign.data_recipes.rows import to_row
@@ -82,6 +83,12 @@ def test_measuring_changes_nothing_of_what_is_trained(stage, tmp_path):
     assert same(tmp_path / "plain", tmp_path / "measured")
     ends = [figures[f"held_out_reward_{end}"] for end in ("first", "last")]
     assert ends == [measured(tmp_path / "measured")[step] for step in (0, 3)]
+    rewards = held_out_rewards(tmp_path / "measured")
+    assert [mean(rewards[step]).value for step in (0, 2, 3)] == pytest.approx(
+        list(measured(tmp_path / "measured").values())
+    )
+    gain = mean([after - before for before, after in zip(rewards[0], rewards[3], strict=True)])
+    assert figures["held_out_reward_gain"] == gain.as_dict() and gain.n == 6
     row = json.loads((tmp_path / "measured/metrics.jsonl").read_text().splitlines()[0])
     parts = [row[f"held_out_rewards/{name}/mean"] for name in ("format", "length")]
     assert row["held_out_reward"] == pytest.approx(parts[0] + 0.2 * parts[1]) and row["held_out_s"] > 0
