@@ -15,7 +15,6 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -43,7 +42,7 @@ def quantize(x_RC: Tensor, by_rows: bool = True, by_columns: bool = False) -> tu
 
 
 def multiply(a_RS: Tiles, b_CS: Tiles, dtype: torch.dtype) -> Tensor:
-    """``a @ b.T``, (R, C), accumulated in float32.
+    """``a @ b.T``, (R, C) with what they were filled up with, accumulated in float32.
 
     Raises:
         ConfigError: there is no Hopper GPU.
@@ -108,7 +107,7 @@ def product(x_RD: Tensor, weight_ED: Tensor) -> Tensor:
     """``x @ weight.T`` in x's dtype, outside autograd."""
     rows, _ = quantize(x_RD)
     assert rows is not None
-    return multiply(rows, held(weight_ED)[0], x_RD.dtype)[: len(x_RD)]
+    return multiply(rows, held(weight_ED)[0], x_RD.dtype)[: len(x_RD), : len(weight_ED)]
 
 
 def gradients(
@@ -118,11 +117,11 @@ def gradients(
     rows, columns = quantize(grad_RE, for_x, for_weight)
     grad_x = grad_weight = None
     if rows is not None:
-        grad_x = multiply(rows, held(weight_ED)[1], x_RD.dtype)[: len(x_RD)]
+        grad_x = multiply(rows, held(weight_ED)[1], x_RD.dtype)[: len(x_RD), : x_RD.shape[1]]
     if columns is not None:
         _, inputs = quantize(x_RD, False, True)
         assert inputs is not None
-        grad_weight = multiply(columns, inputs, weight_ED.dtype)
+        grad_weight = multiply(columns, inputs, weight_ED.dtype)[: len(weight_ED), : x_RD.shape[1]]
     return grad_x, grad_weight
 
 

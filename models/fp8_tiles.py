@@ -1,14 +1,14 @@
 """Tensors in FP8 (E4M3) with a scale for each tile, as the scaled GEMM of torch reads them; here in plain torch.
 
-The scaling of DeepSeek-V3 (arXiv 2412.19437) and Nemotron Nano v2 (arXiv 2508.14444): activations and gradients in tiles
-of 1x128 along the dimension that a product sums over, weights in blocks of 128x128. Scales are powers of two, as
-Transformer Engine's are for this recipe: dividing by one is exact, so a value is rounded once, to the same three bits of
-mantissa whichever way its tile lies, and every implementation gives the same bits (:mod:`models.triton_fp8` has the
-kernels).
+The scaling of DeepSeek-V3 (arXiv 2412.19437) and Nemotron Nano v2 (arXiv 2508.14444): activations and gradients in
+tiles of 1x128 along the dimension that a product sums over, weights in blocks of 128x128. Scales are powers of two, as
+Transformer Engine's are for this recipe: dividing by one is exact, so a value is rounded once, to the same three bits
+of mantissa whichever way its tile lies, and every implementation gives the same bits (:mod:`models.triton_fp8` has the
+kernel).
 
-Dimensions that are summed over are filled up with zeros, since torch's GEMM reads a weight's scales in rows of four
-blocks (and counts blocks as it likes where a weight has not a multiple of four, by its version). The 9B's 15,680 inputs
-become 15,872, 1.2% more work; at most 512 are added.
+Dimensions are filled up with zeros: those summed over to four blocks where a weight is one side, since torch's GEMM
+reads its scales in rows of four (and which stride it asks of another number of blocks depends on its version), the
+others to 16. The 9B's 15,680 inputs become 15,872, 1.2% more work; at most 511 are added.
 
 Shapes: R rows (tokens or a weight's outputs), C columns; a product sums over S.
 """
@@ -23,6 +23,8 @@ TILE = 128
 """Values along a tile."""
 BLOCKS = 4
 """A weight's summed dimension is a multiple of this many blocks."""
+SIDE = 16
+"""Other dimensions are multiples of this."""
 LARGEST = 448.0
 """Of E4M3."""
 LEAST = 27
@@ -78,8 +80,10 @@ def along_rows(x_RC: Tensor) -> Tiles:
 
 
 def along_columns(x_RC: Tensor) -> Tiles:
-    """Tiles along R, transposed, (C, R): either side of a weight's gradient, which sums over tokens."""
-    more = (0, 0, 0, rounded_up(len(x_RC), TILE) - len(x_RC))
+    """Tiles along R, transposed, (C, R): either side of a weight's gradient, which sums over tokens. Both are filled
+    up."""
+    rows, columns = x_RC.shape
+    more = (0, rounded_up(columns, SIDE) - columns, 0, rounded_up(rows, TILE) - rows)
     tiles = F.pad(x_RC.float(), more).T.unflatten(1, (-1, TILE))
     scale, inverse = scales(tiles.abs().amax(2))
     return Tiles(_rounded(tiles * inverse.unsqueeze(2)).flatten(1), scale.T.contiguous().T)
@@ -92,7 +96,8 @@ def in_blocks(weight_RC: Tensor) -> tuple[Tiles, Tiles]:
     blocks = F.pad(weight_RC.float(), (0, more[0], 0, more[1])).unflatten(1, (-1, TILE)).unflatten(0, (-1, TILE))
     scale, inverse = scales(blocks.abs().amax((1, 3)))
     values = _rounded(blocks * inverse[:, None, :, None]).flatten(2).flatten(0, 1)
-    return blocks_of(values[:rows], values[:, :columns].T.contiguous(), scale)
+    transposed = values[:, : rounded_up(columns, SIDE)].T.contiguous()
+    return blocks_of(values[: rounded_up(rows, SIDE)], transposed, scale)
 
 
 def blocks_of(values_RS: Tensor, transposed_CS: Tensor, scale: Tensor) -> tuple[Tiles, Tiles]:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nanoalign.models.fp8_tiles import BLOCKS, TILE, Tiles, blocks_of, rounded_up
+from nanoalign.models.fp8_tiles import BLOCKS, SIDE, TILE, Tiles, blocks_of, rounded_up
 
 WARPS = 8
 """That run a program, which holds 16,384 values."""
@@ -29,20 +29,22 @@ def _scales(largest):
 
 @triton.jit
 def _quantize(
-    x, by_row, row_scale, by_column, column_scale, rows, columns, stride, all_rows, all_columns,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr, SIDE: tl.constexpr,
+    x, by_row, row_scale, by_column, column_scale, rows, columns, stride,
+    all_rows, all_columns, some_rows, some_columns,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    at = tl.arange(0, SIDE)
-    i, j = tl.program_id(1).to(tl.int64) * SIDE + at, tl.program_id(0).to(tl.int64) * SIDE + at
+    """``all`` sizes are of tiles, ``some`` those of the first dimensions of what is written."""
+    at = tl.arange(0, TILE)
+    i, j = tl.program_id(1).to(tl.int64) * TILE + at, tl.program_id(0).to(tl.int64) * TILE + at
     inside = (i < rows)[:, None] & (j < columns)[None, :]
     value = tl.load(x + i[:, None] * stride + j[None, :], mask=inside, other=0.0).to(tl.float32)
     size = tl.abs(value)
     if WHOLE:
         scale, inverse = _scales(tl.max(tl.max(size, axis=1), axis=0))
         rounded = (value * inverse).to(tl.float8e4nv)
-        tl.store(by_row + i[:, None] * all_columns + j[None, :], rounded, mask=(i < rows)[:, None])
-        tl.store(by_column + j[:, None] * all_rows + i[None, :], tl.trans(rounded), mask=(j < columns)[:, None])
-        tl.store(row_scale + tl.program_id(1) * (all_columns // SIDE) + tl.program_id(0), scale)
+        tl.store(by_row + i[:, None] * all_columns + j[None, :], rounded, mask=(i < some_rows)[:, None])
+        tl.store(by_column + j[:, None] * all_rows + i[None, :], tl.trans(rounded), mask=(j < some_columns)[:, None])
+        tl.store(row_scale + tl.program_id(1) * (all_columns // TILE) + tl.program_id(0), scale)
     if ROWS:
         scale, inverse = _scales(tl.max(size, axis=1))
         rounded = (value * inverse[:, None]).to(tl.float8e4nv)
@@ -51,8 +53,8 @@ def _quantize(
     if COLUMNS:
         scale, inverse = _scales(tl.max(size, axis=0))
         rounded = (value * inverse[None, :]).to(tl.float8e4nv)
-        tl.store(by_column + j[:, None] * all_rows + i[None, :], tl.trans(rounded), mask=(j < columns)[:, None])
-        tl.store(column_scale + tl.program_id(1).to(tl.int64) * columns + j, scale, mask=j < columns)
+        tl.store(by_column + j[:, None] * all_rows + i[None, :], tl.trans(rounded), mask=(j < some_columns)[:, None])
+        tl.store(column_scale + tl.program_id(1).to(tl.int64) * some_columns + j, scale, mask=j < some_columns)
 
 
 def quantize(x_RC: Tensor, by_rows: bool = True, by_columns: bool = False) -> tuple[Tiles | None, Tiles | None]:
@@ -60,17 +62,19 @@ def quantize(x_RC: Tensor, by_rows: bool = True, by_columns: bool = False) -> tu
     x_RC = x_RC if x_RC.stride(1) == 1 else x_RC.contiguous()
     rows, columns = x_RC.shape
     all_rows, all_columns = rounded_up(rows, TILE), rounded_up(columns, TILE * (BLOCKS if by_rows else 1))
+    some_columns = rounded_up(columns, SIDE)
     row = column = None
     nothing = x_RC  # a pointer that is not followed
     if by_rows:
         row = Tiles(_fp8(x_RC, all_rows, all_columns), _scale(x_RC, all_columns // TILE, all_rows).T)
     if by_columns:
-        column = Tiles(_fp8(x_RC, columns, all_rows), _scale(x_RC, all_rows // TILE, columns).T)
+        column = Tiles(_fp8(x_RC, some_columns, all_rows), _scale(x_RC, all_rows // TILE, some_columns).T)
     _quantize[(all_columns // TILE, all_rows // TILE)](
         x_RC,
         row.values if row else nothing, row.scale if row else nothing,
         column.values if column else nothing, column.scale if column else nothing,
-        rows, columns, x_RC.stride(0), all_rows, all_columns, by_rows, by_columns, False, TILE, num_warps=WARPS,
+        rows, columns, x_RC.stride(0), all_rows, all_columns, all_rows, some_columns,
+        by_rows, by_columns, False, TILE, num_warps=WARPS,
     )  # fmt: skip
     return row, column
 
@@ -80,11 +84,12 @@ def in_blocks(weight_RC: Tensor) -> tuple[Tiles, Tiles]:
     weight_RC = weight_RC if weight_RC.stride(1) == 1 else weight_RC.contiguous()
     rows, columns = weight_RC.shape
     all_rows, all_columns = (rounded_up(size, TILE * BLOCKS) for size in (rows, columns))
-    values, transposed = _fp8(weight_RC, rows, all_columns), _fp8(weight_RC, columns, all_rows)
+    some_rows, some_columns = (rounded_up(size, SIDE) for size in (rows, columns))
+    values, transposed = _fp8(weight_RC, some_rows, all_columns), _fp8(weight_RC, some_columns, all_rows)
     scale = _scale(weight_RC, all_rows // TILE, all_columns // TILE)
     _quantize[(all_columns // TILE, all_rows // TILE)](
         weight_RC, values, scale, transposed, scale, rows, columns, weight_RC.stride(0), all_rows, all_columns,
-        False, False, True, TILE, num_warps=WARPS,
+        some_rows, some_columns, False, False, True, TILE, num_warps=WARPS,
     )  # fmt: skip
     return blocks_of(values, transposed, scale)
 
