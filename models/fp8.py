@@ -21,10 +21,9 @@ from torch.autograd.function import once_differentiable
 from nanoalign.common.errors import ConfigError
 from nanoalign.models import fp8_tiles
 from nanoalign.models.deferred import materialize, placeholder
+from nanoalign.models.fp8_layers import CARDS, EMULATE
 from nanoalign.models.fp8_tiles import Tiles
 
-EMULATE = "NANOALIGN_EMULATE_FP8"
-"""Set in the tests' environment: products of dequantized tiles, slow and on any device."""
 HELD = 4
 """Weights held in FP8 at a time: a block's, which its tiles use in turn."""
 
@@ -59,12 +58,12 @@ def require_fp8(device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise ConfigError(
-            f"train.precision: fp8 needs a Hopper GPU (H100, H200); this stage trains on the {device.type}"
+            f"train.precision: fp8 needs {CARDS}; this stage trains on the {device.type}"
         )
     if torch.cuda.get_device_capability(device)[0] != 9:
         raise ConfigError(
-            f"train.precision: fp8 needs a Hopper GPU (H100, H200); {torch.cuda.get_device_name(device)} has no FP8 "
-            "products with scales for blocks in torch"
+            f"train.precision: fp8 needs {CARDS}; torch has no FP8 products with scales for blocks on "
+            f"{torch.cuda.get_device_name(device)}"
         )
 
 
