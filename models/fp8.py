@@ -125,10 +125,12 @@ def gradients(
 
 
 class _Product(torch.autograd.Function):
-    """:func:`product` as a placeholder (:mod:`models.deferred`): a checkpoint's recomputation leaves it out."""
+    """:func:`product`, with a residual stream on it, as a placeholder (:mod:`models.deferred`): a checkpoint's
+    recomputation leaves it out."""
 
     @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, weight_ED: Tensor) -> Tensor:
+    def forward(ctx: Any, x_RD: Tensor, weight_ED: Tensor, plus_RE: Tensor | None) -> Tensor:
+        ctx.added = plus_RE is not None
         ctx.save_for_backward(x_RD, weight_ED)
         return placeholder(x_RD, len(x_RD), len(weight_ED))
 
@@ -136,17 +138,22 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_RE: Tensor) -> tuple[Tensor | None, ...]:
         x_RD, weight_ED = ctx.saved_tensors
-        return gradients(grad_RE, x_RD, weight_ED, *ctx.needs_input_grad)
+        found = gradients(grad_RE, x_RD, weight_ED, *ctx.needs_input_grad[:2])
+        return *found, grad_RE if ctx.added else None
 
 
 def linear(x: Tensor, weight_ED: Tensor, plus: Tensor | None = None) -> Tensor:
     """``x @ weight.T + plus`` for (..., D), in x's dtype or a wider one of ``plus``."""
+    if plus is not None and plus.dtype != x.dtype:
+        return linear(x, weight_ED) + plus
     x_RD = x.flatten(0, -2)
-    y_RE = materialize(lambda: product(x_RD, weight_ED), _Product.apply(x_RD, weight_ED))
-    if plus is not None:
-        plus = plus.flatten(0, -2)
-        y_RE = y_RE.add_(plus) if plus.dtype == y_RE.dtype else y_RE + plus
-    return y_RE.unflatten(0, x.shape[:-1])
+    plus_RE = None if plus is None else plus.flatten(0, -2)
+
+    def compute() -> Tensor:
+        y_RE = product(x_RD, weight_ED)
+        return y_RE if plus_RE is None else y_RE.add_(plus_RE)
+
+    return materialize(compute, _Product.apply(x_RD, weight_ED, plus_RE)).unflatten(0, x.shape[:-1])
 
 
 class Fp8Linear(nn.Linear):
