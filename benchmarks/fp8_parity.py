@@ -19,10 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.models.auto import AutoConfig
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from nanoalign.common.files import atomic_file
 from nanoalign.models.config import Training
 from nanoalign.models.fp8_layers import use_fp8
+from nanoalign.models.hybrid import install
+from nanoalign.models.known import KNOWN
 from nanoalign.models.labels import IGNORED
 from nanoalign.models.loading import load_model
 from nanoalign.models.loss import causal_loss
@@ -91,6 +95,14 @@ class Documents:
                     filled += size
 
 
+def random_model(spec: str) -> Any:
+    """A known model's shape with weights drawn from seed 0."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**KNOWN[spec]))
+    install(model)
+    return model
+
+
 def loss_of(model: Any, pack: Pack, device: torch.device, items: int | None = None) -> Tensor:
     ids, labels, lengths = pack
     inputs = {"input_ids": ids.to(device), **packed_inputs(lengths, device=device)}
@@ -120,12 +132,8 @@ def train(options: argparse.Namespace, precision: str, order: int) -> dict[str, 
     """One training; its losses step by step, and the held-out loss before and after."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     documents = Documents(options.tokens)
-    model: Any = load_model(options.model, "float32", str(device)).train()
-    if options.scratch:
-        torch.manual_seed(0)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-                torch.nn.init.normal_(module.weight, std=0.02)
+    model = random_model(options.model) if options.scratch else load_model(options.model, "float32")
+    model.to(device).train()
     layers = use_fp8(model) if precision == "fp8" else []
     recipe = Training(learning_rate=options.learning_rate, steps=options.steps)
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
