@@ -5,8 +5,8 @@ Master weights, the residual stream, and everything between the products keep th
 goes on as if it had not stopped.
 
 A document feels nothing of its neighbours in a pack in its outputs or in its inputs' gradients: tiles there lie along
-a token's own features. A weight's gradient sums over tokens, in tiles of 128 of them; a tile that documents share is
-scaled by the largest among them, which rounds only what is 2^14 times smaller less exactly.
+a token's own features. A weight's gradient sums over tokens, in tiles of 128 of them; in a tile that documents share,
+values 2^13 times smaller than the largest lose bits.
 """
 
 import os

@@ -226,7 +226,7 @@ class RecipeTrainer(Trainer):
 
     def __init__(self, *args: Any, train: Training, log: StageLog, phase: str | None = None, **kwargs: Any) -> None:
         if train.precision == "fp8":
-            use_fp8(kwargs["model"], always=self.fp8_in_eval)
+            use_fp8(kwargs["model"] if "model" in kwargs else args[0], always=self.fp8_in_eval)
         super().__init__(*args, **kwargs)
         configure_model(self.model, train, self.args.device)
         self.recipe = train

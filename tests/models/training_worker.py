@@ -1,6 +1,6 @@
 """Trains a tiny hybrid in processes that may kill themselves: python training_worker.py FOLDER:MOMENT:MODEL ...
 
-MOMENT: never; step (in optimizer step 9); save (in the middle of writing a checkpoint). MODEL: full or lora.
+MOMENT: never; step (in optimizer step 9); save (in the middle of writing a checkpoint). MODEL: full, lora or fp8 (full too).
 Each writes FOLDER/weights.safetensors at its end; its exit status is printed, negative where a signal ended it.
 """
 
