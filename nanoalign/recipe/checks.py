@@ -387,9 +387,9 @@ def _fp8(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
     trainings = {("train",): getattr(stage, "train", None), ("distill", "train"): _brief(stage)}
     launch = getattr(parts.launch, "kind", "local")
     for path, train in trainings.items():
-        if train is not None and train.precision == "fp8" and isinstance(parts.device, str):
-            if (fault := known.fp8_fault(parts.device, launch)) is not None:
-                yield (*path, "precision"), fault
+        asked = train is not None and train.precision == "fp8" and isinstance(parts.device, str)
+        if asked and (fault := known.fp8_fault(parts.device, launch)) is not None:
+            yield (*path, "precision"), fault
 
 
 def _brief(stage: Any) -> Training | None:

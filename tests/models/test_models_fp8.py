@@ -122,9 +122,9 @@ def test_products_and_gradients_are_near_those_of_float32(
     assert y.dtype == (torch.float32 if added and wide else torch.bfloat16)
     slope = torch.randn(rows, outputs)
     found, exact = torch.autograd.grad(y, leaves, slope.to(y.dtype)), torch.autograd.grad(want, leaves, slope)
-    assert relative(y, want) < 0.08
+    assert relative(y, want) < 0.14
     for leaf, a, b in zip(leaves, found, exact, strict=True):
-        assert a.dtype == leaf.dtype and relative(a, b) < 0.08
+        assert a.dtype == leaf.dtype and relative(a, b) < 0.14
 
 
 def test_what_is_not_finite_stays_so():
@@ -209,9 +209,9 @@ def test_products_that_end_a_checkpoint_are_not_computed_again(lora: bool, monke
 
 
 def test_offloaded_activations_come_back():
-    whole = trainable(half=False)
-    tile(whole, 16, keep=3)
-    offloaded, offload = copy.deepcopy(whole), HostOffload(10**8, least=1, kind="cpu")
+    model, offload = trainable(half=False), HostOffload(10**8, least=1, kind="cpu")
+    tile(model, 16, keep=3)
+    whole, offloaded = copy.deepcopy(model), copy.deepcopy(model)
     offloaded.base_model.register_forward_hook(lambda *_: entered.close())
     want = gradients(whole, [40, 35, 25], autocast=True)
     with ExitStack() as entered:
@@ -265,7 +265,7 @@ def test_evaluation_and_full_precision_are_not_in_fp8():
 def test_a_device_without_fp8_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
     monkeypatch.delenv(fp8_layers.EMULATE)
     recipe = Training(learning_rate=1e-3, precision="fp8")
-    with pytest.raises(ConfigError, match="precision: fp8 needs a Hopper GPU .* this stage trains on the cpu"):
+    with pytest.raises(ConfigError, match=r"precision: fp8 needs a Hopper GPU .* this stage trains on the cpu"):
         training_arguments(recipe, tmp_path, samples=25, device="cpu", seed=3)
     with pytest.raises(ConfigError, match="needs a Hopper GPU"):
         fp8.product(noise(4, 32), noise(4, 32))

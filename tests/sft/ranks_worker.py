@@ -30,6 +30,7 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "lora_sequence": (2, 0, 2, {"lora": {"rank": 4}}),
     "lora_zero3": (2, 3, 1, {"lora": {"rank": 4}}),
     "all": (2, 3, 2, {"dtype": "bfloat16", "lora": {"rank": 4}}),
+    "fp8": (2, 3, 2, {"dtype": "bfloat16", "precision": "fp8", "gradient_checkpointing": True, "tile": 32}),
     "mixed": (4, 0, 2, {}),
     "distil": (1, 0, 1, {}),
     "distil_data": (2, 0, 1, {}),
