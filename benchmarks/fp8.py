@@ -148,6 +148,9 @@ def numerics(inputs: int, outputs: int, tokens: int = 2048) -> Figures:
             key = name if label == "ours" else f"{name}.{label}"
             found[f"{key}.exact"] = error(y, exact)
             found[f"{key}.original"] = error(y[: len(original), : original.shape[1]], original)
+        if name == "weight_gradient":  # of fp32 master weights
+            y = fp8.multiply(a, b, torch.float32)
+            found["weight_gradient.float32.exact"] = error(y, exact)
     return found
 
 

@@ -12,6 +12,8 @@ values 2^13 times smaller than the largest lose bits.
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,9 +59,7 @@ def require_fp8(device: torch.device) -> None:
     if os.environ.get(EMULATE) and device.type == "cpu":
         return
     if device.type != "cuda":
-        raise ConfigError(
-            f"train.precision: fp8 needs {CARDS}; this stage trains on the {device.type}"
-        )
+        raise ConfigError(f"train.precision: fp8 needs {CARDS}; this stage trains on the {device.type}")
     if torch.cuda.get_device_capability(device)[0] != 9:
         raise ConfigError(
             f"train.precision: fp8 needs {CARDS}; torch has no FP8 products with scales for blocks on "
@@ -156,6 +156,19 @@ def linear(x: Tensor, weight_ED: Tensor, plus: Tensor | None = None) -> Tensor:
     return materialize(compute, _Product.apply(x_RD, weight_ED, plus_RE)).unflatten(0, x.shape[:-1])
 
 
+_switch = {"on": True}
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Layers multiply in bf16 for a while."""
+    before, _switch["on"] = _switch["on"], False
+    try:
+        yield
+    finally:
+        _switch["on"] = before
+
+
 class Fp8Linear(nn.Linear):
     """A linear layer in training: FP8 where it would compute in bf16. In eval mode it is the bf16 layer that is saved,
     unless ``always``: so is what is measured on held-out samples, and what is sampled in process."""
@@ -163,8 +176,8 @@ class Fp8Linear(nn.Linear):
     always: bool = False
 
     def computes_fp8(self, x: Tensor) -> bool:
-        """Whether the product with ``x`` is an FP8 one; the check of isolation in full precision asks for others."""
-        return (self.training or self.always) and _dtype(x) == torch.bfloat16
+        """Whether the product with ``x`` is an FP8 one: in place of one in bf16."""
+        return _switch["on"] and (self.training or self.always) and _dtype(x) == torch.bfloat16
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., E)."""

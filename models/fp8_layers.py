@@ -16,9 +16,10 @@ EMULATE = "NANOALIGN_EMULATE_FP8"
 """Set in the tests' environment: products of dequantized tiles on the CPU, slow."""
 CARDS = "a Hopper GPU (H100, H200)"
 PROJECTIONS = frozenset(
-    ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj", "in_proj", "out_proj")
-)
-"""Linear layers by the last part of their name: of attention, MLPs and Mamba mixers."""
+    ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj", "in_proj", "out_proj",
+     "input_linear", "output_linear")
+)  # fmt: skip
+"""Linear layers by the last part of their name: of attention, MLPs (Granite's are the last two) and Mamba mixers."""
 ENDS = 1
 """Blocks at either end of a model that stay in bf16, as in Nemotron Nano v2's own training."""
 DESCRIPTION = (
