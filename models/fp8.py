@@ -26,8 +26,8 @@ from nanoalign.models.deferred import materialize, placeholder
 from nanoalign.models.fp8_layers import CARDS, EMULATE
 from nanoalign.models.fp8_tiles import Tiles
 
-HELD = 4
-"""Weights held in FP8 at a time: a block's, which its tiles use in turn."""
+HELD = 3
+"""Weights held in FP8 at a time: those of a mixer or an MLP, which its tiles use in turn."""
 
 
 def quantize(x_RC: Tensor, by_rows: bool = True, by_columns: bool = False) -> tuple[Tiles | None, Tiles | None]:
@@ -117,6 +117,7 @@ def gradients(
     grad_x = grad_weight = None
     if rows is not None:
         grad_x = multiply(rows, held(weight_ED)[1], x_RD.dtype)[: len(x_RD), : x_RD.shape[1]]
+        del rows  # a GPU's memory is at its fullest here
     if columns is not None:
         _, inputs = quantize(x_RD, False, True)
         assert inputs is not None
