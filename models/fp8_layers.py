@@ -65,7 +65,7 @@ def use_fp8(model: "PreTrainedModel | PeftModel", always: bool = False, ends: in
     from nanoalign.models.fp8 import Fp8Linear, held
 
     base = base_of(model)
-    blocks = list(base.base_model.layers)
+    blocks = list(getattr(base.base_model, "layers", ()))
     converted = []
     for number, block in enumerate(blocks[ends : len(blocks) - ends], ends):
         for name, module in block.named_modules():

@@ -1,11 +1,11 @@
-# FP8 on one Hopper GPU, in the repository root. First, where the data are: `bash benchmarks/lease/fp8.sh kit` packs .gpu-fp8 (40 MB); carry it.
+# FP8 on one Hopper GPU, in the repository root. First, where the data are: `bash benchmarks/lease/fp8.sh kit` packs .gpu-fp8 (8 MB); carry it.
 #   bash benchmarks/lease/fp8.sh kernels   under 90 s, torch and Triton alone: right, isolated, how fast; `--quick` for fewer layers
 #   bash benchmarks/lease/fp8.sh step      5 to 6 min: the slice at 131,072 tokens in bf16 and FP8, isolation, where the time goes, the 9B with LoRA
 #   bash benchmarks/lease/fp8.sh loss      1 to 2 min: SmolLM2-135M for 200 steps in bf16 and FP8; its weights with MODEL=FOLDER, else its shape from scratch
 # JSON to $OUT, written as it goes; each measurement is a process of its own. Run again with what is missing. LIMIT: seconds.
 : ${OUT:=/tmp/out}; mkdir -p $OUT; export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PART=${1:?kit, kernels, step or loss}; shift; KIT=.gpu-fp8
-unpack() { [ -d ~/site-fp8 ] || { mkdir -p ~/site-fp8 && cat $KIT/part0/kit.* | tar xJ -C ~/site-fp8; }; export PYTHONPATH=$PWD:$HOME/site-fp8; }
+unpack() { S=$HOME/site-fp8; [ -e $S/.done ] || { mkdir -p $S; cat $KIT/part0/kit.* .gpu-small/part0/kit.* 2>/dev/null | tar xJ -C $S && touch $S/.done; }; export PYTHONPATH=$PWD:$S; } # either folder will do
 J=$OUT/sft_long_context.json; END=$((SECONDS + ${LIMIT:-400}))
 has() { grep -q "\"$1" $J 2>/dev/null; }
 go() { left=$((END - SECONDS)); t=$1; shift; has "$1." && return; [ $left -lt 20 ] && { echo "no time for $*"; return; }; [ $t -gt $left ] && t=$left; echo "--- $* ($(date +%T))"; python3 benchmarks/sft_long_context.py --json $J --timeout $t --only "$@" 2>&1 | grep "^$1" ; }
