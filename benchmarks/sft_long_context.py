@@ -31,6 +31,7 @@ from transformers import NemotronHConfig, NemotronHForCausalLM
 from nanoalign.common.files import atomic_file
 from nanoalign.models.adapters import attach
 from nanoalign.models.config import LoRA
+from nanoalign.models.fp8_layers import use_fp8
 from nanoalign.models.hybrid import install
 from nanoalign.models.isolation import check_isolation
 from nanoalign.models.kernels import verify_kernels
@@ -48,6 +49,7 @@ LENGTHS = {
     "transformers": [2048, 4096, 8192],
     "wheels": [4096, 8192, 16384, 32768],
     "triton": [8192, 16384, 32768, 65536, 131072, 262144],
+    "fp8": [16384, 131072, 262144],
     "torch": [8192, 16384],
 }
 """Paths through the slice, and the packs that each tries, in tokens."""
@@ -140,13 +142,16 @@ def use_wheels() -> None:
 
 
 def slice_step(path: str, total: int, keep: int = 0, tokens: int = 16384, steps: int = 3) -> Figures:
-    """The slice: ``transformers``, it with ``wheels`` (:func:`use_wheels`), or ours on ``torch`` or ``triton``."""
+    """The slice: ``transformers``, it with ``wheels`` (:func:`use_wheels`), or ours on ``torch``, ``triton``, or that
+    in ``fp8``: all its blocks, since it stands for the inside of the 12B, whose first and last of 62 stay in bf16."""
     model = build(SLICE)
     if path == "wheels":
         use_wheels()
     start = time.perf_counter()
-    if path in ("torch", "triton"):
-        install(model, kernels=path)  # type: ignore[arg-type]
+    if path in ("torch", "triton", "fp8"):
+        install(model, kernels="triton" if path == "fp8" else path)  # type: ignore[arg-type]
+        if path == "fp8":
+            use_fp8(model, ends=0)
         tile(model, tokens, keep)
     prepare_s = time.perf_counter() - start
     lengths = lengths_of(total)
@@ -176,11 +181,15 @@ def profile(step: Callable[[], None]) -> None:
         print(f"profile: {row.self_device_time_total / 1e3:8.1f} ms {row.count:6d} x {row.key[:110]}")
 
 
-def nano9b(total: int, host_gb: float, keep: int = 0, tokens: int = 16384, steps: int = 2) -> Figures:
+def nano9b(
+    total: int, host_gb: float, keep: int = 0, tokens: int = 16384, steps: int = 2, precision: str = ""
+) -> Figures:
     """The 9B with LoRA on every projection and the tiled loss over its vocabulary; AdamW steps on the adapters."""
     base = build(NANO_9B)
     install(base, kernels="triton")
     model = attach(base, LoRA(), seed=0)
+    if precision == "fp8":
+        use_fp8(model)
     tile(base, tokens, keep)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
@@ -231,10 +240,12 @@ def _loss_memory(x: torch.Tensor, head: torch.Tensor) -> Figures:
     }
 
 
-def isolation(dtype: str, kernels: str = "triton") -> Figures:
+def isolation(dtype: str, kernels: str = "triton", precision: str = "") -> Figures:
     """Packed documents against each alone, through the slice as it is trained."""
     model = build(SLICE).to(getattr(torch, dtype))
     install(model, kernels=kernels)  # type: ignore[arg-type]
+    if precision == "fp8":
+        use_fp8(model, ends=0)
     tile(model, 512)
     random = Random(1)
     documents = [[random.randrange(1024) for _ in range(length)] for length in (700, 33, 1500, 1, 260, 4000)]
@@ -262,13 +273,15 @@ def measurements() -> dict[str, tuple[Callable[..., Figures], dict[str, Any]]]:
         "kernels": (kernels, {}),
         "slice.triton.131072": (slice_step, {"path": "triton", "total": 131072, "keep": 8}),
         "nano9b_lora.131072": (nano9b, {"total": 131072, "host_gb": 110, "keep": 14}),
+        "fp8.nano9b_lora.131072": (nano9b, {"total": 131072, "host_gb": 110, "keep": 14, "precision": "fp8"}),
         "isolation.bfloat16": (isolation, {"dtype": "bfloat16"}),
+        "fp8.isolation": (isolation, {"dtype": "bfloat16", "precision": "fp8"}),
         "isolation.float32": (isolation, {"dtype": "float32", "kernels": "torch"}),
         "loss": (loss_memory, {}),
     }
     for path, totals in LENGTHS.items():
         for total in totals:
-            keep = 8 if path == "triton" and total <= 131072 else 0
+            keep = 8 if path in ("triton", "fp8") and total <= 131072 else 0
             found.setdefault(f"slice.{path}.{total}", (slice_step, {"path": path, "total": total, "keep": keep}))
     return found
 
@@ -290,6 +303,11 @@ def summary(results: Figures) -> Figures:
         longest = [results[key] for total in LENGTHS[path] if (key := f"slice.{path}.{total}.tokens_per_s") in results]
         if longest and "slice_131k.tokens_per_s" in found:
             found[f"slice.ratio_vs_{path}"] = found["slice_131k.tokens_per_s"] / longest[-1]
+    for short, name in (("slice_131k", "slice.{}.131072"), ("nano9b_lora_131k", "{}nano9b_lora.131072")):
+        ours, bf16 = (results.get(f"{name.format(path)}.tokens_per_s") for path in
+                      (("fp8", "triton") if "slice" in short else ("fp8.", "")))  # fmt: skip
+        if ours and bf16:
+            found[f"fp8.{short}.ratio_vs_bf16"] = ours / bf16
     if "slice.triton.131072.first_step_s" in results:
         found["first_step_s"] = sum(results[f"slice.triton.131072.{part}_s"] for part in ("prepare", "first_step"))
     return found

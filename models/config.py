@@ -58,6 +58,9 @@ class Training(Section):
     """Gradients are clipped to this global norm."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """bfloat16: autocast with fp32 master weights; float32 on CPU."""
+    precision: Literal["fp8"] | None = None
+    """fp8: products of most projections in E4M3, in blocks of 128x128 and tiles of 1x128, as Nemotron Nano v2 was
+    trained; needs a Hopper GPU and dtype bfloat16, and `plan` says what stays in bfloat16. None: dtype's."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass; Mamba-2 and MLP blocks then run tile by tile."""
     kernels: Literal["auto", "torch", "triton"] = "auto"

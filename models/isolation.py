@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nanoalign.common.errors import IsolationError
+from nanoalign.models import fp8
 from nanoalign.models.packed_attention import packed_inputs
 
 TOLERANCES = {
@@ -235,14 +236,18 @@ def _rounding(
 
     What follows cannot change what came before in a causal model; only the shapes of the products differ. Under
     autocast over fp32 weights the documents alone in full precision are a second measure: packed attention runs in
-    another kernel, whose rounding is as large as autocast's own. Returns a few times the largest and the mean
-    difference so found, of all tokens or of documents' starts (whose wide choice rounds worst), and at least what bf16
-    shows anywhere.
+    another kernel, whose rounding is as large as autocast's own. So are the documents alone without FP8, where layers
+    multiply in it: it rounds to four bits what the kernels' last bits sway. Returns a few times the largest and the
+    mean difference so found, of all tokens or of documents' starts (whose wide choice rounds worst), and at least what
+    bf16 shows anywhere.
     """
     with _without_dropout(model):
         others = [_unpacked(model, ids, documents, places, appended=512)]
         if model.dtype == torch.float32:
             with full_precision(model):
+                others.append(_unpacked(model, ids, documents, places))
+        elif any(isinstance(module, fp8.Fp8Linear) for module in model.modules()):
+            with fp8.disabled():
                 others.append(_unpacked(model, ids, documents, places))
     noise = [(a.detach() - b).abs() for other in others for a, b in zip(unpacked, other)]
     mean = max(float(torch.cat(gaps).mean()) for gaps in (noise, [gap[:START] for gap in noise]))
@@ -270,12 +275,12 @@ def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
 
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[None]:
-    """The model in its weights' own dtype: autocast off, and accelerate's autocast around ``forward`` taken off."""
+    """The model in its weights' own dtype: autocast off, and accelerate's around ``forward`` taken off; no FP8."""
     wrapped, original = model.__dict__.get("forward"), getattr(model, "_original_forward", None)
     if original is not None:
         model.forward = original
     try:
-        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        with torch.autocast(next(model.parameters()).device.type, enabled=False), fp8.disabled():
             yield
     finally:
         if original is not None:

@@ -31,6 +31,8 @@ from nanoalign.common.processes import shared
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import merge_adapter
 from nanoalign.models.config import Training
+from nanoalign.models.fp8 import require_fp8
+from nanoalign.models.fp8_layers import use_fp8
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.models.speed import configure_model
 
@@ -74,7 +76,8 @@ def training_arguments(
         ranks: devices that share each sequence.
 
     Raises:
-        ConfigError: the batch does not divide over devices and micro batches, or steps and epochs contradict.
+        ConfigError: the batch does not divide over devices and micro batches, steps and epochs contradict, or
+            ``train.precision`` is fp8 and the device has none.
     """
     devices = int(os.environ.get("WORLD_SIZE", "1"))
     if devices % ranks:
@@ -86,7 +89,10 @@ def training_arguments(
         raise ConfigError(
             f"train.batch_size: {train.batch_size} is not a multiple of {micro} (micro batch) x {groups} ({by})"
         )
-    on_cpu = resolve_device(device) == "cpu"
+    here = resolve_device(device)
+    if train.precision == "fp8":
+        require_fp8(torch.device(here))
+    on_cpu = here == "cpu"
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": on_cpu,
@@ -215,8 +221,12 @@ class RecipeTrainer(Trainer):
     """
 
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    fp8_in_eval = False
+    """Whether `train.precision: fp8` is for eval mode too, where log-probabilities are computed to compare with."""
 
     def __init__(self, *args: Any, train: Training, log: StageLog, phase: str | None = None, **kwargs: Any) -> None:
+        if train.precision == "fp8":
+            use_fp8(kwargs["model"] if "model" in kwargs else args[0], always=self.fp8_in_eval)
         super().__init__(*args, **kwargs)
         configure_model(self.model, train, self.args.device)
         self.recipe = train

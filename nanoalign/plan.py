@@ -11,6 +11,7 @@ from nanoalign import plan_cost as cost
 from nanoalign.artifacts import read_record
 from nanoalign.evaluation.benchmarks import benchmark
 from nanoalign.graph import Node, makes_model, nodes
+from nanoalign.models import fp8_layers
 from nanoalign.models.config import HELD_OUT, HELD_OUT_SHARE
 from nanoalign.models.schedules import optimizer_steps, schedule_factor
 from nanoalign.plan_chat import template_notes
@@ -72,6 +73,8 @@ class StagePlan:
     seconds: Amount | None = None
     took_s: float | None = None
     """Seconds that it took last time."""
+    precision: str = ""
+    """What multiplies in FP8, and what does not."""
     teacher: str = ""
     """Whom a student learns from, and what that takes."""
     phases: list[tuple[int, int, int]] = field(default_factory=list)
@@ -228,7 +231,7 @@ class _Sizes:
         if stage.phases:
             plan.phases = [(phase.pack.length, phase.train.steps, phase.train.batch_size) for phase in turns]
         for field_ in ("samples", "too_long", "batch_size", "schedule", "learning_rate", "curve", "devices", "zero",
-                       "sequence_parallel"):  # fmt: skip
+                       "sequence_parallel", "precision"):  # fmt: skip
             setattr(plan, field_, getattr(phases[0], field_))
         plan.length = _most(part.length for part in phases)
         plan.steps, plan.tokens = _sum(part.steps for part in phases), _sum(part.tokens for part in phases)
@@ -279,6 +282,7 @@ class _Sizes:
         steps = optimizer_steps(train, sequences)
         plan.steps = Amount(steps, "" if train.steps else sign)
         plan.batch_size, plan.schedule, plan.learning_rate = train.batch_size, train.schedule, train.learning_rate
+        plan.precision = fp8_layers.DESCRIPTION if train.precision == "fp8" else ""
         if STAGES[stage.kind].parallel:
             pack = getattr(stage, "pack", None)
             plan.devices, plan.zero = self.recipe.launch.devices, self.recipe.launch.zero

@@ -99,6 +99,8 @@ def _stage(stage: StagePlan) -> Iterator[str]:
         yield f"  rate      {stage.learning_rate:.1e} {stage.schedule}  {curve}"
     for label, (tokens, steps, packs) in zip(["phases", *[""] * len(stage.phases)], stage.phases):
         yield f"  {label:<9} {steps:,} steps of {packs} packs of {tokens:,} tokens"
+    if stage.precision:
+        yield f"  precision {stage.precision}"
     if stage.teacher:
         yield f"  teacher   {stage.teacher}"
     if stage.devices > 1:

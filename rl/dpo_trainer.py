@@ -29,6 +29,7 @@ class PairTrainer(EachPairOnce, DPOTrainer):
     """DPO on rows of token ids; reference log-probabilities are computed before the first step."""
 
     _precompute_engine: Any
+    fp8_in_eval = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -29,6 +29,7 @@ from nanoalign.common.processes import shared
 from nanoalign.common.stage import StageLog
 from nanoalign.models.adapters import base_of
 from nanoalign.models.config import EarlyStop
+from nanoalign.models.fp8_layers import use_fp8
 from nanoalign.models.held_out import HeldOut
 from nanoalign.models.isolation import require_isolation
 from nanoalign.models.packed_attention import packed_inputs
@@ -80,6 +81,8 @@ class PolicyTrainer(RecipeTrainer):
                     outputs=("log_probs", "entropy"),
                 )  # fmt: skip
         if reference is not None:
+            if self.recipe.precision == "fp8":
+                use_fp8(reference, always=True)  # as the policy it is compared with
             reference = reference.to(self.args.device).eval()
             if self.split:
                 reference = prepare_deepspeed(reference, self.accelerator)

@@ -88,6 +88,8 @@ def run(config: PretrainStage, mixtures: Mapping[str, Mixture], context: StageCo
     import torch
     from transformers import AutoTokenizer, NemotronHForCausalLM
 
+    from nanoalign.models.fp8 import require_fp8
+    from nanoalign.models.fp8_layers import use_fp8
     from nanoalign.models.hybrid import install
     from nanoalign.models.loading import save_model
     from nanoalign.models.miniature import miniature_config
@@ -115,6 +117,9 @@ def run(config: PretrainStage, mixtures: Mapping[str, Mixture], context: StageCo
         )
     )
     install(model)
+    if config.train.precision == "fp8":
+        require_fp8(device)
+        use_fp8(model)
     model.to(device).train()
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]

@@ -44,6 +44,8 @@ class Known:
     """What is wrong with a model's spec, or None."""
     vocabulary_fault: Callable[[str, str], str | None]
     """Why a student cannot learn a teacher's distributions (specs of both), as far as they are on this machine."""
+    fp8_fault: Callable[[str, str], str | None]
+    """Why a stage cannot train in FP8 (device, kind of launch), or None."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Parts:
     """None where it is wrong by itself."""
     model: Any
     """The base model, as written."""
+    device: Any
+    """As written."""
 
 
 def check(parts: Parts, known: Known) -> Iterator[Finding]:
@@ -88,6 +92,7 @@ def check(parts: Parts, known: Known) -> Iterator[Finding]:
         yield from ((("stages", name, *path), message) for path, message in _references(stage, parts, known))
         if name not in parts.wrong:
             yield from ((("stages", name, *path), message) for path, message in _values(stage))
+            yield from ((("stages", name, *path), message) for path, message in _fp8(stage, parts, known))
             if isinstance(stage, DocumentStage | GRPOStage):
                 found = _held_out(stage, parts, known)
                 yield from ((("stages", name, *path), message) for path, message in found)
@@ -206,9 +211,8 @@ def _values(stage: Any) -> Iterator[Finding]:
         yield from _unique(("suites",), stage.suites)
     if hasattr(stage, "train"):
         yield from ((("train", *path), message) for path, message in _training(stage.train))
-    if isinstance(stage, CompressStage) and stage.distill is not None:
-        found = _training(stage.distill.train)
-        yield from ((("distill", "train", *path), message) for path, message in found)
+    if (brief := _brief(stage)) is not None:
+        yield from ((("distill", "train", *path), message) for path, message in _training(brief))
 
 
 def _grpo(stage: GRPOStage) -> Iterator[Finding]:
@@ -374,6 +378,23 @@ def _training(train: Training) -> Iterator[Finding]:
         yield ("betas",), f"each is at least 0 and below 1, got {list(train.betas)}"
     if train.schedule == "wsd" and train.warmup_ratio + train.decay_ratio > 1:
         yield ("decay_ratio",), "warmup_ratio and decay_ratio together exceed 1"
+    if train.precision == "fp8" and train.dtype != "bfloat16":
+        yield ("precision",), f"fp8 stands in for products in bfloat16; `dtype` is {train.dtype}"
+
+
+def _fp8(stage: Any, parts: Parts, known: Known) -> Iterator[Finding]:
+    """Products that this machine, or the recipe's device, does not have."""
+    trainings = {("train",): getattr(stage, "train", None), ("distill", "train"): _brief(stage)}
+    launch = getattr(parts.launch, "kind", "local")
+    for path, train in trainings.items():
+        asked = train is not None and train.precision == "fp8" and isinstance(parts.device, str)
+        if asked and (fault := known.fp8_fault(parts.device, launch)) is not None:
+            yield (*path, "precision"), fault
+
+
+def _brief(stage: Any) -> Training | None:
+    """How a compress stage trains its candidates."""
+    return stage.distill.train if isinstance(stage, CompressStage) and stage.distill is not None else None
 
 
 def _thinking(thinking: Thinking, rollouts: Rollouts) -> Iterator[Finding]:

@@ -116,6 +116,7 @@ def known(data_root: Path | None, check_files: bool) -> Known:
     from nanoalign.data_recipes.catalog import catalog
     from nanoalign.data_recipes.sources import describe_source
     from nanoalign.evaluation.benchmark_data import missing as unread
+    from nanoalign.models.fp8_layers import fault
     from nanoalign.reward import PLAYED
     from nanoalign.trackers import missing
 
@@ -136,8 +137,11 @@ def known(data_root: Path | None, check_files: bool) -> Known:
         entry = benchmark(name)[0] if check_files and is_benchmark(name) else None
         return unread(name, entry, data_root) if entry is not None else None
 
+    def fp8_fault(device: str, launch: str) -> str | None:
+        return fault(device, launch) if check_files or device == "cpu" else None
+
     trackers = missing if check_files else lambda tracker: None
-    return Known(source_fault, unscored, trackers, benchmark_fault, _model_fault, _vocabulary_fault)
+    return Known(source_fault, unscored, trackers, benchmark_fault, _model_fault, _vocabulary_fault, fp8_fault)
 
 
 def _read(path: Path, below: tuple[Path, ...]) -> tuple[YamlTree, list[Problem]]:
@@ -211,7 +215,8 @@ def _parts(data: dict[str, Any]) -> Parts:
     }
     kinds = {name: value.get("kind") for name, value in sections["stages"].items() if isinstance(value, dict)}
     names = {key: list(section) for key, section in sections.items()}
-    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _launch(data), data.get("model"))
+    return Parts(stages, mixtures, suites, sources, wrong, names, kinds, _launch(data), data.get("model"),
+                 data.get("device", "auto"))  # fmt: skip
 
 
 def _launch(data: dict[str, Any]) -> Any:

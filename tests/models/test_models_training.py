@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.models.config import Training
+from nanoalign.models.fp8_layers import EMULATE
 from nanoalign.models.training import COMPLETE, newest_checkpoint, resolve_device, training_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def train(*jobs: str) -> list[int]:
     """Trains in processes of their own, one after another; their exit statuses."""
     command = [sys.executable, str(Path(__file__).with_name("training_worker.py")), *jobs]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", EMULATE: "1"}
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return [int(line.removeprefix("status ")) for line in run.stdout.splitlines() if line.startswith("status ")]
 
@@ -27,7 +28,7 @@ def test_killed_and_resumed_training_ends_with_the_same_weights_bitwise(tmp_path
     statuses = train(
         *(
             job
-            for model in ("full", "lora")
+            for model in ("full", "lora", "fp8")
             for job in (
                 f"{tmp_path}/{model}/whole:never:{model}",
                 f"{tmp_path}/{model}/killed:save:{model}",  # dies while it writes the checkpoint of step 6
@@ -36,8 +37,8 @@ def test_killed_and_resumed_training_ends_with_the_same_weights_bitwise(tmp_path
             )
         )
     )
-    assert statuses == [0, -signal.SIGKILL, -signal.SIGKILL, 0] * 2
-    for model in ("full", "lora"):
+    assert statuses == [0, -signal.SIGKILL, -signal.SIGKILL, 0] * 3
+    for model in ("full", "lora", "fp8"):
         whole, killed = tmp_path / model / "whole", tmp_path / model / "killed"
         assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
         rows = metrics(killed)

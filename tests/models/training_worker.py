@@ -1,6 +1,6 @@
 """Trains a tiny hybrid in processes that may kill themselves: python training_worker.py FOLDER:MOMENT:MODEL ...
 
-MOMENT: never; step (in optimizer step 9); save (in the middle of writing a checkpoint). MODEL: full or lora.
+MOMENT: never; step (in optimizer step 9); save (in the middle of writing a checkpoint). MODEL: full, lora or fp8.
 Each writes FOLDER/weights.safetensors at its end; its exit status is printed, negative where a signal ended it.
 """
 
@@ -43,13 +43,14 @@ def rows(count: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in tokens]
 
 
-def train(folder: Path, moment: str, adapters: bool) -> None:
-    model = tiny_hybrid()
+def train(folder: Path, moment: str, kind: str) -> None:
+    model, adapters = tiny_hybrid(), kind == "lora"
     if adapters:
         model = attach(model, LoRA(rank=4, dropout=0.3), seed=1)
     recipe = Training(
-        learning_rate=1e-2, batch_size=4, micro_batch_size=2, epochs=3, dtype="float32", checkpoint_every=3
-    )
+        learning_rate=1e-2, batch_size=4, micro_batch_size=2, epochs=3, checkpoint_every=3,
+        dtype="bfloat16" if kind == "fp8" else "float32", precision="fp8" if kind == "fp8" else None,
+    )  # fmt: skip
     arguments = training_arguments(recipe, folder / "checkpoints", samples=18, device="cpu", seed=5)
     trainer = Mortal(model, arguments, train_dataset=rows(18), train=recipe, log=StageLog(folder))
     trainer.moment = moment
@@ -62,7 +63,7 @@ def main() -> None:
     for folder, moment, model in (job.split(":") for job in sys.argv[1:]):
         pid = os.fork()  # importing takes far longer than training
         if pid == 0:
-            train(Path(folder), moment, model == "lora")
+            train(Path(folder), moment, model)
             os._exit(0)
         print("status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 

@@ -152,6 +152,14 @@ def test_a_launch_to_no_effect_is_said(launch: str, stages: list[str], said: str
     assert (f"NOTE: {said}" in text) if said else ("NOTE" not in text)
 
 
+def test_a_plan_says_what_multiplies_in_fp8(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    recipe = load(str(tmp_path / "tiny.yaml"), ["device=cuda", "stages.packed.train.precision=fp8"])
+    said = [line for line in render_plan(planning.make_plan(recipe, tmp_path / "runs", None)).splitlines()
+            if line.startswith("  precision")]  # fmt: skip
+    assert len(said) == 1 and "bf16 in the first and the last block" in said[0]
+
+
 def test_a_finished_stage_is_not_planned(recipe: Recipe, tmp_path: Path) -> None:
     node = nodes(recipe, tmp_path)[0]
     record = StageRecord(

@@ -138,6 +138,8 @@ MUTATIONS = [
     ("learning_rate: 1e-3", "learning_rate: 1e999", "1e999", "stages.first.train.learning_rate", "too large"),
     ("learning_rate: 1e-3, ", "", "    train: {schedule", "stages.first.train.learning_rate", "required but missing"),
     ("schedule: wsd", "schedule: wds", "wds", "stages.first.train.schedule", "did you mean `wsd`"),
+    ("schedule: wsd", "precision: fp4", "fp4", "stages.first.train.precision", "did you mean `fp8`"),
+    ("schedule: wsd", "precision: fp8, dtype: float32", "fp8", "stages.first.train.precision", "`dtype` is float32"),
     ("schedule: wsd", "schedule: wsd, decay_ratio: 1.0", "decay", "stages.first.train.decay_ratio", "exceed 1"),
     ("steps: 2}", "steps: 2, epochs: 1}", "epochs", "stages.first.train.steps", "not both"),
     ("micro_batch_size: 2", "micro_batch_size: 3", "micro", "stages.second.train.micro_batch_size", "does not divide"),
@@ -360,6 +362,34 @@ def test_plan_resolved_loads_back_equal(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
     assert load(str(write(tmp_path, result.output, "out.yaml"))) == load(str(path), ["stages.first.train.steps=7"])
+
+
+@pytest.mark.parametrize(
+    ("smi", "device", "fault"),
+    [
+        (None, "cpu", "fp8 needs a Hopper GPU (H100, H200), and `device` is cpu"),
+        (None, "auto", "and this machine has none; --device cuda plans for another machine"),
+        (None, "cuda", ""),
+        ("NVIDIA H100 80GB HBM3, 9.0", "auto", ""),
+        ("NVIDIA L4, 8.9", "cuda", "this machine has NVIDIA L4"),
+    ],
+)
+def test_fp8_needs_a_card_that_has_it(
+    smi: str | None, device: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    if smi is not None:
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\necho '{smi}'\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin" if smi else str(tmp_path / "bin"))
+    path = str(write(tmp_path, RECIPE.replace("schedule: wsd", "precision: fp8")))
+    if not fault:
+        assert load(path, [f"device={device}"], check_files=True).stages["first"].train.precision == "fp8"
+        return
+    with pytest.raises(RecipeError, match=r"stages\.first\.train\.precision") as raised:
+        load(path, [f"device={device}"], check_files=True)
+    assert fault in str(raised.value)
 
 
 def test_committed_schema_is_current() -> None:

@@ -20,6 +20,7 @@ from nanoalign.sft.stage import run
 from tests.ranks import on_ranks
 
 MIXTURES = {"all": Mixture.model_validate({"sources": {"miniature:math": 100}})}
+FP8 = {"dtype": "bfloat16", "precision": "fp8", "gradient_checkpointing": True, "tile": 32}
 WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "one": (1, 0, 1, {}),
     "data": (2, 0, 1, {}),
@@ -30,6 +31,8 @@ WAYS: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "lora_sequence": (2, 0, 2, {"lora": {"rank": 4}}),
     "lora_zero3": (2, 3, 1, {"lora": {"rank": 4}}),
     "all": (2, 3, 2, {"dtype": "bfloat16", "lora": {"rank": 4}}),
+    "fp8": (1, 0, 1, FP8),
+    "fp8_zero3_sequence": (2, 3, 2, FP8),
     "mixed": (4, 0, 2, {}),
     "distil": (1, 0, 1, {}),
     "distil_data": (2, 0, 1, {}),
