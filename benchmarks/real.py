@@ -4,13 +4,14 @@
     python -m benchmarks.real plan --gpus 0 1 2 3            who works when, by the estimates below
     python -m benchmarks.real run --gpus 0 1 2 3 --seconds 1380 --sources FOLDER --folder DIR --json FILE
 
-A job is a stage of the recipe (or more) in a run of its own, begun on copies of the finished stages that it needs. The most
-urgent job that can start takes the next free GPU; when one ends, the figures (benchmarks/real_figures.py) are collected
-anew. A job that fails is tried once more; what rests on one that failed twice is left out, everything else goes on.
+A job is a stage of the recipe (or more) in a run of its own, begun on copies of the finished stages that it needs. The
+most urgent job that can start takes the next free GPU; when one ends, the figures (benchmarks/real_figures.py) are
+collected anew. A job that fails is tried once more; what rests on one that failed twice is left out.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ import yaml
 from benchmarks.real_figures import collect, table
 from benchmarks.real_recipe import NAME, derived, write_sources
 from nanoalign.common.files import write_json
+from nanoalign.recipe.load import load
 
 NANOALIGN = [sys.executable, "-c", "from nanoalign.cli import main; main()"]
 BUDGETS = "8,16,32,64"
@@ -48,6 +50,11 @@ class Job:
     seed: int = 17
     curve_of: str = ""
     """In place of stages: the enforcements compared on this stage's model."""
+
+    @property
+    def vllm(self) -> bool:
+        """It asks a vLLM."""
+        return not set(self.until) & {"tools", "refine", "refine_0", "refine_1", "refine_5", "judge"}
 
 
 def jobs() -> list[Job]:
@@ -93,6 +100,9 @@ class Schedule:
 
     folder: Path
     tiny: bool
+    vllm: Path | None = None
+    """Where vLLM is, or is being unpacked: for jobs that need it alone, once ``vllm_there``."""
+    vllm_there: Sequence[Path] = ()
     waiting: list[Job] = field(default_factory=jobs)
     running: list[Running] = field(default_factory=list)
     ended: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -105,8 +115,9 @@ class Schedule:
             if any(state in ("failed", "left out", "stopped") for state in states):
                 self.waiting.remove(job)
                 self.ended[job.name] = {"status": "left out"}
+        vllm = all(path.exists() for path in self.vllm_there)
         for job in self.waiting:
-            if all(self.ended.get(name, {}).get("status") == "done" for name in job.after):
+            if (vllm or not job.vllm) and all(self.ended.get(name, {}).get("status") == "done" for name in job.after):
                 return job
         return None
 
@@ -115,8 +126,10 @@ class Schedule:
         root = self.folder / job.name
         for name in job.after:
             copy_finished(self.folder / name / NAME, root / NAME)
-        log = (self.folder / f"{job.name}.log").open("ab")
         environment = os.environ | ({} if gpu == "cpu" else {"CUDA_VISIBLE_DEVICES": gpu})
+        if job.vllm and self.vllm:
+            environment["PYTHONPATH"] = f"{os.environ['PYTHONPATH']}:{self.vllm}"
+        log = (self.folder / f"{job.name}.log").open("ab")
         with log:
             process = subprocess.Popen(
                 command(job, self.folder, self.tiny), stdin=subprocess.DEVNULL, stderr=log, env=environment,
@@ -167,24 +180,21 @@ def command(job: Job, folder: Path, tiny: bool) -> list[str]:
     sets = [part for each in [f"seed={job.seed}", *job.sets] for part in ("--set", each)]
     device = ["--device", "cpu"] if tiny else []
     if not job.curve_of:
-        return [*NANOALIGN, "run", recipe, "--root", root, *sets, *device,
-                *(part for stage in job.until for part in ("--until", stage))]  # fmt: skip
+        stages = [part for stage in job.until for part in ("--until", stage)]
+        return [*NANOALIGN, "run", recipe, "--root", root, *sets, *device, *stages]
     model = str(folder / job.name / NAME / job.curve_of / "model")
-    size = ["4,8", "--max-tokens", "24", "--grace", "4", "--engine", "hf"] if tiny else [
-        BUDGETS, "--max-tokens", "256", "--grace", "16", "--engine", "vllm", "--batch-size", "512"]  # fmt: skip
-    return [*NANOALIGN, "budget-curve", model, recipe, "--suite", "reasoning", "--enforcement", "rule,hard,none", "--json",
-            "--budgets", *size, *device]  # fmt: skip
+    size = ["--budgets", BUDGETS, "--max-tokens", "256", "--grace", "16", "--engine", "vllm", "--batch-size", "512"]
+    if tiny:
+        size = ["--budgets", "4,8", "--max-tokens", "24", "--grace", "4", "--engine", "hf"]
+    how = ["--suite", "reasoning", "--enforcement", "rule,hard,none", "--json"]
+    return [*NANOALIGN, "budget-curve", model, recipe, *how, *size, *device]
 
 
 def copy_finished(source: Path, target: Path) -> None:
     """Hard links to another run's finished stages."""
-    for stage in sorted(source.iterdir()):
-        record = stage / "stage.json"
-        if (
-            record.is_file()
-            and json.loads(record.read_text())["status"] == "finished"
-            and not (target / stage.name).exists()
-        ):
+    for record in sorted(source.glob("*/stage.json")):
+        stage = record.parent
+        if json.loads(record.read_text())["status"] == "finished" and not (target / stage.name).exists():
             shutil.copytree(stage, target / stage.name, copy_function=os.link)
 
 
@@ -209,33 +219,42 @@ def run(options: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     recipe = derived(options.sources, options.tiny, options.model, options.chat)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=200))
-    schedule, begun = Schedule(folder, options.tiny), time.monotonic()
+    load(str(folder / "recipe.yaml"))  # a mistake in it is known at once
+    begun, schedule = time.monotonic(), Schedule(folder, options.tiny, options.vllm, options.vllm_there)
     if options.only:
         schedule.waiting = [job for job in schedule.waiting if job.name in options.only]
     free = list(options.gpus)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def save() -> None:
-        write_json(options.json, {
-            "command": " ".join(sys.argv[1:]), "gpus": options.gpus, "seconds": round(time.monotonic() - begun),
-            "versions": versions(), "jobs": schedule.state(), **collect(folder, jobs()),
-        })  # fmt: skip
+        took = round(time.monotonic() - begun)
+        about = {"command": " ".join(sys.argv[1:]), "gpus": options.gpus, "seconds": took, "versions": versions()}
+        write_json(options.json, about | {"jobs": schedule.state()} | finite(collect(folder, jobs())))
 
     save()
-    while schedule.waiting or schedule.running:
-        freed = schedule.look()
-        free += freed
-        if freed:
-            save()
-        if time.monotonic() - begun > options.seconds:
-            schedule.stop()
-            break
-        while free and (job := schedule.ready()) is not None:
-            schedule.start(job, free.pop(0))
-        if not schedule.running and schedule.ready() is None:
-            break
-        time.sleep(0.5)
-    save()
+    try:
+        while (schedule.waiting or schedule.running) and time.monotonic() - begun < options.seconds:
+            if freed := schedule.look():
+                free += freed
+                save()
+            while free and (job := schedule.ready()) is not None:
+                schedule.start(job, free.pop(0))
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print("told to stop", flush=True)
+    finally:
+        schedule.stop()
+        save()
     print(table(json.loads(options.json.read_text())), flush=True)
+
+
+def finite(value: Any) -> Any:
+    """With None for what is not a number, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:
@@ -252,11 +271,15 @@ def plan(gpus: Sequence[str]) -> Iterable[str]:
             if free:
                 waiting.remove(job)
                 running.append((now + job.seconds, free.pop(0), job))
-                yield f"{now // 60:3d}:{now % 60:02d} to {running[-1][0] // 60:3d}:{running[-1][0] % 60:02d}  GPU {running[-1][1]}  {job.name}"
+                yield f"{_clock(now)} to {_clock(running[-1][0])}  GPU {running[-1][1]}  {job.name}"
         running.sort(key=lambda each: each[0])
         now, gpu, job = running.pop(0)
         free.append(gpu)
         done.add(job.name)
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 60:3d}:{seconds % 60:02d}"
 
 
 def main() -> None:
@@ -273,6 +296,8 @@ def main() -> None:
     runs.add_argument("--sources", type=Path, help="what `data` wrote; none: reasoning-gym is asked")
     runs.add_argument("--folder", type=Path, required=True)
     runs.add_argument("--json", type=Path, required=True)
+    runs.add_argument("--vllm", type=Path, help="a folder for PYTHONPATH, of jobs that need vLLM")
+    runs.add_argument("--vllm-there", type=Path, nargs="*", default=[], help="files that say that it is there")
     runs.add_argument("--only", nargs="+", help="these jobs")
     runs.add_argument(
         "--tiny", action="store_true", help="a rehearsal on a CPU: every job, a few steps and samples each"

@@ -83,9 +83,9 @@ def _points(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _tight(points: Sequence[Mapping[str, Any]], budgets: set[int] | None = None) -> list[Mapping[str, Any]]:
     """The points under budgets that cut at least half of the traces, or under these budgets."""
     limited = [point for point in points if point["budget"] is not None]
-    return [
-        point for point in limited if (point["cut"]["value"] >= 0.5 if budgets is None else point["budget"] in budgets)
-    ]
+    if budgets is None:
+        return [point for point in limited if point["cut"]["value"] >= 0.5]
+    return [point for point in limited if point["budget"] in budgets]
 
 
 def _pooled(points: Sequence[Mapping[str, Any]], figure: str) -> Estimate:
@@ -145,9 +145,8 @@ def _budget_spearman(folder: Path, job: str, checkpoint: Mapping[str, Any]) -> E
 
 def curve_table(checkpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Accuracy, form and length under each budget."""
-    rows = [*_points(checkpoint), checkpoint["budget_curve"]["off"]]
-    return [_row(point, "no_think" if not point["thinking"] else point["budget"] or ("none" if point["budget"] is None else 0))
-            for point in rows]  # fmt: skip
+    rows = [_row(point, "none" if point["budget"] is None else point["budget"]) for point in _points(checkpoint)]
+    return [*rows, _row(checkpoint["budget_curve"]["off"], "no_think")]
 
 
 def _row(point: Mapping[str, Any], budget: Any) -> dict[str, Any]:
@@ -238,11 +237,10 @@ def _shares(folder: Path) -> dict[str, Any]:
     rows = {}
     for name, each in whole.items():
         tight = _tight(_points(each), budgets)
-        rows[name] = {
-            **{figure: _pooled(tight, figure).as_dict() for figure in ("well_formed", "compensation", "leakage", "score")},
-            "on": each["suites"]["reasoning"]["on"]["score"], "off": each["suites"]["reasoning"]["off"]["score"],
-            "curve": curve_table(each),
-        }  # fmt: skip
+        figures = ("well_formed", "compensation", "leakage", "score")
+        rows[name] = {figure: _pooled(tight, figure).as_dict() for figure in figures}
+        rows[name] |= {mode: each["suites"]["reasoning"][mode]["score"] for mode in ("on", "off")}
+        rows[name]["curve"] = curve_table(each)
     return {"shares": rows}
 
 
@@ -252,8 +250,10 @@ def _effort(folder: Path) -> dict[str, Any]:
     found = {name: _checkpoint(folder, "effort", "effort", name) for name in names}
     rows: dict[str, Any] = {name: {"curve": curve_table(each)} for name, each in found.items() if each}
     if all(found.values()):
-        modes = [path.name.split(".", 1)[1].removesuffix(".jsonl")
-                 for path in sorted((folder / "effort" / NAME / "effort" / "records" / "aware").glob("reasoning.*.jsonl"))]  # fmt: skip
+        records = folder / "effort" / NAME / "effort" / "records" / "aware"
+        modes = [
+            path.name.split(".", 1)[1].removesuffix(".jsonl") for path in sorted(records.glob("reasoning.*.jsonl"))
+        ]
         rows["aware_over_plain_points"] = {
             mode: _paired(*(_scores(folder, "effort", "effort", name, mode) for name in ("aware", "plain"))).as_dict()
             for mode in modes
@@ -287,6 +287,8 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and value.get("value", "") is None:
+        return f"none (n {value['n']})"
     if isinstance(value, Mapping) and "value" in value:
         return f"{value['value']:.3g} ({value['low']:.3g} to {value['high']:.3g}, n {value['n']})"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

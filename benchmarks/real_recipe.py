@@ -1,4 +1,4 @@
-"""recipes/smollm2-reasoner.yaml for a machine without reasoning-gym: its generated sources from files; and in a tiny form."""
+"""recipes/smollm2-reasoner.yaml for a machine without reasoning-gym, with its generated sources as files; and tiny."""
 
 import json
 from collections import defaultdict
@@ -18,7 +18,7 @@ are only so many numbers up to 1000."""
 
 
 def write_sources(folder: Path, tiny: bool = False) -> None:
-    """``NAME.train.jsonl`` with as many rows as the largest mixture takes of the source, ``NAME.test.jsonl`` with 300."""
+    """``NAME.train.jsonl`` with as many rows as a mixture takes of the source at most, ``NAME.test.jsonl`` with 300."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted: dict[tuple[str, str], int] = defaultdict(int)
     for mixture in load(NAME).data.values():
@@ -82,12 +82,12 @@ def _tiny(stage: dict[str, Any]) -> dict[str, Any]:
     if stage.get("pack"):
         changed["pack"] = stage["pack"] | {"length": 2048}
     if "budgets" in stage:
-        changed["budgets"] = [None if budget is None else min(budget, 8) for budget in stage["budgets"][-3:]]
+        changed["budgets"] = [4, 8, None] if stage["kind"] == "evaluate" else [8]
     if stage["kind"] == "grpo":
         changed |= {"group_size": 2, "thinking": stage["thinking"] | {"budgets": [None, 8]}, "max_mismatch": 2.0}
     if stage["kind"] == "dpo":
-        changed |= {"tasks_per_round": 3, "samples_per_task": 2, "held_out_tasks": 2, "min_pairs": None, "rounds": 2,
-                    "held_out_samples": 2, "max_turns": 2}  # fmt: skip
+        few = {"tasks_per_round": 3, "samples_per_task": 2, "held_out_tasks": 2, "held_out_samples": 2, "rounds": 2}
+        changed |= few | {"min_pairs": 2, "max_batches": 2, "pairs_per_task": 1, "max_turns": 2}
     if stage["kind"] == "merge":
         changed["alphas"] = [0.5]
     return changed
