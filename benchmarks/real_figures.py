@@ -88,6 +88,11 @@ def _tight(points: Sequence[Mapping[str, Any]], budgets: set[int] | None = None)
     return [point for point in limited if point["budget"] in budgets]
 
 
+def _modes(checkpoint: Mapping[str, Any]) -> list[str]:
+    """The curve's, as files of records are named."""
+    return ["think" if point["budget"] is None else f"think@{point['budget']}" for point in _points(checkpoint)]
+
+
 def _pooled(points: Sequence[Mapping[str, Any]], figure: str) -> Estimate:
     return pooled([Estimate(**point[figure]) for point in points if figure in point])
 
@@ -96,7 +101,7 @@ def _taught(folder: Path) -> dict[str, Any]:
     """Thinking over /no_think, accuracy against budget, and what stage 3 changed; by seed."""
     parts: dict[str, dict[str, Estimate]] = {}
     tables: dict[str, Any] = {"by_family": {}, "budgets": {}}
-    for seed in ("17", "18"):
+    for seed in ("17", "18", "19"):
         job = f"taught{seed}"
         before, after = (_checkpoint(folder, job, "taught", name) for name in ("tools", "refine"))
         if before:
@@ -131,7 +136,7 @@ def _taught(folder: Path) -> dict[str, Any]:
 
 def _budget_spearman(folder: Path, job: str, checkpoint: Mapping[str, Any]) -> Estimate:
     """Rank correlation of budget and accuracy, its interval by a bootstrap over tasks."""
-    modes = ["think" if point["budget"] is None else f"think@{point['budget']}" for point in _points(checkpoint)]
+    modes = _modes(checkpoint)
     scores = [_scores(folder, job, "taught", "refine", mode) for mode in modes]
     tasks = list(scores[0])
     rng, places = random.Random(0), list(range(len(modes)))
@@ -250,13 +255,9 @@ def _effort(folder: Path) -> dict[str, Any]:
     found = {name: _checkpoint(folder, "effort", "effort", name) for name in names}
     rows: dict[str, Any] = {name: {"curve": curve_table(each)} for name, each in found.items() if each}
     if all(found.values()):
-        records = folder / "effort" / NAME / "effort" / "records" / "aware"
-        modes = [
-            path.name.split(".", 1)[1].removesuffix(".jsonl") for path in sorted(records.glob("reasoning.*.jsonl"))
-        ]
         rows["aware_over_plain_points"] = {
             mode: _paired(*(_scores(folder, "effort", "effort", name, mode) for name in ("aware", "plain"))).as_dict()
-            for mode in modes
+            for mode in _modes(found["aware"])
         }
     return {"effort": rows} if rows else {}
 

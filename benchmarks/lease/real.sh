@@ -27,6 +27,6 @@ S
     show ;;
   finish) # ends what still runs; with every completion, to compare in pairs at home
     kill -TERM $(cat $B/pid) 2> /dev/null; for i in $(seq 30); do kill -0 $(cat $B/pid) 2> /dev/null || break; sleep 1; done
-    LINES_SHOWN=200 show; tar c -C $B/jobs $(cd $B/jobs && find . -path '*/records/*.jsonl' -links 1) 2> /dev/null | xz -T0 -2 > $OUT/records.tar.xz ;;
+    LINES_SHOWN=200 show; tar c -C $B/jobs $(cd $B/jobs && find . -path '*/records/*.jsonl' ! -name '*.completions.jsonl') 2> /dev/null | xz -T0 -2 > $OUT/records.tar.xz ;;
   *) echo "no part $1"; exit 2 ;;
 esac
