@@ -214,8 +214,9 @@ def _enforced(folder: Path) -> dict[str, Any]:
     tables = {}
     for stage in ("refine", "tools"):
         path = folder / f"enforced_{stage}.out"
-        if path.is_file() and (start := path.read_text(errors="replace").find("{")) >= 0:
-            curve = json.loads(path.read_text(errors="replace")[start:])
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        if (start := f"\n{text}".find("\n{\n")) >= 0:  # a vLLM may log before it
+            curve = json.loads(text[start:])
             rows = [
                 _row(point, point["budget"]) | {"kept_by": "rule"}
                 for point in curve["points"]

@@ -7,7 +7,7 @@ show() { # what there is by now, as files that come back
   cp $B/real.json $OUT/ 2> /dev/null; tail -c 20000 $B/run.txt > $OUT/run.txt
   (cd $B/jobs && find . -name '*.log' -o -name '*.out' -o -name log.txt -o -name metrics.jsonl -o -name stage.json -o -name evaluation.json \
     -o -name sweep.json -o -name round.json -o -name recipe.yaml | tar c -T - | xz -1 > $OUT/results.tar.xz) 2> /dev/null
-  tail -n ${LINES_SHOWN:-30} $B/run.txt | cut -c1-300; nvidia-smi --query-gpu=index,memory.used,utilization.gpu --format=csv,noheader
+  tail -n ${LINES_SHOWN:-30} $B/run.txt | cut -c1-300; nvidia-smi --query-gpu=index,memory.used,utilization.gpu --format=csv,noheader 2> /dev/null || true
 }
 case $1 in
   kit) ls $K; ! ls $K/*.failed 2> /dev/null ;;
