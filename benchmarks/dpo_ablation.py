@@ -28,6 +28,23 @@ WAYS: dict[str, list[str]] = {
     "revisit": [*LONGER, "revisit=0.5"],
     "partial": [*LONGER, "partial_credit=true"],
     "more": [*LONGER, "min_pairs=96", "max_batches=3"],
+    "successes": [
+        "train.learning_rate=1e-4",
+        "train.epochs=2",
+        "min_pairs=96",
+        "max_batches=3",
+        "held_out_samples=4",
+        "nll_weight=1.0",
+        "nll_on=successes",
+        "nll_turns=2",
+    ],
+    "no_successes": [
+        "train.learning_rate=1e-4",
+        "train.epochs=2",
+        "min_pairs=96",
+        "max_batches=3",
+        "held_out_samples=4",
+    ],
 }
 PAIRS_ALIKE = ("longer", "nll", "revisit")
 """Ways whose first round has the pairs of `shipped`."""

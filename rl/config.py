@@ -32,7 +32,10 @@ class DPOStage(Section):
     max_batches: int = Field(4, ge=1)
     """With min_pairs: a round has at most so many times tasks_per_round tasks."""
     held_out_tasks: int = Field(ge=1)
-    """Test tasks on which success is measured before the first and after every round."""
+    """Test tasks on which success is measured before the first and after every round, in greedy episodes."""
+    held_out_samples: int = Field(0, ge=0)
+    """Episodes of each of them at rollouts.temperature as well: what a round changes first is how often a sampled turn
+    goes wrong."""
     pairs_per_task: int = Field(2, ge=1)
     """At most this many success-failure pairs per task."""
     pairing: Literal["random", "closest_length", "same_prefix"] = "closest_length"
@@ -45,7 +48,12 @@ class DPOStage(Section):
     beta: float = Field(0.1, gt=0)
     """DPO's beta."""
     nll_weight: float = Field(0.0, ge=0)
-    """Weight of the chosen answers' negative log-likelihood (nats per token) beside DPO's loss."""
+    """Weight of a negative log-likelihood (nats per token) beside DPO's loss."""
+    nll_on: Literal["chosen", "successes"] = "chosen"
+    """Whose: the chosen answers of the pairs, each the one turn at which two episodes part; or all turns of the round's
+    successful episodes, at most nll_turns of them beside each pair, which hold the turns that are right already."""
+    nll_turns: int = Field(4, ge=1)
+    """With nll_on: successes."""
     max_turns: int = Field(6, ge=1)
     """Assistant turns in an episode."""
     rollouts: Rollouts

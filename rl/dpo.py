@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from nanoalign.common.files import atomic_folder, write_json
-from nanoalign.common.intervals import proportion
+from nanoalign.common.intervals import mean, proportion
 from nanoalign.common.stage import StageContext
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.config import Mixture
@@ -29,6 +29,7 @@ from nanoalign.rl.config import DPOStage
 from nanoalign.rl.pairs import PreferencePair, pair_up
 from nanoalign.rl.round_files import pair_of, read_lines, tally, write_lines
 from nanoalign.rl.round_tasks import batches, differing
+from nanoalign.rl.successes import WrittenTurn, successful_turns, turns_beside
 from nanoalign.rollouts.base import Mode, RolloutEngine, Sampling, draw_mode, sampling
 from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.environments.base import Environment, Task
@@ -42,9 +43,10 @@ HELD_OUT = 1_000_000
 def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext) -> dict[str, Any]:
     """Trains round after round and writes ``context.folder/model``.
 
-    Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round, how many pairs each
-    round found, with intervals and counts, and the share of weights that it changed as the engine has them, in
-    ``train.dtype``: a step that bfloat16 rounds away is none that plays.
+    Returns ``success_first`` and ``success_last`` on held-out tasks (greedy), both for every round (with
+    ``held_out_samples`` also of sampled episodes, the interval over tasks), how many pairs each round found, with
+    intervals and counts, and the share of weights that it changed as the engine has them, in ``train.dtype``: a step
+    that bfloat16 rounds away is none that plays.
     """
     import torch
 
@@ -91,7 +93,8 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 outcome["tasks_with_pairs"] = len({pair.task for pair in pairs})
                 player.forget()
                 if pairs:
-                    train_round(config, context, current, tokenizer, pairs, folder, device, f"round {number}")
+                    turns = successful_turns(rows) if config.nll_weight and config.nll_on == "successes" else []
+                    train_round(config, context, current, tokenizer, pairs, turns, folder, device, f"round {number}")
                     gc.collect()  # DeepSpeed's engine and its model refer to each other, and play needs their memory
                 elif first:
                     save_model(load_model(current), tokenizer, folder / "model")
@@ -99,7 +102,7 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
                 outcome["changed"] = changed_share(
                     resolve(current), folder / "model", getattr(torch, config.train.dtype)
                 )
-            outcome["held_out"] = player.held_out_success(folder / "model" if number else current)
+            outcome |= player.held_out(folder / "model" if number else current)
             if first:
                 write_json(folder / "round.json", outcome)
             processes.wait_for_everyone()
@@ -121,6 +124,11 @@ def run(config: DPOStage, mixtures: Mapping[str, Mixture], context: StageContext
         "success_gain_points": 100 * (rounds[-1]["held_out"]["value"] - rounds[0]["held_out"]["value"]),
         "rounds": len(rounds) - 1,
         **{f"success_round_{each['round']}": each["held_out"] for each in rounds},
+        **{
+            f"success_sampled_round_{each['round']}": each["held_out_sampled"]
+            for each in rounds
+            if config.held_out_samples
+        },
         **{f"sampled_round_{each['round']}": each["sampled"] for each in rounds[1:]},
         **{f"pairs_round_{each['round']}": each["pairs"] for each in rounds[1:]},
         **{f"changed_round_{each['round']}": each["changed"] for each in rounds[1:]},
@@ -206,10 +214,22 @@ class _Player:
         before = read_lines(self.context.folder / f"round-{number - 1}" / "episodes.jsonl")
         return [rows[task] for task in differing(before)][:most]
 
-    def held_out_success(self, model: Path) -> dict[str, float]:
-        greedy = self.config.rollouts.model_copy(update={"temperature": 0.0})
-        episodes = self._play(model, self.test_tasks, 1, HELD_OUT, greedy)
-        return proportion(sum(each.success for each in episodes), len(episodes)).as_dict()
+    def held_out(self, model: Path) -> dict[str, Any]:
+        """Success on held-out tasks, and of each task, in the order of tasks."""
+        config = self.config
+        greedy = self._solved(model, 1, config.rollouts.model_copy(update={"temperature": 0.0}))
+        found: dict[str, Any] = {"held_out": proportion(sum(map(round, greedy)), len(greedy)).as_dict(),
+                                 "held_out_by_task": greedy}  # fmt: skip
+        if config.held_out_samples:
+            sampled = self._solved(model, config.held_out_samples, config.rollouts)
+            found |= {"held_out_sampled": mean(sampled).as_dict(), "held_out_sampled_by_task": sampled}
+        return found
+
+    def _solved(self, model: Path, samples: int, rollouts: Rollouts) -> list[float]:
+        """The share of each held-out task's episodes that succeeded; the same draws in every round."""
+        episodes = self._play(model, self.test_tasks, samples, HELD_OUT, rollouts)
+        won = [float(each.success) for each in episodes]
+        return [sum(won[start : start + samples]) / samples for start in range(0, len(won), samples)]
 
     def _play(
         self, model: Path, tasks: Sequence[Task], samples: int, number: int, rollouts: Rollouts, before: int = 0
@@ -247,18 +267,23 @@ class _Player:
 
 def train_round(
     config: DPOStage, context: StageContext, source: Path, tokenizer: Any, pairs: Sequence[PreferencePair],
-    folder: Path, device: str, phase: str,
+    turns: Sequence[WrittenTurn], folder: Path, device: str, phase: str,
 ) -> None:  # fmt: skip
-    """One round's training of the model in ``source``, from the round's newest checkpoint; writes ``folder/model``."""
+    """One round's training of the model in ``source``, from the round's newest checkpoint; writes ``folder/model``.
+    ``turns``, if any, are those on which the negative log-likelihood is taken."""
     from nanoalign.models.adapters import load_trainable
     from nanoalign.models.loading import save_model
     from nanoalign.rl.dpo_trainer import dpo_arguments, make_trainer
 
+    of_chosen = 0.0 if turns else config.nll_weight
     arguments = dpo_arguments(
-        config.train, len(pairs), config.beta, folder / "checkpoints", device, context.seed, config.nll_weight
+        config.train, len(pairs), config.beta, folder / "checkpoints", device, context.seed, of_chosen
     )
+    beside = turns_beside(turns, len(pairs), config.nll_turns, context.seed)
     fresh_model = partial(load_trainable, source, config.train.lora, context.seed)
-    trainer = make_trainer(fresh_model(device), tokenizer, pairs, arguments, config.train, context.log, phase)
+    trainer = make_trainer(
+        fresh_model(device), tokenizer, pairs, arguments, config.train, context.log, phase, beside, config.nll_weight
+    )
     trainer.train_or_resume()
     if (trained := trainer.full_model(fresh_model)) is not None:
         save_model(trained, tokenizer, folder / "model")
@@ -271,4 +296,6 @@ def log_round(context: StageContext, outcome: Mapping[str, Any], rounds: int) ->
     if "sampled" in outcome:
         values |= {name: outcome[name] for name in ("pairs", "changed")}
         values["sampled_success"] = outcome["sampled"]["value"]
+    if "held_out_sampled" in outcome:
+        values["held_out_sampled_success"] = outcome["held_out_sampled"]["value"]
     context.log.metrics(outcome["round"], rounds, **values)

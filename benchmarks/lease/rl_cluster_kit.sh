@@ -4,7 +4,8 @@ set -euo pipefail
 S=${SHARED:?}; K=${KIT:-/tmp/rl_cluster_kit}; mkdir -p $K
 for kind in small vllm smollm2; do [ -d .gpu-$kind ] || bash $S/gpu/pack.sh $kind .gpu-$kind; done
 [ -e $K/small.tar.xz ] || cat .gpu-small/part*/kit.* | xz -d | xz -T2 -6 > $K/small.tar.xz
-tar c -C $S/data ifeval workbench nltk_data gsm8k math | xz -6 > $K/data.tar.xz
+tar c -C $S/data ${DATA:-ifeval workbench nltk_data gsm8k math} | xz -6 > $K/data.tar.xz
+rm -f $K/real.tar.xz; [ -z "${SOURCES:-}" ] || tar c -C $SOURCES . | xz -6 > $K/real.tar.xz # real.sh's
 cat .gpu-smollm2/part*/kit.* > $K/smollm2.tar.xz
 if [ ! -e $K/vllm.tar.xz ]; then
   W=$(mktemp -d); cat .gpu-vllm/part*/kit.* | tar xJ -C $W
@@ -21,7 +22,8 @@ import hashlib, sys
 from pathlib import Path
 kit, limit = Path(sys.argv[1]), int(sys.argv[2])
 # SmolLM2 and the small kit first: a model for DPO is trained, and the 9B's weights are made, while vLLM travels
-names = ["small.tar.xz", "data.tar.xz", "smollm2.tar.xz", "vllm.tar.xz", "big2.tar.xz", "big3.tar.xz", "big1.tar.xz", "big4.tar.xz"]
+names = ["small.tar.xz", "data.tar.xz", *["real.tar.xz"] * (kit / "real.tar.xz").exists()]
+names += ["smollm2.tar.xz", "vllm.tar.xz", "big2.tar.xz", "big3.tar.xz", "big1.tar.xz", "big4.tar.xz"]
 names += ["lmeval.tar.xz"] * (kit / "lmeval.tar.xz").exists()  # lm_eval_kit.sh, for serving.sh wall
 part, room, manifest = 0, limit, []
 for name in names:

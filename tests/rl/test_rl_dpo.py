@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanoalign.common.stage import StageContext, StageLog
 from nanoalign.data_recipes.conversation import Answer, Message
@@ -12,6 +14,7 @@ from nanoalign.models.config import Training
 from nanoalign.rl import dpo
 from nanoalign.rl.config import DPOStage
 from nanoalign.rl.round_tasks import differing
+from nanoalign.rl.successes import WrittenTurn, turns_beside
 from nanoalign.rollouts.config import Rollouts, Thinking
 from nanoalign.rollouts.environments.base import Task
 
@@ -101,7 +104,7 @@ def test_rounds_are_kept_measured_and_resumed_to_the_same_weights(stage_inputs, 
 
 def test_stops_when_success_is_flat(stage_inputs, tmp_path, monkeypatch):
     flat = {"value": 0.5, "low": 0.1, "high": 0.9, "n": 5}
-    monkeypatch.setattr(dpo._Player, "held_out_success", lambda self, model: flat)
+    monkeypatch.setattr(dpo._Player, "held_out", lambda self, model: {"held_out": flat})
     assert dpo.run(config(stop_when_flat=True, rounds=3), {}, stage_inputs(tmp_path))["rounds"] == 1
 
 
@@ -131,6 +134,44 @@ def test_a_round_plays_on_until_it_has_its_pairs_and_comes_back_to_what_differed
     losses = [row["loss"] for row in rows if row["step"] == 1 and "loss" in row]
     assert all(loss > math.log(2) + 1 for loss in losses)  # two times the chosen answers' nats a token
     assert all(0 < each["changed"] <= 1 for each in rounds)
+
+
+def test_turns_of_successes_are_trained_on_beside_the_pairs(stage_inputs, tmp_path):
+    settings = config(rounds=1, nll_weight=2.0, nll_on="successes", held_out_samples=3)
+    figures = dpo.run(settings, {}, stage_inputs(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["step"] == 1 and "loss" in row]
+    assert losses and all(loss > math.log(2) + 1 for loss in losses)
+    outcome = json.loads((tmp_path / "round-1/round.json").read_text())
+    assert len(outcome["held_out_sampled_by_task"]) == 5
+    assert {round(3 * each, 6) % 1 for each in outcome["held_out_sampled_by_task"]} == {0}
+    assert figures["success_sampled_round_1"]["n"] == figures["success_sampled_round_0"]["n"] == 5
+
+
+def test_the_turns_of_a_batch_are_cut_with_its_pairs(tokenizer):
+    from nanoalign.rl.dpo_trainer import PairCollator
+    from nanoalign.rl.each_pair_once import cut
+
+    row = {
+        "prompt_ids": [5, 6], "chosen_ids": [7, 8], "rejected_ids": [7], "chosen_mask": [1, 1], "rejected_mask": [1],
+        "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0,
+    }  # fmt: skip
+    first = {**row, "turns": [[1, 2, 3], [4, 5]], "turns_mask": [[0, 1, 0], [0, 1]]}
+    second = {**row, "turns": [[6, 7]], "turns_mask": [[0, 1]]}
+    batch = PairCollator(pad_token_id=0)([first, second])
+    assert batch["turns"].tolist() == [[1, 2, 3], [6, 7, 0], [4, 5, 0], [0, 0, 0]]
+    assert batch["turns_mask"].tolist() == [[0, 1, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert cut(batch, 2, 1)["turns"].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert "turns" not in PairCollator(pad_token_id=0)([{k: v for k, v in first.items() if k[:3] != "ref"}])
+
+
+@given(turns=st.integers(0, 40), pairs=st.integers(1, 12), most=st.integers(1, 5), seed=st.integers(0, 9))
+def test_turns_are_shared_out_evenly(turns, pairs, most, seed):
+    written = [WrittenTurn((number,), (1,), (False,)) for number in range(turns)]
+    beside = turns_beside(written, pairs, most, seed)
+    sizes = [len(each) for each in beside]
+    assert sum(sizes) == min(turns, pairs * most) and max(sizes) - min(sizes) <= 1
+    assert len({turn for each in beside for turn in each}) == sum(sizes)
 
 
 def test_forced_tokens_are_outside_the_loss(tokenizer):
