@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from nanoalign.budget_control.measure import Reading, analyse, summary
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.intervals import Estimate, mean
+from nanoalign.common.intervals import Estimate, average
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.evaluation.benchmarks import benchmark
-from nanoalign.evaluation.records import Kept, label, record, task_names, write_records
+from nanoalign.evaluation.records import Keeping, Kept, episode_record, label, record, task_names, write_records
 from nanoalign.evaluation.result import (
     CORRECT,
     Enforcement,
@@ -129,7 +129,7 @@ def evaluate_all(
         if place in asked:
             run = _judge(job, asked[place], answers[job.name], chat, tokenizer, tokens)
         else:
-            run = _play(job, engine, chat, tokenizer, tokens, seed)
+            run = _play(job, engine, chat, tokenizer, tokens, seed, folder)
         if folder is not None and run.rows:
             write_records(folder / f"{job.name}.jsonl", run.rows)
         results.append(_result(job, run))
@@ -274,32 +274,32 @@ def _more(tasks: Tasks, samples: Sequence[Sample], scores: Sequence[float]) -> d
 
 
 def _play(
-    job: Job, engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, seed: int
-) -> _Run:
+    job: Job, engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, seed: int,
+    folder: Path | None,
+) -> _Run:  # fmt: skip
     from nanoalign.rollouts.episodes import play
     from nanoalign.rollouts.seeds import derive_seed
 
     tasks, mode = job.tasks, job.mode
     assert tasks.environment is not None
-    records = play(
-        engine, tasks.environment, tasks.played, 1,
-        lambda number, sample, turn: (mode, job.sampling(derive_seed(seed, number, turn), number)),
-        chat, tokenizer, tasks.config.max_turns,
-    )  # fmt: skip
+    kept = Kept(folder / f"{job.name}.completions.jsonl") if folder is not None else None
+    try:
+        records = play(
+            engine if kept is None else Keeping(engine, kept), tasks.environment, tasks.played, 1,
+            lambda number, sample, turn: (mode, job.sampling(derive_seed(seed, number, turn), number)),
+            chat, tokenizer, tasks.max_turns,
+        )  # fmt: skip
+    finally:
+        if kept is not None:
+            kept.close()
     readings = [
         analyse(
-            tokens,
-            tokenizer,
-            turn.prompt_ids,
-            turn.completion.token_ids,
-            turn.completion.forced,
-            thinking=mode.thinking,
-            budget=mode.budget,
-            finished=turn.completion.finish == "stop",
+            tokens, tokenizer, turn.prompt_ids, turn.completion.token_ids, turn.completion.forced,
+            thinking=mode.thinking, budget=mode.budget, finished=turn.completion.finish == "stop",
         )
         for record in records
         for turn in record.turns
-    ]
+    ]  # fmt: skip
     domains = [str(record.task.data.get("kind", tasks.environment.name)) for record in records]
     tally = Tally()
     tally.add(turn.answer for record in records for turn in record.turns)
@@ -308,16 +308,14 @@ def _play(
     scores = [float(each.success) for each in records]
     names = task_names([each.task.id for each in records])
     rows = [
-        {"suite": tasks.name, "mode": label(mode), "task": name, "number": 0, "domain": domain, "score": score,
-         "reason": "", "faults": sorted(each.faults), "turns": len(each.turns)}
-        for name, domain, score, each in zip(names, domains, scores, records)
-    ]  # fmt: skip
-    return _Run(scores, domains, readings, tally, rows)
+        episode_record(tasks.name, mode, name, domain, each) for name, domain, each in zip(names, domains, records)
+    ]
+    return _Run(scores, domains, readings, tally, rows, _more(tasks, (), scores))
 
 
 def _result(job: Job, run: _Run) -> SuiteResult:
     tasks, each = job.tasks, job.tasks.completions
-    estimator = mean if tasks.judged else share_correct
+    estimator = average if tasks.judged else share_correct
     by_domain = {
         domain: over_tasks(
             [score for place, score in enumerate(run.scores) if run.domains[place // each] == domain], each, estimator

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nanoalign.common.printable import counted
 from nanoalign.plan_compress import COLUMNS
 from nanoalign.report import plots
 from nanoalign.report.parts import Cell, Plot, ReportSection, Table
@@ -18,7 +19,7 @@ def compressions(run: RunData) -> Iterator[ReportSection]:
         found = stage.result
         budget, whole = found["budget"], found["whole"]
         note = (
-            f"{name}: {found['within_budget']:,} shapes fit {budget['gib']:g} GiB at {budget['context']:,} tokens. "
+            f"{name}: {counted(found['within_budget'], 'shape', 'fits', 'fit')} {budget['gib']:g} GiB at {budget['context']:,} tokens. "
             f"Those with the least loss as pruned, on {found['calibration']['held_out_rows']} held-out rows, were "
             "compared; the chosen one is tinted."
         )
