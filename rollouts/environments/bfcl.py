@@ -24,7 +24,7 @@ class BfclMultiTurn:
         self._data_root = data_root
         load_classes(sorted({name for each in conversations for name in (each.task or {})["classes"]}), data_root)
         self._tasks = [
-            Task(each.id, (), each.tools, "test", {"kind": each.domain, **(each.task or {})}) for each in conversations
+            Task(each.id, (), each.tools, "test", {**(each.task or {}), "kind": each.domain}) for each in conversations
         ]
 
     def tasks(self, split: str) -> Sequence[Task]:
