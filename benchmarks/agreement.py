@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import agreement_cases as cases
+import agreement_multi_turn
 import agreement_references as references
 
 from nanoalign.common.files import write_json
@@ -31,7 +32,7 @@ from nanoalign.reward.bfcl import score_bfcl
 from nanoalign.reward.instructions.checkers import follows
 from nanoalign.reward.mathematics import MathVerifier
 
-PARTS = ("ifeval", "math", "aime", "bfcl")
+PARTS = ("ifeval", "math", "aime", "bfcl", "bfcl-multi-turn")
 
 
 @dataclass
@@ -213,9 +214,17 @@ def main() -> None:
     args = parser.parse_args()
     references.install(args.reference, args.data_root)
     tallies: dict[str, Tally] = {}
+
+    def tally(name: str) -> Tally:
+        return tallies.setdefault(name, Tally(name))
+
     for part in args.parts:
+        if part == "bfcl-multi-turn":
+            rows = written(args.records, part)
+            agreement_multi_turn.bfcl_multi_turn(args.reference, rows, tally, args.limit)
+            continue
         function = {"ifeval": ifeval, "math": mathematics, "aime": aime, "bfcl": bfcl}[part]
-        function(args.data_root, args.records, lambda name: tallies.setdefault(name, Tally(name)), args.limit)
+        function(args.data_root, args.records, tally, args.limit)
     figures = {name: value for each in tallies.values() for name, value in each.figures().items()}
     kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json and args.json.exists() else {"figures": {}}
     found = [difference for each in tallies.values() for difference in each.differences]

@@ -29,6 +29,8 @@ VERSION = "2026.3.23"
 LIMITS = {"precision": 10_000, "exponent": 10_000, "decimal_places": 10_000}
 """Largest sizes of the calculator's arguments: beyond, its results have millions of digits and take hours."""
 
+STEPS = 20
+"""Answers with calls to one request; after one more the benchmark gives the task up."""
 Turns = Sequence[Sequence[Sequence[ToolCall]]]
 """Request by request, the answers that held calls: each answer's calls."""
 
@@ -119,7 +121,7 @@ def verdict(task: Mapping[str, Any], turns: Turns, data_root: Path | None) -> st
     ``task``: as of :class:`World`, with ``expected``, the reference's calls of each request.
     """
     expected = task["expected"]
-    if len(turns) != len(expected):
+    if len(turns) != len(expected) or any(len(steps) > STEPS for steps in turns):
         return f"ended in request {len(turns)} of {len(expected)}"
     ours, reference, results = World(task, data_root), World(task, data_root), list[str]()
     for number, (steps, wanted) in enumerate(zip(turns, expected, strict=True), 1):

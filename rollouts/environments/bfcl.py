@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.data_recipes.conversation import Answer, Conversation, Message, ToolCall
-from nanoalign.data_recipes.workplace.bfcl import World, load_classes, verdict
+from nanoalign.data_recipes.workplace.bfcl import STEPS, World, load_classes, verdict
 from nanoalign.rollouts.environments.base import Task
 
-STEPS = 20
-"""Answers with calls to one request; one more, and the benchmark gives the task up."""
 MORE_FUNCTIONS = "I have updated some more functions you can choose from. What about now?"
 """What a user says where held-out functions come in (bfcl-eval's words)."""
 
@@ -82,7 +80,7 @@ class BfclEpisode:
 
     def why(self) -> str:
         """Why it does not; "" where it does."""
-        if not self.over or len(self.turns[-1]) > STEPS:
+        if not self.over:
             return f"ended in request {len(self.turns)} of {len(self._task['turns'])}"
         return verdict(self._task, self.turns, self._data_root)
 

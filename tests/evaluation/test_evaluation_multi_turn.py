@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.chat import chat_format
 from nanoalign.data_recipes.conversation import Answer, ToolCall
-from nanoalign.data_recipes.workplace.bfcl import VERSION, World, load_classes, verdict
+from nanoalign.data_recipes.workplace.bfcl import STEPS, VERSION, World, load_classes, verdict
 from nanoalign.evaluation.config import Suite
 from nanoalign.evaluation.records import Keeping, Kept, read_records
 from nanoalign.evaluation.suites import Job, evaluate_all, load_suite, suite_reward
@@ -23,7 +23,7 @@ from nanoalign.evaluation.tasks import Tasks
 from nanoalign.models.loading import load_tokenizer, resolve
 from nanoalign.rollouts.base import Completion, Mode, Request, Sampling
 from nanoalign.rollouts.config import Rollouts
-from nanoalign.rollouts.environments.bfcl import MORE_FUNCTIONS, STEPS, turns_of
+from nanoalign.rollouts.environments.bfcl import MORE_FUNCTIONS, turns_of
 
 CHAT = chat_format("nemotron-nano-v2")
 SYSTEMS = '''
