@@ -37,7 +37,7 @@ class Engines:
 
     def measure(
         self, folder: Path, jobs: Sequence[Job], tokenizer: Any, records: Path, seed: int,
-        done: Callable[[Job, SuiteResult], None],
+        done: Callable[[Job, SuiteResult], None], ended: Callable[[int, int], None] = lambda answers, of: None,
     ) -> dict[tuple[str, Mode], SuiteResult]:  # fmt: skip
         """All jobs on a checkpoint, by suite and mode. A vLLM gets all questions at once; in process, where what shares
         a batch may change the last bits, suites and modes go one after another."""
@@ -46,6 +46,6 @@ class Engines:
         results = [
             result
             for group in groups
-            for result in evaluate_all(engine, self.chat, tokenizer, group, seed, folder=records, done=done)
+            for result in evaluate_all(engine, self.chat, tokenizer, group, seed, folder=records, done=done, ended=ended)
         ]
         return {(job.tasks.name, job.mode): result for job, result in zip(jobs, results, strict=True)}

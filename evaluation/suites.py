@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +106,10 @@ def evaluate_all(
     *,
     folder: Path | None = None,
     done: Callable[[Job, SuiteResult], None] = lambda job, result: None,
+    ended: Callable[[int, int], None] = lambda answers, of: None,
 ) -> list[SuiteResult]:
     """Several jobs, their single answers all asked for at once, so that no suite's last long answer leaves an engine
-    idle. ``done`` is told of each job's result, in order.
+    idle. ``done`` is told of each job's result, in order; ``ended`` how many single answers are there, of how many.
 
     With ``folder``, completions are kept there as they end (``<suite>.<mode>.completions.jsonl``) and not asked for
     again after a crash; ``<suite>.<mode>.jsonl`` has a record of each once its job is done.
@@ -123,7 +125,7 @@ def evaluate_all(
         for place, job in enumerate(jobs)
         if job.tasks.environment is None
     }
-    answers = _generate(engine, [(jobs[place], each) for place, each in asked.items()], folder)
+    answers = _generate(engine, [(jobs[place], each) for place, each in asked.items()], folder, ended)
     results = []
     for place, job in enumerate(jobs):
         if place in asked:
@@ -204,11 +206,14 @@ def _ask(job: Job, chat: ChatFormat, tokenizer: Any, seed: int, longest: int | N
 
 
 def _generate(
-    engine: "RolloutEngine", asked: Sequence[tuple[Job, _Asked]], folder: Path | None
+    engine: "RolloutEngine", asked: Sequence[tuple[Job, _Asked]], folder: Path | None, ended: Callable[[int, int], None]
 ) -> dict[str, list[Completion]]:
     """The completions of each job, by its name: those that were kept, and new ones, all asked for at once."""
+    total = sum(len(each.requests) for _, each in asked)
     if folder is None:
-        completions = iter(engine.generate([request for _, each in asked for request in each.requests]))
+        counted = count(1)
+        requests = [request for _, each in asked for request in each.requests]
+        completions = iter(engine.generate(requests, lambda *_: ended(next(counted), total)))
         return {job.name: [next(completions) for _ in each.requests] for job, each in asked}
     kept = {job.name: Kept(folder / f"{job.name}.completions.jsonl") for job, _ in asked}
     found = {job.name: [kept[job.name].find(request) for request in each.requests] for job, each in asked}
@@ -218,11 +223,15 @@ def _generate(
         for place, request in enumerate(each.requests)
         if found[job.name][place] is None
     ]
+    there = count(total - len(places))
+    if places:
+        ended(next(there), total)
 
     def keep(number: int, completion: Completion) -> None:
         name, place, request = places[number]
         found[name][place] = completion
         kept[name].keep(request, completion)
+        ended(next(there), total)
 
     try:
         if places:

@@ -100,6 +100,16 @@ def load_suite(
     return tasks
 
 
+def read_from(suite: Suite, data_root: Path | None) -> list[dict[str, str]]:
+    """The files or the hub's data sets behind a benchmark, as ``benchmark_data.provenance`` names them; [] for suites of
+    your own."""
+    from nanoalign.evaluation.benchmark_data import provenance
+
+    if suite.benchmark is None:
+        return []
+    return provenance(benchmark(suite.benchmark)[0].pinned(suite.revision), data_root)
+
+
 def suite_reward(suite: Suite, models: Mapping[str, Path], device: str) -> Reward:
     """The reward that scores a suite; ``models`` holds the folder of its reward model under that stage's name."""
     from nanoalign.reward.compose import make_reward
