@@ -176,20 +176,21 @@ def _lengths(suites: Mapping[str, Suite]) -> Iterator[tuple[str, int]]:
 
 def _report(question: Question, folders: Mapping[str, Path], suites: Mapping[str, Tasks], out: Path) -> dict[str, Any]:
     """What an earlier run of the same question left in the folder, or a new report."""
-    identity = content_hash({
+    parts = {
         "models": {name: [str(folder), _files(folder)] for name, folder in folders.items()},
         "suites": {name: suite.identity() for name, suite in question.suites.items()},
         "tasks": {name: [str(each.messages) for each in tasks.conversations] for name, tasks in suites.items()},
         "modes": [label(mode) for mode in question.modes], "max_tokens": question.max_tokens,
         "rollouts": question.rollouts.identity(), "chat": question.chat, "seed": question.seed,
-    })  # fmt: skip
+    }  # fmt: skip
+    identity = {part: content_hash(value) for part, value in parts.items()}
     file = out / "evaluation.json"
     if file.exists():
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if report.get("identity") != identity:
-            raise ConfigError(
-                f"{out} holds another evaluation (other models, suites or settings); choose another --out"
-            )
+        before = report.get("identity")
+        if before != identity:
+            others = [part for part in identity if not isinstance(before, dict) or before.get(part) != identity[part]]
+            raise ConfigError(f"{out} holds another evaluation (other {', '.join(others)}); choose another --out")
         return report
     report = {
         "identity": identity,

@@ -10,7 +10,7 @@ from nanoalign.data_recipes.adapters import tool_use
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.readers import BadRow, RowError, read_rows
 from nanoalign.evaluation.benchmark_data import conversation, files_of, missing
-from nanoalign.evaluation.benchmark_tasks import category
+from nanoalign.evaluation.benchmark_tasks import category_of
 from nanoalign.evaluation.benchmarks import TaskReading
 
 FUNCTIONS = {
@@ -38,7 +38,7 @@ def bfcl(reading: TaskReading) -> Iterable[Conversation]:
             except (KeyError, TypeError, AttributeError, RowError) as error:
                 raise DataError(f"{origin}: benchmark {reading.name}: not a row of it ({error!r})") from None
             task = {**made["task"], "kind": "bfcl_play", "long": "long_context" in file.stem}
-            yield conversation(reading, origin, {**made, "task": task, "domain": category(file)})
+            yield conversation(reading, origin, {**made, "task": task, "domain": category_of(file)})
 
 
 def _row(raw: Mapping[str, Any], possible: Mapping[str, Any], described: Path) -> dict[str, Any]:
