@@ -1,5 +1,5 @@
-"""BFCL's multi-turn verdicts beside ``multi_turn_checker``'s: on the reference's calls changed in many ways, and on models'
-episodes. See agreement.py."""
+"""BFCL's multi-turn verdicts beside ``multi_turn_checker``'s: on the reference's calls changed in many ways, and on
+models' episodes. See agreement.py."""
 
 import copy
 import importlib
@@ -71,8 +71,9 @@ def bfcl_multi_turn(
     for origin, shape, task, turns in answers:
         theirs = reference.right(task, turns)
         why = verdict(task.data, turns, folder)
-        counted.add(origin, not why, bool(theirs), shape=shape, task=task.id, why=why, reference_failed=theirs is None,
-                    calls=[[[_text(call.name, call.arguments) for call in step] for step in turn] for turn in turns])  # fmt: skip
+        calls = [[[_text(call.name, call.arguments) for call in step] for step in turn] for turn in turns]
+        counted.add(origin, not why, bool(theirs), shape=shape, task=task.id, why=why, calls=calls,
+                    reference_failed=theirs is None)  # fmt: skip
 
 
 def _as_data_root(reference: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.budget_control.vocabulary import ThinkingTokens
-from nanoalign.common.intervals import Z95, Estimate, mean, proportion
+from nanoalign.common.intervals import Z95, Estimate, average, mean, proportion
 
 WORD = re.compile(r"\w+")
 

@@ -1,4 +1,4 @@
-"""Text for a terminal: what others wrote (a model, a data row, another process) made safe, "did you mean", and numbers."""
+"""Text for a terminal: what others wrote (a model, a data row, another process) made safe, "did you mean", numbers."""
 
 import re
 from collections.abc import Iterable

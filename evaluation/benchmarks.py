@@ -177,7 +177,7 @@ BENCHMARKS = {
         "Apache-2.0", "bfcl", "accuracy over tasks", (_bfcl("BFCL_v4_*.json"),), tasks=1058, temperature=0.0, top_p=1.0,
         figures="nanoalign.evaluation.benchmark_figures:bfcl"),
     "bfcl-multi-turn": Benchmark(
-        "nanoalign.evaluation.multi_turn:bfcl", "BFCL v4, multi-turn categories: state and results of simulated systems",
+        "nanoalign.evaluation.multi_turn:bfcl", "BFCL v4, multi-turn categories: states and results of simulators",
         "Apache-2.0", metric="accuracy over tasks", data=(_bfcl("BFCL_v4_multi_turn_*.json"),), tasks=800,
         temperature=0.0, top_p=1.0, max_tokens=8192, answer_tokens=1024, turns=200,
         environment="nanoalign.rollouts.environments.bfcl:BfclMultiTurn",
@@ -197,7 +197,7 @@ def benchmark(name: str) -> tuple[Benchmark, int | None]:
     if found is None:
         for stem in (each.removesuffix("-<length>") for each in BENCHMARKS if each.endswith("-<length>")):
             if name == stem or name.startswith(f"{stem}-"):
-                raise ConfigError(f"unknown benchmark `{name}`: give a length in tokens, as in {stem}-4096 or {stem}-128k")
+                raise ConfigError(f"unknown benchmark `{name}`: give a length in tokens, as in {stem}-128k")
         raise ConfigError(f"unknown benchmark `{name}`{nearest(name, BENCHMARKS)}")
     return found
 

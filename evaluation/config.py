@@ -21,7 +21,7 @@ class Suite(Section):
     benchmark: str | None = None
     """A public benchmark (docs/names.md). A stage may also name one in place of a suite."""
     revision: str | None = None
-    """The commit of a benchmark's data set on the hub; None: the catalog's, else the newest. Mirrored files go first."""
+    """The commit of a benchmark's data set on the hub; None: the catalog's or the newest. Mirrored files go first."""
     samples: int | None = Field(default=None, ge=1)
     """Tasks taken; None takes all."""
     completions: int | None = Field(default=None, ge=1)

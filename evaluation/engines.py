@@ -43,9 +43,8 @@ class Engines:
         a batch may change the last bits, suites and modes go one after another."""
         engine = self.at(folder, tokenizer)
         groups = [[job] for job in jobs] if self.rollouts.engine.kind == "hf" else [list(jobs)]
+        told: dict[str, Any] = {"folder": records, "done": done, "ended": ended}
         results = [
-            result
-            for group in groups
-            for result in evaluate_all(engine, self.chat, tokenizer, group, seed, folder=records, done=done, ended=ended)
+            result for group in groups for result in evaluate_all(engine, self.chat, tokenizer, group, seed, **told)
         ]
         return {(job.tasks.name, job.mode): result for job, result in zip(jobs, results, strict=True)}

@@ -89,6 +89,7 @@ class Keeping:
         found = [self.kept.find(request) for request in requests]
         missing = [place for place, completion in enumerate(found) if completion is None]
         if missing:
+
             def keep(number: int, completion: Completion) -> None:
                 self._keep(requests[missing[number]], completion)
 

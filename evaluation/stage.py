@@ -65,7 +65,8 @@ def run(
     total = len(config.of) * len(asked) + len(curved) * len(more)
     record = context.folder / "evaluation.json"
     read = {name: files for name in names if (files := read_from(suites[name], context.data_root))}
-    report: dict[str, Any] = {"tasks": {name: len(each) for name, each in tasks.items()}, "read": read, "checkpoints": {}}
+    counts = {name: len(each) for name, each in tasks.items()}
+    report: dict[str, Any] = {"tasks": counts, "read": read, "checkpoints": {}}
     if record.exists():  # this very stage was stopped: the runner clears the folder where anything has changed
         report = json.loads(record.read_text(encoding="utf-8"))
     seen = look(list(tasks.values()), mixtures, context.data_root, context.seed) if config.contamination else {}

@@ -316,9 +316,7 @@ def _play(
         tally.reasons.update(each.faults)
     scores = [float(each.success) for each in records]
     names = task_names([each.task.id for each in records])
-    rows = [
-        episode_record(tasks.name, mode, name, domain, each) for name, domain, each in zip(names, domains, records)
-    ]
+    rows = [episode_record(tasks.name, mode, name, domain, each) for name, domain, each in zip(names, domains, records)]
     return _Run(scores, domains, readings, tally, rows, _more(tasks, (), scores))
 
 

@@ -26,8 +26,8 @@ JUDGED = {"preference", "judge"}
 
 @dataclass(frozen=True)
 class Tasks:
-    """A suite's tasks: conversations to be answered, or tasks of an environment to be played. A benchmark that is played
-    has conversations too, of its requests alone."""
+    """A suite's tasks: conversations to be answered, or tasks of an environment to be played. A benchmark that is
+    played has conversations too, of its requests alone."""
 
     name: str
     config: Suite
@@ -101,8 +101,8 @@ def load_suite(
 
 
 def read_from(suite: Suite, data_root: Path | None) -> list[dict[str, str]]:
-    """The files or the hub's data sets behind a benchmark, as ``benchmark_data.provenance`` names them; [] for suites of
-    your own."""
+    """The files or the hub's data sets behind a benchmark, as ``benchmark_data.provenance`` names them; [] for suites
+    of your own."""
     from nanoalign.evaluation.benchmark_data import provenance
 
     if suite.benchmark is None:

@@ -83,6 +83,7 @@ def candidate_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for row in shown
     ]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    yield f"  search    {counted(len(found), 'shape')} within the budget" + (f", the largest {SHOWN}:" if found[SHOWN:] else ":")
+    largest = f", the largest {SHOWN}:" if found[SHOWN:] else ":"
+    yield f"  search    {counted(len(found), 'shape')} within the budget{largest}"
     for line in [head, *lines]:
         yield "    " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip()

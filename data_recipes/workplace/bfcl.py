@@ -1,12 +1,12 @@
 """BFCL's simulated worlds (file system, trading, travel, ...) and its verdict on what was called in several turns.
 
-The classes are those of the package bfcl-eval (Apache-2.0), which is not a dependency: its pins clash with ours, and its
-classes need none of them. It is taken where it is importable, else from ``DATA_ROOT/bfcl-eval``. Calls are run by name
-with named arguments; no text of a model is evaluated.
+The classes are those of the package bfcl-eval (Apache-2.0), which is not a dependency: its pins clash with ours, and
+its classes need none of them. It is taken where it is importable, else from ``DATA_ROOT/bfcl-eval``. Calls are run by
+name with named arguments; no text of a model is evaluated.
 
-The rule is ``multi_turn_checker``'s of bfcl-eval 2026.3.23: after each request the worlds' public attributes equal those
-after the reference's calls, and every result of the reference's calls is among the results so far. Requests that cannot
-be fulfilled yet (without reference calls) are not judged.
+The rule is ``multi_turn_checker``'s of bfcl-eval 2026.3.23: after each request the worlds' public attributes equal
+those after the reference's calls, and every result of the reference's calls is among the results so far. Requests that
+cannot be fulfilled yet (without reference calls) are not judged.
 """
 
 import copy
@@ -116,7 +116,8 @@ def _text(result: Any) -> str:
 
 
 def verdict(task: Mapping[str, Any], turns: Turns, data_root: Path | None) -> str:
-    """"" where the benchmark counts the calls as right, else why not. Both sides are played from the beginning.
+    """Why the benchmark does not count the calls as right; empty where it does. Both sides are played from the
+    beginning.
 
     ``task``: as of :class:`World`, with ``expected``, the reference's calls of each request.
     """

@@ -18,8 +18,9 @@ def compressions(run: RunData) -> Iterator[ReportSection]:
     for name, stage in run.of_kind("compress").items():
         found = stage.result
         budget, whole = found["budget"], found["whole"]
+        fit = counted(found["within_budget"], "shape", "fits", "fit")
         note = (
-            f"{name}: {counted(found['within_budget'], 'shape', 'fits', 'fit')} {budget['gib']:g} GiB at {budget['context']:,} tokens. "
+            f"{name}: {fit} {budget['gib']:g} GiB at {budget['context']:,} tokens. "
             f"Those with the least loss as pruned, on {found['calibration']['held_out_rows']} held-out rows, were "
             "compared; the chosen one is tinted."
         )

@@ -180,7 +180,8 @@ def _did(stage: StageData) -> str:
         return f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
     if kind == "compress":
         kept, whole = figures["compress.parameters"], figures["compress.parameters.whole"]
-        return f"kept {kept / whole:.0%} of {whole:,.0f} parameters, of {counted(figures['compress.candidates'], 'shape')}"
+        shapes = counted(figures["compress.candidates"], "shape")
+        return f"kept {kept / whole:.0%} of {whole:,.0f} parameters, of {shapes}"
     if kind == "evaluate":
         checkpoints, suites = len(stage.result["checkpoints"]), len(stage.result["tasks"])
         return f"{counted(checkpoints, 'checkpoint')} on {counted(suites, 'suite')}"

@@ -26,10 +26,10 @@ from nanoalign.rollouts.config import Rollouts
 from nanoalign.rollouts.environments.bfcl import MORE_FUNCTIONS, turns_of
 
 CHAT = chat_format("nemotron-nano-v2")
-SYSTEMS = '''
+SYSTEMS = """
 class TicketAPI:
     def __init__(self): self.open, self._calls = [], 0
-    def _load_scenario(self, scenario, long_context=False): self.open = list(scenario["open"]) + ["filler"] * long_context
+    def _load_scenario(self, scenario, long_context=False): self.open = [*scenario["open"], *["filler"] * long_context]
     def create(self, title):
         self._calls += 1
         self.open.append(title)
@@ -40,15 +40,18 @@ class TicketAPI:
 
 class MathAPI:
     def power(self, base, exponent): return {"result": base**exponent}
-'''
+"""
 DESCRIBED = {
     "ticket_api": [("create", {"title": "string"}), ("listed", {}), ("close", {"title": "string"})],
     "math_api": [("power", {"base": "float", "exponent": "float"})],
 }
 ROWS = [
-    {"id": "multi_turn_base_0", "involved_classes": ["TicketAPI", "MathAPI"], "initial_config": {"TicketAPI": {"open": []}},
-     "question": [[{"role": "user", "content": "Open a ticket: printer."}], [{"role": "user", "content": "Two to the tenth?"}]]},
-    {"id": "multi_turn_miss_func_0", "involved_classes": ["TicketAPI"], "initial_config": {"TicketAPI": {"open": ["a"]}},
+    {"id": "multi_turn_base_0", "involved_classes": ["TicketAPI", "MathAPI"],
+     "initial_config": {"TicketAPI": {"open": []}},
+     "question": [[{"role": "user", "content": "Open a ticket: printer."}],
+                  [{"role": "user", "content": "Two to the tenth?"}]]},
+    {"id": "multi_turn_miss_func_0", "involved_classes": ["TicketAPI"],
+     "initial_config": {"TicketAPI": {"open": ["a"]}},
      "question": [[{"role": "user", "content": "Close a."}], []], "missed_function": {"1": ["close"]}},
 ]  # fmt: skip
 GOLD = [[["create('printer')"], ["power(base=2, exponent=10)"]], [[], ["close(title='a')"]]]
@@ -61,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     package = root / "bfcl-eval" / "bfcl_eval"
     for folder in ("constants", "data/possible_answer", "data/multi_turn_func_doc"):
         (package / folder).mkdir(parents=True)
-    mapping = {name: "bfcl_eval.systems" for name in ("TicketAPI", "MathAPI")}
+    mapping = dict.fromkeys(("TicketAPI", "MathAPI"), "bfcl_eval.systems")
     (package / "constants" / "executable_backend_config.py").write_text(f"CLASS_FILE_PATH_MAPPING = {mapping!r}")
     (package / "systems.py").write_text(SYSTEMS)
     for name, functions in DESCRIBED.items():
@@ -203,7 +206,8 @@ def test_a_stopped_suite_goes_on_inside_its_episodes(tasks: Tasks, root: Path, t
     assert [(row["domain"], row["score"], row["turns"]) for row in rows] == [
         ("multi_turn_base", 1.0, 4), ("multi_turn_miss_func", 1.0, 3)
     ]  # fmt: skip
-    assert [each["role"] for each in rows[1]["messages"]] == ["user", "assistant", "user", "assistant", "tool", "assistant"]
+    roles = [each["role"] for each in rows[1]["messages"]]
+    assert roles == ["user", "assistant", "user", "assistant", "tool", "assistant"]
     assert verdict(tasks.played[0].data, turns_of(rows[0]["messages"]), root) == ""
 
 
