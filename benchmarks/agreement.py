@@ -1,7 +1,7 @@
 """Our verdicts beside the reference scorers', on stored completions of models and on gold answers in many shapes.
 
 Run: ``python benchmarks/agreement.py --reference FOLDER --data-root DATA [--records FOLDER ...] [--json FILE]``.
-``--reference`` holds the packages of agreement_references.py; ``--records`` are folders of ``nanoalign evaluate``.
+``--reference`` holds the packages of agreement_references.py, with BFCL's tasks; ``--records`` are folders of ``nanoalign evaluate``.
 ``eval.*_agreement`` is the share of answers with the same verdict; every difference is listed in ``--differences``.
 ``eval.math_unusual_agreement``: of boxes on which scorers have conventions (``24.``, ``24\\%``, ``\\approx 24``).
 """
@@ -169,10 +169,10 @@ def _math(answers: list[Judged], reference: Callable[[str, str], bool], tally: T
         tally.add(origin, score >= 0.5, reference(gold, text), shape=shape, gold=gold, text=text, reason=score.reason)
 
 
-def bfcl(data_root: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
-    """BFCL's rows with their possible answers, drawn and changed, and the models' calls."""
+def bfcl(package: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
+    """The rows in bfcl-eval's own folder with their possible answers, drawn and changed, and the models' calls."""
     reference, draw, counted = references.BFCL(), random.Random(3), tally("eval.bfcl_agreement")
-    tasks = {row["id"]: (category, row, possible) for category, row, possible in _rows(data_root / "bfcl_v4")}
+    tasks = {row["id"]: (category, row, possible) for category, row, possible in _rows(package / "bfcl_eval" / "data")}
     answers = [
         ("model", "as it is", *tasks[row["task"]], [(call["name"], call["arguments"]) for call in row["tool_calls"]])
         for row in written(records, "bfcl") if row["task"] in tasks
@@ -188,6 +188,11 @@ def bfcl(data_root: Path, records: list[Path], tally: Callable[[str], Tally], li
         theirs = reference.right(row["function"], calls, possible, category)
         counted.add(origin, score_bfcl(Sample((), answer, task)) >= 0.5, bool(theirs), shape=shape, task=row["id"],
                     calls=calls, possible=possible, reference_failed=theirs is None)  # fmt: skip
+
+
+def multi_turn(package: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
+    """The multi-turn tasks there: see agreement_multi_turn.py."""
+    agreement_multi_turn.bfcl_multi_turn(package, written(records, "bfcl-multi-turn"), tally, limit)
 
 
 def _rows(folder: Path) -> Iterable[tuple[str, dict[str, Any], list[Any]]]:
@@ -219,12 +224,11 @@ def main() -> None:
         return tallies.setdefault(name, Tally(name))
 
     for part in args.parts:
-        if part == "bfcl-multi-turn":
-            rows = written(args.records, part)
-            agreement_multi_turn.bfcl_multi_turn(args.reference, rows, tally, args.limit)
-            continue
-        function = {"ifeval": ifeval, "math": mathematics, "aime": aime, "bfcl": bfcl}[part]
-        function(args.data_root, args.records, tally, args.limit)
+        function = {"ifeval": ifeval, "math": mathematics, "aime": aime, "bfcl": bfcl, "bfcl-multi-turn": multi_turn}[
+            part
+        ]
+        root = args.reference if part.startswith("bfcl") else args.data_root
+        function(root, args.records, tally, args.limit)
     figures = {name: value for each in tallies.values() for name, value in each.figures().items()}
     kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json and args.json.exists() else {"figures": {}}
     found = [difference for each in tallies.values() for difference in each.differences]
