@@ -1,7 +1,8 @@
 """Our verdicts beside the reference scorers', on stored completions of models and on gold answers in many shapes.
 
 Run: ``python benchmarks/agreement.py --reference FOLDER --data-root DATA [--records FOLDER ...] [--json FILE]``.
-``--reference`` holds the packages of agreement_references.py, with BFCL's tasks; ``--records`` are folders of ``nanoalign evaluate``.
+``--reference`` holds the packages of agreement_references.py, with BFCL's tasks; ``--records`` are folders of
+``nanoalign evaluate``.
 ``eval.*_agreement`` is the share of answers with the same verdict; every difference is listed in ``--differences``.
 ``eval.math_unusual_agreement``: of boxes on which scorers have conventions (``24.``, ``24\\%``, ``\\approx 24``).
 """
@@ -31,8 +32,6 @@ from nanoalign.reward.base import Sample
 from nanoalign.reward.bfcl import score_bfcl
 from nanoalign.reward.instructions.checkers import follows
 from nanoalign.reward.mathematics import MathVerifier
-
-PARTS = ("ifeval", "math", "aime", "bfcl", "bfcl-multi-turn")
 
 
 @dataclass
@@ -207,12 +206,15 @@ def _rows(folder: Path) -> Iterable[tuple[str, dict[str, Any], list[Any]]]:
                 yield category, row, possible.get(row["id"], [])
 
 
+PARTS = {"ifeval": ifeval, "math": mathematics, "aime": aime, "bfcl": bfcl, "bfcl-multi-turn": multi_turn}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--records", type=Path, nargs="*", default=[])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--limit", type=int, help="Tasks of each part, for a quick look.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--differences", type=Path, default=Path("differences.jsonl"))
@@ -224,9 +226,7 @@ def main() -> None:
         return tallies.setdefault(name, Tally(name))
 
     for part in args.parts:
-        function = {"ifeval": ifeval, "math": mathematics, "aime": aime, "bfcl": bfcl, "bfcl-multi-turn": multi_turn}[
-            part
-        ]
+        function = PARTS[part]
         root = args.reference if part.startswith("bfcl") else args.data_root
         function(root, args.records, tally, args.limit)
     figures = {name: value for each in tallies.values() for name, value in each.figures().items()}
