@@ -292,9 +292,10 @@ def _play(
     tasks, mode = job.tasks, job.mode
     assert tasks.environment is not None
     kept = Kept(folder / f"{job.name}.completions.jsonl") if folder is not None else None
+    player: Any = engine if kept is None else Keeping(engine, kept)
     try:
         records = play(
-            engine if kept is None else Keeping(engine, kept), tasks.environment, tasks.played, 1,
+            player, tasks.environment, tasks.played, 1,
             lambda number, sample, turn: (mode, job.sampling(derive_seed(seed, number, turn), number)),
             chat, tokenizer, tasks.max_turns,
         )  # fmt: skip

@@ -100,7 +100,7 @@ def test_missing_data_say_where_they_were_looked_for(tmp_path: Path, monkeypatch
     said = str(caught.value)
     assert "HuggingFaceH4/MATH-500/test.jsonl was looked for" in said and "no network" in said
     assert f"--local-dir {tmp_path}/HuggingFaceH4/MATH-500" in said
-    with pytest.raises(DataError, match="pip install --no-deps --target .*bfcl-eval"):
+    with pytest.raises(DataError, match=r"pip install --no-deps --target .*bfcl-eval"):
         tasks_of("bfcl", tmp_path)
     assert "bfcl_v4/BFCL_v4_" in (missing("bfcl", BENCHMARKS["bfcl"], tmp_path) or "")
     assert missing("math500", BENCHMARKS["math500"], tmp_path) is None  # the hub may have it
