@@ -1,7 +1,8 @@
 """Our verdicts beside the reference scorers', on stored completions of models and on gold answers in many shapes.
 
 Run: ``python benchmarks/agreement.py --reference FOLDER --data-root DATA [--records FOLDER ...] [--json FILE]``.
-``--reference`` holds the packages of agreement_references.py; ``--records`` are folders of ``nanoalign evaluate``.
+``--reference`` holds the packages of agreement_references.py, with BFCL's tasks; ``--records`` are folders of
+``nanoalign evaluate``.
 ``eval.*_agreement`` is the share of answers with the same verdict; every difference is listed in ``--differences``.
 ``eval.math_unusual_agreement``: of boxes on which scorers have conventions (``24.``, ``24\\%``, ``\\approx 24``).
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import agreement_cases as cases
+import agreement_multi_turn
 import agreement_references as references
 
 from nanoalign.common.files import write_json
@@ -30,8 +32,6 @@ from nanoalign.reward.base import Sample
 from nanoalign.reward.bfcl import score_bfcl
 from nanoalign.reward.instructions.checkers import follows
 from nanoalign.reward.mathematics import MathVerifier
-
-PARTS = ("ifeval", "math", "aime", "bfcl")
 
 
 @dataclass
@@ -168,10 +168,10 @@ def _math(answers: list[Judged], reference: Callable[[str, str], bool], tally: T
         tally.add(origin, score >= 0.5, reference(gold, text), shape=shape, gold=gold, text=text, reason=score.reason)
 
 
-def bfcl(data_root: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
-    """BFCL's rows with their possible answers, drawn and changed, and the models' calls."""
+def bfcl(package: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
+    """The rows in bfcl-eval's own folder with their possible answers, drawn and changed, and the models' calls."""
     reference, draw, counted = references.BFCL(), random.Random(3), tally("eval.bfcl_agreement")
-    tasks = {row["id"]: (category, row, possible) for category, row, possible in _rows(data_root / "bfcl_v4")}
+    tasks = {row["id"]: (category, row, possible) for category, row, possible in _rows(package / "bfcl_eval" / "data")}
     answers = [
         ("model", "as it is", *tasks[row["task"]], [(call["name"], call["arguments"]) for call in row["tool_calls"]])
         for row in written(records, "bfcl") if row["task"] in tasks
@@ -189,6 +189,11 @@ def bfcl(data_root: Path, records: list[Path], tally: Callable[[str], Tally], li
                     calls=calls, possible=possible, reference_failed=theirs is None)  # fmt: skip
 
 
+def multi_turn(package: Path, records: list[Path], tally: Callable[[str], Tally], limit: int | None) -> None:
+    """The multi-turn tasks there: see agreement_multi_turn.py."""
+    agreement_multi_turn.bfcl_multi_turn(package, written(records, "bfcl-multi-turn"), tally, limit)
+
+
 def _rows(folder: Path) -> Iterable[tuple[str, dict[str, Any], list[Any]]]:
     for category in BFCL_CATEGORIES:
         file = next(iter(sorted(folder.glob(f"BFCL_v*_{category}.json"))), None)
@@ -201,21 +206,29 @@ def _rows(folder: Path) -> Iterable[tuple[str, dict[str, Any], list[Any]]]:
                 yield category, row, possible.get(row["id"], [])
 
 
+PARTS = {"ifeval": ifeval, "math": mathematics, "aime": aime, "bfcl": bfcl, "bfcl-multi-turn": multi_turn}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--records", type=Path, nargs="*", default=[])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--limit", type=int, help="Tasks of each part, for a quick look.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--differences", type=Path, default=Path("differences.jsonl"))
     args = parser.parse_args()
     references.install(args.reference, args.data_root)
     tallies: dict[str, Tally] = {}
+
+    def tally(name: str) -> Tally:
+        return tallies.setdefault(name, Tally(name))
+
     for part in args.parts:
-        function = {"ifeval": ifeval, "math": mathematics, "aime": aime, "bfcl": bfcl}[part]
-        function(args.data_root, args.records, lambda name: tallies.setdefault(name, Tally(name)), args.limit)
+        function = PARTS[part]
+        root = args.reference if part.startswith("bfcl") else args.data_root
+        function(root, args.records, tally, args.limit)
     figures = {name: value for each in tallies.values() for name, value in each.figures().items()}
     kept = json.loads(args.json.read_text(encoding="utf-8")) if args.json and args.json.exists() else {"figures": {}}
     found = [difference for each in tallies.values() for difference in each.differences]

@@ -21,6 +21,7 @@ def install(folder: Path, data_root: Path) -> None:
     for name in (
         "lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval", "lm_eval.tasks.aime",
         "bfcl_eval", "bfcl_eval.eval_checker", "bfcl_eval.eval_checker.ast_eval", "bfcl_eval.constants",
+        "bfcl_eval.eval_checker.multi_turn_eval",
     ):  # fmt: skip
         package = types.ModuleType(name)
         package.__path__ = [str(folder.joinpath(*name.split(".")))]

@@ -19,7 +19,7 @@ from typing import Any
 
 from nanoalign.budget_control.rule import BudgetRule
 from nanoalign.budget_control.vocabulary import ThinkingTokens
-from nanoalign.common.intervals import Z95, Estimate, mean, proportion
+from nanoalign.common.intervals import Z95, Estimate, average, mean, proportion
 
 WORD = re.compile(r"\w+")
 
@@ -134,7 +134,7 @@ def compensation(budgeted: Sequence[Reading], unlimited: Sequence[Reading]) -> d
     ]
     return {
         "compensation": ratio([c.answer_tokens for c, _ in pairs], [f.answer_tokens for _, f in pairs]),
-        "leakage": mean([leaked_share(cut, free) for cut, free in pairs]),
+        "leakage": average([leaked_share(cut, free) for cut, free in pairs]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Text for a terminal: what others wrote (a model, a data row, another process) made safe, and "did you mean"."""
+"""Text for a terminal: what others wrote (a model, a data row, another process) made safe, "did you mean", numbers."""
 
 import re
 from collections.abc import Iterable
@@ -44,3 +44,15 @@ def known(what: str, name: str, names: Iterable[str]) -> str:
     if name not in names:
         raise ConfigError(f"unknown {what} `{name}`{nearest(name, names)}")
     return name
+
+
+def counted(number: int, one: str, *verbs: str) -> str:
+    """``1 shape``, ``2 shapes``; with two verbs ``1 shape fits``, ``2 shapes fit``."""
+    text = f"{number:,} {one}{'' if number == 1 else 's'}"
+    return f"{text} {verbs[number != 1]}" if verbs else text
+
+
+def tokens(text: str) -> int | None:
+    """A number of tokens, ``131072`` or ``128k``; None where it is none."""
+    found = re.fullmatch(r"([1-9]\d{0,8})([kK])?", text.strip().replace(",", ""))
+    return int(found[1]) * (1024 if found[2] else 1) if found else None

@@ -1,6 +1,9 @@
 """The rows of a benchmark: below the data root, else from the hub."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,7 +71,7 @@ def _from_hub(name: str, data: Data, root: Path | None) -> Iterator[Row]:
 
     number = 0
     try:
-        for row in hub_rows(data.hub, data.config, split=data.split, revision=data.revision):
+        for row in hub_rows(data.hub, data.config, split=data.split, revision=_commit(data)):
             number += 1
             yield f"hub:{data.hub}/{data.split}:{number}", without_nulls(row)
     except Exception as error:  # the libraries' many network errors
@@ -79,13 +82,44 @@ def _from_hub(name: str, data: Data, root: Path | None) -> Iterator[Row]:
         ) from error
 
 
+def provenance(benchmark: Benchmark, data_root: Path | None) -> list[dict[str, str]]:
+    """What its tasks were read from: each mirrored file with its sha256, or the hub's data set with its commit."""
+    root, found = root_of(data_root), list[dict[str, str]]()
+    for data in benchmark.data:
+        files = _mirrored(data, root)
+        found += [{"file": str(file.relative_to(root or file.anchor)), "sha256": _sha256(file)} for file in files]
+        if not files:
+            found.append({"hub": data.hub, "split": data.split, "revision": _commit(data) or "unknown"})
+    return found
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@cache
+def _commit(data: Data) -> str | None:
+    """The commit that is read: the one that is asked for, as a full name where the hub answers, else what the hub's
+    cache last saw. None: the newest in the cache of ``datasets``, whatever it is."""
+    if data.revision is not None and re.fullmatch(r"[0-9a-f]{40}", data.revision):
+        return data.revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    try:
+        return HfApi().dataset_info(data.hub, revision=data.revision, timeout=20).sha
+    except Exception:  # the libraries' many network errors: what is read says it
+        seen = Path(HF_HUB_CACHE) / f"datasets--{data.hub.replace('/', '--')}" / "refs" / (data.revision or "main")
+        return seen.read_text(encoding="utf-8").strip() if seen.is_file() else data.revision
+
+
 def _how_to_mirror(data: Data, root: Path | None) -> str:
     place = str(root) if root else "the data root (--data-root or NANOALIGN_DATA, which is not set)"
     looked = " or ".join(data.files)
-    return (
-        f"mirror it below {place}, where {looked} was looked for: "
-        f"hf download {data.hub} --repo-type dataset --local-dir {root or 'DATA_ROOT'}/{data.hub}"
-    )
+    revision = f" --revision {data.revision}" if data.revision else ""
+    command = data.fetch or f"hf download {data.hub} --repo-type dataset{revision} --local-dir {{root}}/{data.hub}"
+    return f"mirror it below {place}, where {looked} was looked for: {command.format(root=root or 'DATA_ROOT')}"
 
 
 def checked(reading: TaskReading, made: Iterable[Conversation]) -> list[Conversation]:

@@ -1,9 +1,8 @@
 """Further figures of benchmarks, besides the mean of their scores."""
 
-import math
 from collections.abc import Sequence
 
-from nanoalign.common.intervals import Z95, Estimate, proportion
+from nanoalign.common.intervals import Estimate, bounded, proportion
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.evaluation.result import CORRECT
 from nanoalign.reward.base import Sample
@@ -37,8 +36,8 @@ def bfcl(tasks: Sequence[Conversation], samples: Sequence[Sample], scores: Seque
         _share([score >= CORRECT for score, own in zip(scores, domains) if own == domain]) for domain in set(domains)
     ]
     value = sum(share.value for share in shares) / len(shares)
-    spread = math.sqrt(sum(share.value * (1 - share.value) / share.n for share in shares)) / len(shares)
-    return {"category_mean": Estimate(value, value - Z95 * spread, value + Z95 * spread, len(scores))}
+    variance = sum(share.value * (1 - share.value) / share.n for share in shares) / len(shares) ** 2
+    return {"category_mean": bounded(value, variance, len(scores))}
 
 
 def _share(held: Sequence[bool]) -> Estimate:

@@ -84,7 +84,7 @@ def bfcl(reading: TaskReading) -> Iterable[Conversation]:
 
     Raises DataError where there is no file of these, or a row has no possible answer.
     """
-    files = {_category(file): file for file in files_of(reading.benchmark, reading.data_root)}
+    files = {category_of(file): file for file in files_of(reading.benchmark, reading.data_root)}
     found = [(category, files[category]) for category in BFCL_CATEGORIES if category in files]
     if not found:
         raise DataError(missing(reading.name, reading.benchmark, reading.data_root) or f"benchmark {reading.name}: "
@@ -105,6 +105,6 @@ def bfcl(reading: TaskReading) -> Iterable[Conversation]:
             yield conversation(reading, origin, row | {"domain": category})
 
 
-def _category(file: Path) -> str:
+def category_of(file: Path) -> str:
     """``live_simple`` of ``BFCL_v4_live_simple.json``."""
     return re.sub(r"BFCL_v\d+_", "", file.stem)

@@ -5,15 +5,14 @@ An entry says where its tasks come from, how they are read, how an answer is sco
 benchmark's own, their ``domain`` the part of it that is reported apart, and their ``task`` what the reward reads.
 """
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import ConfigError
 from nanoalign.common.intervals import Estimate
-from nanoalign.common.printable import nearest
+from nanoalign.common.printable import nearest, tokens
 from nanoalign.common.table import Entry
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ class Data:
     """The commit that is read from the hub; None: its newest."""
     loads: bool = True
     """``datasets`` can load it from the hub; False: it has to be mirrored."""
+    fetch: str = ""
+    """The command that mirrors it, where it is not ``hf download``; ``{root}`` stands for the data root."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Benchmark(Entry):
     """The score is not right or wrong: it is averaged. The suite needs `judge:`, its endpoint."""
     graded: bool = False
     """The score is a share of what was asked for: it is averaged."""
+    environment: str = ""
+    """``module:class(conversations, data_root)``: the environment in which the tasks are played, where they take
+    several turns."""
+    turns: int = 1
+    """Answers in an episode, at most."""
     figures: str = ""
     """``module:function(conversations, samples, scores) -> dict[str, Estimate]``: further figures of the benchmark."""
 
@@ -71,6 +77,12 @@ class Benchmark(Entry):
         """The function of ``figures``, if there is one."""
         function: Any = Entry(self.figures, "").load() if self.figures else None
         return function
+
+    def pinned(self, revision: str | None) -> "Benchmark":
+        """The same with another commit of the hub's data sets, if one is given."""
+        if revision is None:
+            return self
+        return replace(self, data=tuple(replace(each, revision=revision) for each in self.data))
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,9 @@ def _live_code_bench(what: str, files: str, tasks: int) -> Benchmark:
     hub = "livecodebench/code_generation_lite"
     return Benchmark(
         "nanoalign.evaluation.code_tasks:live_code_bench", f"LiveCodeBench, {what}: programs judged by test cases",
-        "CC-BY-4.0", "code", data=(Data(hub, "test", (f"{hub}/{files}",), loads=False),), tasks=tasks,
+        "CC-BY-4.0", "code", tasks=tasks, data=(
+            Data(hub, "test", (f"{hub}/{files}",), revision="0fe84c3912ea0c4d4a78037083943e8f0c4dd505", loads=False),
+        ),
     )  # fmt: skip
 
 
@@ -109,27 +123,39 @@ def _arena_hard(version: str, what: str, baselines: tuple[str, ...], tasks: int)
     )  # fmt: skip
 
 
+def _bfcl(files: str) -> Data:
+    hub = "gorilla-llm/Berkeley-Function-Calling-Leaderboard"
+    places = (f"bfcl_v4/{files}", f"bfcl-eval/bfcl_eval/data/{files}", f"{hub}/{files.replace('v4', 'v3')}")
+    command = "pip install --no-deps --target {root}/bfcl-eval bfcl-eval==2026.3.23"
+    return Data(hub, "train", places, loads=False, fetch=command)
+
+
 _AIME: dict[str, Any] = {"reward": "math", "tasks": 30, "completions": 16}
 BENCHMARKS = {
     "aime24": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:mathematics", "AIME 2024, both papers: 30 problems", "MAA", **_AIME,
-        data=(Data("HuggingFaceH4/aime_2024", "train", ("HuggingFaceH4/aime_2024/data/train-*.parquet",)),)),
+        data=(Data("HuggingFaceH4/aime_2024", "train", ("HuggingFaceH4/aime_2024/data/train-*.parquet",),
+                   revision="2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),)),
     "aime25": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:mathematics", "AIME 2025, both papers: 30 problems", "MAA", **_AIME,
-        data=(Data("math-ai/aime25", "test", ("math-ai/aime25/test.jsonl",)),)),
+        data=(Data("math-ai/aime25", "test", ("math-ai/aime25/test.jsonl",),
+                   revision="563bb8404243c5f09de6ec262f2db674fe5bce9b"),)),
     "math500": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:mathematics", "MATH-500: 500 problems of MATH's test split", "MIT",
-        "math", data=(Data("HuggingFaceH4/MATH-500", "test", ("HuggingFaceH4/MATH-500/test.jsonl",)),),
+        "math", data=(Data("HuggingFaceH4/MATH-500", "test", ("HuggingFaceH4/MATH-500/test.jsonl",),
+                           revision="6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be"),),
         tasks=500, completions=4),
     "gpqa-diamond": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:gpqa", "GPQA Diamond: 198 questions with four options", "CC-BY-4.0",
         "math", tasks=198, data=(
-            Data("Idavidrein/gpqa", "train", ("Idavidrein/gpqa/gpqa_diamond.csv",), "gpqa_diamond"),
+            Data("Idavidrein/gpqa", "train", ("Idavidrein/gpqa/gpqa_diamond.csv",), "gpqa_diamond",
+                 revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd"),
         ), completions=4),
     "ifeval": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:ifeval", "IFEval: 541 prompts with instructions that can be verified",
         "Apache-2.0", "ifeval", "prompt-level strict accuracy", (
-            Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl")),
+            Data("google/IFEval", "train", ("ifeval/input_data.jsonl", "google/IFEval/ifeval_input_data.jsonl"),
+                 revision="966cd89545d6b6acfd7638bc708b98261ca58e84"),
         ), tasks=541, figures="nanoalign.evaluation.benchmark_figures:ifeval"),
     "ruler-<length>": Benchmark(
         "nanoalign.evaluation.ruler_suite:ruler", "RULER's thirteen kinds of tasks at any length, made here", "own",
@@ -138,7 +164,7 @@ BENCHMARKS = {
         "nanoalign.evaluation.code_tasks:human_eval", "HumanEval: 164 Python functions to complete", "MIT", "code",
         data=(Data("openai/openai_humaneval", "test", (
             "code/HumanEval.jsonl.gz", "openai/openai_humaneval/openai_humaneval/test-*.parquet",
-        )),), tasks=164),
+        ), revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544"),), tasks=164),
     "livecodebench": _live_code_bench("all releases that are mirrored", "test*.jsonl", 1055),
     "livecodebench-v5": _live_code_bench("what release 5 added, to January 2025", "test5.jsonl", 167),
     "livecodebench-v6": _live_code_bench("what release 6 added, to April 2025", "test6.jsonl", 175),
@@ -148,11 +174,14 @@ BENCHMARKS = {
         ("o3-mini-2025-01-31", "gemini-2.0-flash-001"), 750),
     "bfcl": Benchmark(
         "nanoalign.evaluation.benchmark_tasks:bfcl", "BFCL v4, single-turn Python categories: calls by its AST rule",
-        "Apache-2.0", "bfcl", "accuracy over tasks", (
-            Data("gorilla-llm/Berkeley-Function-Calling-Leaderboard", "train", (
-                "bfcl_v4/BFCL_v4_*.json", "gorilla-llm/Berkeley-Function-Calling-Leaderboard/BFCL_v3_*.json",
-            ), loads=False),
-        ), tasks=1058, temperature=0.0, top_p=1.0, figures="nanoalign.evaluation.benchmark_figures:bfcl"),
+        "Apache-2.0", "bfcl", "accuracy over tasks", (_bfcl("BFCL_v4_*.json"),), tasks=1058, temperature=0.0, top_p=1.0,
+        figures="nanoalign.evaluation.benchmark_figures:bfcl"),
+    "bfcl-multi-turn": Benchmark(
+        "nanoalign.evaluation.multi_turn:bfcl", "BFCL v4, multi-turn categories: states and results of simulators",
+        "Apache-2.0", metric="accuracy over tasks", data=(_bfcl("BFCL_v4_multi_turn_*.json"),), tasks=800,
+        temperature=0.0, top_p=1.0, max_tokens=8192, answer_tokens=1024, turns=200,
+        environment="nanoalign.rollouts.environments.bfcl:BfclMultiTurn",
+        figures="nanoalign.evaluation.benchmark_figures:bfcl"),
 }  # fmt: skip
 """Name to benchmark. ``<length>`` in a name stands for a number of tokens: ``131072``, ``128k``."""
 
@@ -166,6 +195,9 @@ def benchmark(name: str) -> tuple[Benchmark, int | None]:
     """The entry of that name, and the length that the name holds. Raises ConfigError with the nearest name."""
     found = _entry(name)
     if found is None:
+        for stem in (each.removesuffix("-<length>") for each in BENCHMARKS if each.endswith("-<length>")):
+            if name == stem or name.startswith(f"{stem}-"):
+                raise ConfigError(f"unknown benchmark `{name}`: give a length in tokens, as in {stem}-128k")
         raise ConfigError(f"unknown benchmark `{name}`{nearest(name, BENCHMARKS)}")
     return found
 
@@ -174,6 +206,6 @@ def _entry(name: str) -> tuple[Benchmark, int | None] | None:
     if name in BENCHMARKS and "<" not in name:
         return BENCHMARKS[name], None
     stem, _, length = name.rpartition("-")
-    if f"{stem}-<length>" in BENCHMARKS and (number := re.fullmatch(r"([1-9]\d{0,8})(k|K)?", length)):
-        return BENCHMARKS[f"{stem}-<length>"], int(number[1]) * (1024 if number[2] else 1)
+    if f"{stem}-<length>" in BENCHMARKS and (number := tokens(length)):
+        return BENCHMARKS[f"{stem}-<length>"], number
     return None

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from nanoalign.evaluation.engines import Engines
 from nanoalign.evaluation.records import label
 from nanoalign.evaluation.result import SuiteResult
 from nanoalign.evaluation.suites import Job
-from nanoalign.evaluation.tasks import Tasks, load_suite, suite_reward
+from nanoalign.evaluation.tasks import Tasks, load_suite, read_from, suite_reward
 from nanoalign.rollouts.base import Mode
 from nanoalign.rollouts.config import Rollouts
 
@@ -138,13 +139,31 @@ def run(question: Question, out: Path, note: Callable[[str], None] = lambda text
                 for suite, tasks in suites.items()
                 for mode in question.modes
             ]
-            results = engines.measure(folder, jobs, load_tokenizer(folder), out / "records" / name, question.seed, done)
+            results = engines.measure(
+                folder, jobs, load_tokenizer(folder), out / "records" / name, question.seed, done, _Ticker(name, note)
+            )
             report["models"][name] = {"spec": question.models[name], "suites": _by_suite(results, seen)}
             write_json(out / "evaluation.json", report)
     finally:
         engines.close()
     write_json(out / "evaluation.json", report)
     return report
+
+
+class _Ticker:
+    """Notes how many answers are there: at the beginning where some are, then every 30 seconds."""
+
+    def __init__(self, name: str, note: Callable[[str], None], every_s: float = 30.0) -> None:
+        self.name, self.note, self.every_s, self.last = name, note, every_s, time.monotonic()
+        self.begun = False
+
+    def __call__(self, answers: int, of: int) -> None:
+        if not self.begun and answers:
+            self.note(f"{self.name}: going on, {answers:,} of {of:,} answers are there")
+        elif time.monotonic() - self.last >= self.every_s:
+            self.last = time.monotonic()
+            self.note(f"{self.name}: {answers:,} of {of:,} answers")
+        self.begun = True
 
 
 def _lengths(suites: Mapping[str, Suite]) -> Iterator[tuple[str, int]]:
@@ -157,20 +176,21 @@ def _lengths(suites: Mapping[str, Suite]) -> Iterator[tuple[str, int]]:
 
 def _report(question: Question, folders: Mapping[str, Path], suites: Mapping[str, Tasks], out: Path) -> dict[str, Any]:
     """What an earlier run of the same question left in the folder, or a new report."""
-    identity = content_hash({
+    parts = {
         "models": {name: [str(folder), _files(folder)] for name, folder in folders.items()},
         "suites": {name: suite.identity() for name, suite in question.suites.items()},
         "tasks": {name: [str(each.messages) for each in tasks.conversations] for name, tasks in suites.items()},
         "modes": [label(mode) for mode in question.modes], "max_tokens": question.max_tokens,
         "rollouts": question.rollouts.identity(), "chat": question.chat, "seed": question.seed,
-    })  # fmt: skip
+    }  # fmt: skip
+    identity = {part: content_hash(value) for part, value in parts.items()}
     file = out / "evaluation.json"
     if file.exists():
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if report.get("identity") != identity:
-            raise ConfigError(
-                f"{out} holds another evaluation (other models, suites or settings); choose another --out"
-            )
+        before = report.get("identity")
+        if before != identity:
+            others = [part for part in identity if not isinstance(before, dict) or before.get(part) != identity[part]]
+            raise ConfigError(f"{out} holds another evaluation (other {', '.join(others)}); choose another --out")
         return report
     report = {
         "identity": identity,
@@ -178,6 +198,7 @@ def _report(question: Question, folders: Mapping[str, Path], suites: Mapping[str
             name: {
                 "tasks": len(tasks), "completions": tasks.completions, "metric": metric(question.suites[name]),
                 "data": content_hash([[str(each.messages), str(each.task)] for each in tasks.conversations]),
+                "read": read_from(question.suites[name], question.data_root),
             }
             for name, tasks in suites.items()
         },

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.common.errors import ConfigError, DataError
-from nanoalign.common.intervals import Estimate, mean
+from nanoalign.common.intervals import Estimate, average, mean
 from nanoalign.evaluation.records import read_records
 
 Runs = dict[str, dict[tuple[str, str], Path]]
@@ -96,7 +96,7 @@ def _compared(a: str, b: str, key: tuple[str, str], first: Path, second: Path) -
     pairs = [(ours[task][0], theirs[task][0]) for task in common]
     differences = [two - one for one, two in pairs]
     return Compared(
-        a, b, *key, (mean([one for one, _ in pairs]), mean([two for _, two in pairs])), mean(differences),
+        a, b, *key, (average([one for one, _ in pairs]), average([two for _, two in pairs])), mean(differences),
         sum(each > 0 for each in differences), sum(each < 0 for each in differences),
         len(ours) + len(theirs) - 2 * len(common),
     )  # fmt: skip

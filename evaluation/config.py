@@ -20,6 +20,8 @@ class Suite(Section):
     """Environment whose test tasks are run: a name, or your own (`my_env.py:Shop`)."""
     benchmark: str | None = None
     """A public benchmark (docs/names.md). A stage may also name one in place of a suite."""
+    revision: str | None = None
+    """The commit of a benchmark's data set on the hub; None: the catalog's or the newest. Mirrored files go first."""
     samples: int | None = Field(default=None, ge=1)
     """Tasks taken; None takes all."""
     completions: int | None = Field(default=None, ge=1)
@@ -44,6 +46,8 @@ class Suite(Section):
             raise ValueError("give exactly one of `data`, `environment` and `benchmark`")
         if self.benchmark is not None:
             self._check_benchmark(self.benchmark)
+        elif self.revision is not None:
+            raise ValueError("revision: is for benchmarks, whose data the hub has")
         elif self.judge is not None:
             raise ValueError("judge: is for benchmarks that need one")
         if self.environment is not None and (self.completions or 1) > 1:
@@ -61,6 +65,10 @@ class Suite(Section):
             raise ValueError(f"benchmark {name} needs `judge:`, the endpoint that judges its answers")
         if self.judge is not None and not entry.judged:
             raise ValueError(f"benchmark {name} is scored by a rule and takes no `judge`")
+        if self.revision is not None and not any(each.loads for each in entry.data):
+            raise ValueError(f"benchmark {name} is read from files of your own, which have no `revision`")
+        if entry.environment and (self.completions or 1) > 1:
+            raise ValueError("completions: episodes are played once a task")
 
     @property
     def scored_by(self) -> Rewards:

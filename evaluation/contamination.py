@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nanoalign.common.intervals import Estimate, mean
+from nanoalign.common.intervals import Estimate, average
 from nanoalign.data_recipes.config import Mixture
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.filters import Contamination
@@ -85,4 +85,4 @@ def clean_score(result: SuiteResult, found: Found) -> Estimate:
     """The score over the tasks that were not met."""
     groups = by_task(result.scores, result.completions)
     kept = [score for place, group in enumerate(groups) if place not in found.met for score in group]
-    return over_tasks(kept, result.completions, share_correct if {*kept} <= {0.0, 1.0} else mean)
+    return over_tasks(kept, result.completions, share_correct if {*kept} <= {0.0, 1.0} else average)

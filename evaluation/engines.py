@@ -37,15 +37,14 @@ class Engines:
 
     def measure(
         self, folder: Path, jobs: Sequence[Job], tokenizer: Any, records: Path, seed: int,
-        done: Callable[[Job, SuiteResult], None],
+        done: Callable[[Job, SuiteResult], None], ended: Callable[[int, int], None] = lambda answers, of: None,
     ) -> dict[tuple[str, Mode], SuiteResult]:  # fmt: skip
         """All jobs on a checkpoint, by suite and mode. A vLLM gets all questions at once; in process, where what shares
         a batch may change the last bits, suites and modes go one after another."""
         engine = self.at(folder, tokenizer)
         groups = [[job] for job in jobs] if self.rollouts.engine.kind == "hf" else [list(jobs)]
+        told: dict[str, Any] = {"folder": records, "done": done, "ended": ended}
         results = [
-            result
-            for group in groups
-            for result in evaluate_all(engine, self.chat, tokenizer, group, seed, folder=records, done=done)
+            result for group in groups for result in evaluate_all(engine, self.chat, tokenizer, group, seed, **told)
         ]
         return {(job.tasks.name, job.mode): result for job, result in zip(jobs, results, strict=True)}

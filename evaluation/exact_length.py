@@ -23,7 +23,7 @@ def fit(prompt: Prompt, count: Count, target: int, what: str = "the task", guess
     low, high = 1, None
     least = at_low = count(prompt(low, ""))
     if least > target:
-        raise ConfigError(f"{what}: the smallest takes {least:,} tokens of a prompt's {target:,}; ask for more")
+        raise ConfigError(f"{what}: the smallest prompt takes {least:,} tokens; ask for {least - target:,} more")
     slope, at_high = 0.0, 0
     for _ in range(60):
         tokens = count(prompt(guess, ""))

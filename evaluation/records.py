@@ -4,14 +4,21 @@ verdict and text once a suite is done."""
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from threading import Lock
+from typing import IO, TYPE_CHECKING, Any
 
 from nanoalign.budget_control.measure import Reading
 from nanoalign.common.files import SURROGATES, atomic_file, content_hash
+from nanoalign.data_recipes.conversation import ToolCall
 from nanoalign.reward.base import Sample, Score
-from nanoalign.rollouts.base import Completion, Mode, Request
+from nanoalign.rollouts.base import Completion, Done, Mode, Request, RolloutEngine
+
+if TYPE_CHECKING:
+    from nanoalign.rollouts.episodes import EpisodeRecord
 
 
 def label(mode: Mode) -> str:
@@ -67,6 +74,50 @@ class Kept:
             yield row["request"], Completion(tokens, (), marks, row["finish"])
 
 
+class Keeping:
+    """An engine for episodes whose completions are kept as they end: played again, an episode that was stopped comes to
+    where it stood."""
+
+    def __init__(self, engine: RolloutEngine, kept: Kept) -> None:
+        self.engine, self.kept, self.max_length = engine, kept, engine.max_length
+        self._lock = Lock()
+        if hasattr(engine, "submit"):
+            self.submit = self._submit
+
+    def generate(self, requests: Sequence[Request], done: Done | None = None) -> list[Completion]:
+        """As the engine's own; only what is not kept is asked for."""
+        found = [self.kept.find(request) for request in requests]
+        missing = [place for place, completion in enumerate(found) if completion is None]
+        if missing:
+
+            def keep(number: int, completion: Completion) -> None:
+                self._keep(requests[missing[number]], completion)
+
+            for place, completion in zip(missing, self.engine.generate([requests[place] for place in missing], keep)):
+                found[place] = completion
+        return [completion for completion in found if completion is not None]
+
+    def _submit(self, requests: Sequence[Request]) -> "list[Future[Completion]]":
+        answers: list[Future[Completion]] = []
+        for request in requests:
+            if (found := self.kept.find(request)) is not None:
+                answers.append(Future())
+                answers[-1].set_result(found)
+                continue
+            [asked] = self.engine.submit([request])  # type: ignore[attr-defined]
+            asked.add_done_callback(partial(self._ended, request))
+            answers.append(asked)
+        return answers
+
+    def _ended(self, request: Request, asked: "Future[Completion]") -> None:
+        if not asked.cancelled() and asked.exception() is None:
+            self._keep(request, asked.result())
+
+    def _keep(self, request: Request, completion: Completion) -> None:
+        with self._lock:
+            self.kept.keep(request, completion)
+
+
 def _name(request: Request) -> str:
     return content_hash([list(request.prompt_ids), asdict(request.sampling)])
 
@@ -93,8 +144,28 @@ def record(
         "thinking_tokens": reading.thinking_tokens, "answer_tokens": reading.answer_tokens,
         "finished": reading.finished, "cut": reading.cut, "well_formed": reading.well_formed,
         "prompt": reading.prompt, "thinking": sample.answer.reasoning, "answer": sample.answer.content,
-        "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in sample.answer.tool_calls],
+        "tool_calls": _calls(sample.answer.tool_calls),
     }  # fmt: skip
+
+
+def episode_record(suite: str, mode: Mode, task: str, domain: str, played: "EpisodeRecord") -> dict[str, Any]:
+    """One episode's row, with all that was said in it."""
+    first = next((place for place, each in enumerate(played.messages) if each.role == "assistant"), None)
+    return {
+        "suite": suite, "mode": label(mode), "task": task, "number": 0, "domain": domain,
+        "question": content_hash([[each.role, each.content] for each in played.messages[:first]]),
+        "score": float(played.success), "reason": played.reason or ("" if played.ended == "done" else played.ended),
+        "faults": sorted(played.faults), "turns": len(played.turns), "tokens": played.tokens,
+        "messages": [
+            {"role": each.role, "content": each.content}
+            | ({"thinking": each.reasoning, "tool_calls": _calls(each.tool_calls)} if each.role == "assistant" else {})
+            for each in played.messages
+        ],
+    }  # fmt: skip
+
+
+def _calls(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    return [{"name": call.name, "arguments": call.arguments} for call in calls]
 
 
 def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

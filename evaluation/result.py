@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nanoalign.budget_control.measure import Reading
-from nanoalign.common.intervals import Estimate, mean, proportion
+from nanoalign.common.intervals import Estimate, average, proportion
 from nanoalign.reward.base import Tally
 from nanoalign.rollouts.base import Mode
 
@@ -72,7 +72,7 @@ def over_tasks(scores: Sequence[float], completions: int, estimator: Estimator) 
     values for each task (avg@k), n being the tasks, as completions of one task are not independent."""
     if completions == 1:
         return estimator(scores)
-    return mean([estimator(each).value for each in by_task(scores, completions)])
+    return average([estimator(each).value for each in by_task(scores, completions)])
 
 
 def by_task(scores: Sequence[float], completions: int) -> list[Sequence[float]]:
@@ -87,7 +87,7 @@ def pass_at(scores: Sequence[float], completions: int) -> dict[int, Estimate]:
         return {}
     right = [sum(score >= CORRECT for score in each) for each in by_task(scores, completions)]
     wanted = sorted({2**power for power in range(completions.bit_length()) if 2**power <= completions} | {completions})
-    return {k: mean([pass_rate(completions, correct, k) for correct in right]) for k in wanted}
+    return {k: average([pass_rate(completions, correct, k) for correct in right]) for k in wanted}
 
 
 def pass_rate(n: int, correct: int, k: int) -> float:

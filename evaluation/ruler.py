@@ -67,7 +67,7 @@ def ruler_task(
     generator = random.Random(f"{kind} {seed} {number}")
     make = chosen.make_short if chosen.make_short and length < SHORT else chosen.make
     prompt, answers = make(texts, generator)
-    what = f"ruler {kind} at {length:,} tokens, {room:,} of them for the answer"
+    what = f"ruler-{length} is too short for {kind} with {room:,} tokens for the answer"
     text, tokens, units = fit(prompt, count, length - room, what, guess)
     return RulerTask(
         kind, f"{kind}-{number}", text, answers, chosen.match, tokens, tokens + room, texts.name_for(kind), units

@@ -13,6 +13,7 @@ from nanoalign.evaluation.config import EvaluateStage, Suite
 from nanoalign.evaluation.contamination import clean_score, look
 from nanoalign.evaluation.engines import Engines
 from nanoalign.evaluation.suites import Job, SuiteResult, load_suite, suite_reward
+from nanoalign.evaluation.tasks import read_from
 from nanoalign.reward.base import Tally
 from nanoalign.rollouts.base import Mode
 
@@ -63,7 +64,9 @@ def run(
     more = [each for each in more if each not in asked]
     total = len(config.of) * len(asked) + len(curved) * len(more)
     record = context.folder / "evaluation.json"
-    report: dict[str, Any] = {"tasks": {name: len(each) for name, each in tasks.items()}, "checkpoints": {}}
+    read = {name: files for name in names if (files := read_from(suites[name], context.data_root))}
+    counts = {name: len(each) for name, each in tasks.items()}
+    report: dict[str, Any] = {"tasks": counts, "read": read, "checkpoints": {}}
     if record.exists():  # this very stage was stopped: the runner clears the folder where anything has changed
         report = json.loads(record.read_text(encoding="utf-8"))
     seen = look(list(tasks.values()), mixtures, context.data_root, context.seed) if config.contamination else {}

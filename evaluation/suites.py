@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.budget_control.measure import Reading, analyse, summary
 from nanoalign.budget_control.vocabulary import ThinkingTokens
 from nanoalign.common.errors import ConfigError
-from nanoalign.common.intervals import Estimate, mean
+from nanoalign.common.intervals import Estimate, average
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.conversation import Message
 from nanoalign.evaluation.benchmarks import benchmark
-from nanoalign.evaluation.records import Kept, label, record, task_names, write_records
+from nanoalign.evaluation.records import Keeping, Kept, episode_record, label, record, task_names, write_records
 from nanoalign.evaluation.result import (
     CORRECT,
     Enforcement,
@@ -105,9 +106,10 @@ def evaluate_all(
     *,
     folder: Path | None = None,
     done: Callable[[Job, SuiteResult], None] = lambda job, result: None,
+    ended: Callable[[int, int], None] = lambda answers, of: None,
 ) -> list[SuiteResult]:
     """Several jobs, their single answers all asked for at once, so that no suite's last long answer leaves an engine
-    idle. ``done`` is told of each job's result, in order.
+    idle. ``done`` is told of each job's result, in order; ``ended`` how many single answers are there, of how many.
 
     With ``folder``, completions are kept there as they end (``<suite>.<mode>.completions.jsonl``) and not asked for
     again after a crash; ``<suite>.<mode>.jsonl`` has a record of each once its job is done.
@@ -123,13 +125,13 @@ def evaluate_all(
         for place, job in enumerate(jobs)
         if job.tasks.environment is None
     }
-    answers = _generate(engine, [(jobs[place], each) for place, each in asked.items()], folder)
+    answers = _generate(engine, [(jobs[place], each) for place, each in asked.items()], folder, ended)
     results = []
     for place, job in enumerate(jobs):
         if place in asked:
             run = _judge(job, asked[place], answers[job.name], chat, tokenizer, tokens)
         else:
-            run = _play(job, engine, chat, tokenizer, tokens, seed)
+            run = _play(job, engine, chat, tokenizer, tokens, seed, folder)
         if folder is not None and run.rows:
             write_records(folder / f"{job.name}.jsonl", run.rows)
         results.append(_result(job, run))
@@ -204,11 +206,14 @@ def _ask(job: Job, chat: ChatFormat, tokenizer: Any, seed: int, longest: int | N
 
 
 def _generate(
-    engine: "RolloutEngine", asked: Sequence[tuple[Job, _Asked]], folder: Path | None
+    engine: "RolloutEngine", asked: Sequence[tuple[Job, _Asked]], folder: Path | None, ended: Callable[[int, int], None]
 ) -> dict[str, list[Completion]]:
     """The completions of each job, by its name: those that were kept, and new ones, all asked for at once."""
+    total = sum(len(each.requests) for _, each in asked)
     if folder is None:
-        completions = iter(engine.generate([request for _, each in asked for request in each.requests]))
+        counted = count(1)
+        requests = [request for _, each in asked for request in each.requests]
+        completions = iter(engine.generate(requests, lambda *_: ended(next(counted), total)))
         return {job.name: [next(completions) for _ in each.requests] for job, each in asked}
     kept = {job.name: Kept(folder / f"{job.name}.completions.jsonl") for job, _ in asked}
     found = {job.name: [kept[job.name].find(request) for request in each.requests] for job, each in asked}
@@ -218,11 +223,15 @@ def _generate(
         for place, request in enumerate(each.requests)
         if found[job.name][place] is None
     ]
+    there = count(total - len(places))
+    if places:
+        ended(next(there), total)
 
     def keep(number: int, completion: Completion) -> None:
         name, place, request = places[number]
         found[name][place] = completion
         kept[name].keep(request, completion)
+        ended(next(there), total)
 
     try:
         if places:
@@ -274,32 +283,33 @@ def _more(tasks: Tasks, samples: Sequence[Sample], scores: Sequence[float]) -> d
 
 
 def _play(
-    job: Job, engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, seed: int
-) -> _Run:
+    job: Job, engine: "RolloutEngine", chat: ChatFormat, tokenizer: Any, tokens: ThinkingTokens, seed: int,
+    folder: Path | None,
+) -> _Run:  # fmt: skip
     from nanoalign.rollouts.episodes import play
     from nanoalign.rollouts.seeds import derive_seed
 
     tasks, mode = job.tasks, job.mode
     assert tasks.environment is not None
-    records = play(
-        engine, tasks.environment, tasks.played, 1,
-        lambda number, sample, turn: (mode, job.sampling(derive_seed(seed, number, turn), number)),
-        chat, tokenizer, tasks.config.max_turns,
-    )  # fmt: skip
+    kept = Kept(folder / f"{job.name}.completions.jsonl") if folder is not None else None
+    player: Any = engine if kept is None else Keeping(engine, kept)
+    try:
+        records = play(
+            player, tasks.environment, tasks.played, 1,
+            lambda number, sample, turn: (mode, job.sampling(derive_seed(seed, number, turn), number)),
+            chat, tokenizer, tasks.max_turns,
+        )  # fmt: skip
+    finally:
+        if kept is not None:
+            kept.close()
     readings = [
         analyse(
-            tokens,
-            tokenizer,
-            turn.prompt_ids,
-            turn.completion.token_ids,
-            turn.completion.forced,
-            thinking=mode.thinking,
-            budget=mode.budget,
-            finished=turn.completion.finish == "stop",
+            tokens, tokenizer, turn.prompt_ids, turn.completion.token_ids, turn.completion.forced,
+            thinking=mode.thinking, budget=mode.budget, finished=turn.completion.finish == "stop",
         )
         for record in records
         for turn in record.turns
-    ]
+    ]  # fmt: skip
     domains = [str(record.task.data.get("kind", tasks.environment.name)) for record in records]
     tally = Tally()
     tally.add(turn.answer for record in records for turn in record.turns)
@@ -307,17 +317,13 @@ def _play(
         tally.reasons.update(each.faults)
     scores = [float(each.success) for each in records]
     names = task_names([each.task.id for each in records])
-    rows = [
-        {"suite": tasks.name, "mode": label(mode), "task": name, "number": 0, "domain": domain, "score": score,
-         "reason": "", "faults": sorted(each.faults), "turns": len(each.turns)}
-        for name, domain, score, each in zip(names, domains, scores, records)
-    ]  # fmt: skip
-    return _Run(scores, domains, readings, tally, rows)
+    rows = [episode_record(tasks.name, mode, name, domain, each) for name, domain, each in zip(names, domains, records)]
+    return _Run(scores, domains, readings, tally, rows, _more(tasks, (), scores))
 
 
 def _result(job: Job, run: _Run) -> SuiteResult:
     tasks, each = job.tasks, job.tasks.completions
-    estimator = mean if tasks.judged else share_correct
+    estimator = average if tasks.judged else share_correct
     by_domain = {
         domain: over_tasks(
             [score for place, score in enumerate(run.scores) if run.domains[place // each] == domain], each, estimator

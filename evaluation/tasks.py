@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import ConfigError
+from nanoalign.common.table import Entry
 from nanoalign.data_recipes.chat.base import ChatFormat
 from nanoalign.data_recipes.chat.render import without_signals
 from nanoalign.data_recipes.config import Mixture
@@ -25,7 +26,8 @@ JUDGED = {"preference", "judge"}
 
 @dataclass(frozen=True)
 class Tasks:
-    """A suite's tasks: conversations to be answered, or tasks of an environment to be played."""
+    """A suite's tasks: conversations to be answered, or tasks of an environment to be played. A benchmark that is
+    played has conversations too, of its requests alone."""
 
     name: str
     config: Suite
@@ -42,6 +44,11 @@ class Tasks:
         if self.config.completions is not None or self.config.benchmark is None:
             return self.config.completions or 1
         return benchmark(self.config.benchmark)[0].completions
+
+    @property
+    def max_turns(self) -> int:
+        """Answers in an episode, at most."""
+        return self.config.max_turns if self.config.benchmark is None else benchmark(self.config.benchmark)[0].turns
 
     @property
     def judged(self) -> bool:
@@ -67,8 +74,13 @@ def load_suite(
         from nanoalign.evaluation.benchmark_data import checked
 
         entry, length = benchmark(suite.benchmark)
+        entry = entry.pinned(suite.revision)
         reading = TaskReading(suite.benchmark, entry, length, data_root, seed, suite.samples, tokenizer, chat)
-        return Tasks(name, suite, checked(reading, entry.load()(reading)))
+        conversations = checked(reading, entry.load()(reading))
+        if not entry.environment:
+            return Tasks(name, suite, conversations)
+        made = Entry(entry.environment, "").load()(conversations, data_root)
+        return Tasks(name, suite, conversations, made, made.tasks("test"))
     if suite.environment is not None:
         from nanoalign.rollouts.environments import environment
 
@@ -86,6 +98,16 @@ def load_suite(
     if not len(tasks):
         raise ConfigError(f"suite {name} has no tasks")
     return tasks
+
+
+def read_from(suite: Suite, data_root: Path | None) -> list[dict[str, str]]:
+    """The files or the hub's data sets behind a benchmark, as ``benchmark_data.provenance`` names them; [] for suites
+    of your own."""
+    from nanoalign.evaluation.benchmark_data import provenance
+
+    if suite.benchmark is None:
+        return []
+    return provenance(benchmark(suite.benchmark)[0].pinned(suite.revision), data_root)
 
 
 def suite_reward(suite: Suite, models: Mapping[str, Path], device: str) -> Reward:

@@ -14,6 +14,7 @@ from nanoalign.common.printable import known, nearest, printable
 def add_commands(app: typer.Typer) -> None:
     """Adds these commands to the `nanoalign` command."""
     app.command()(evaluate)
+    app.command()(benchmarks)
     app.command()(compare)
 
 
@@ -24,7 +25,9 @@ def evaluate(
     suite: Annotated[str, typer.Option(help="Public benchmarks (docs/names.md), or suites of --recipe.")],
     budget: Annotated[str, typer.Option(help="Thinking budgets in tokens; none is unlimited.")] = "none",
     modes: Annotated[str, typer.Option(help="think, no_think or both.")] = "think,no_think",
-    samples: Annotated[int | None, typer.Option(min=1, help="Tasks of each suite; default: all.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", "--limit", min=1, help="Tasks of each suite; default: all.")
+    ] = None,
     completions: Annotated[
         int | None, typer.Option(min=1, help="Answers to each task, for avg@k and pass@k; default: the suite's.")
     ] = None,
@@ -143,6 +146,30 @@ def _rollouts(
         return Rollouts.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"evaluate: {error}") from None
+
+
+def benchmarks(
+    data_root: DataRootOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """List the public benchmarks, and where each one's tasks come from here."""
+    from nanoalign.evaluation.benchmark_data import files_of, missing
+    from nanoalign.evaluation.benchmarks import BENCHMARKS
+
+    rows = []
+    for name, entry in BENCHMARKS.items():
+        files = files_of(entry, data_root)
+        here = f"{files[0]}" + (f" and {len(files) - 1} more" if files[1:] else "") if files else ""
+        hub = ", ".join(dict.fromkeys(f"hub: {each.hub}@{(each.revision or 'newest')[:8]}" for each in entry.data))
+        rows.append({
+            "suite": name, "what": entry.about, "tasks": f"{entry.tasks:,}", "answers a task": str(entry.completions),
+            "licence": entry.licence,
+            "read from": here or missing(name, entry, data_root) or hub or "made here",
+        })  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_table(rows, "Public benchmarks")
 
 
 def compare(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nanoalign.common.printable import known
+from nanoalign.common.printable import known, tokens
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -22,7 +22,9 @@ def fit(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A folder, a config.json, a hub id, builtin:NAME or pip:NAME.")
     ],
-    context: Annotated[int, typer.Option(min=1, help="Tokens of a sequence, prompt and answer together.")] = 131072,
+    context: Annotated[
+        str, typer.Option(help="Tokens of a sequence, prompt and answer together: 131072 or 128k.")
+    ] = "128k",
     memory: Annotated[str, typer.Option(help="What there is: 22GiB, 24GB.")] = "80GB",
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     weights: Annotated[str, typer.Option(help="bfloat16, float32, fp8, int8 or int4.")] = "bfloat16",
@@ -39,15 +41,19 @@ def fit(
     Weights and caches follow from the configuration alone, laid out as vLLM does; activations and the runtime's own
     memory are estimates. Nothing is fetched. The exit status is 1 where it does not fit.
     """
+    from nanoalign.common.errors import ConfigError
     from nanoalign.models.fit import Serving
     from nanoalign.models.fit import fit as fitted
     from nanoalign.models.footprint import BYTES
 
     for name in (weights, cache, state):
         known("type", name, BYTES)
+    length = tokens(context)
+    if length is None:
+        raise ConfigError(f"--context {context}: give a number of tokens, as in 131072 or 128k")
     config = config_of(model)
     serving = Serving(weights, cache, state, step, prefix_caching=prefix_caching)
-    found = fitted(config, context, bytes_of(memory), batch, serving)
+    found = fitted(config, length, bytes_of(memory), batch, serving)
     limit = config.get("max_position_embeddings")
     if as_json:
         print(json.dumps({"model": model, **found.as_dict(), "max_position_embeddings": limit}, indent=2))

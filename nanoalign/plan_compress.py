@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nanoalign.common.errors import CheckpointError, ConfigError
+from nanoalign.common.printable import counted
 from nanoalign.compress.config import CompressStage
 from nanoalign.compress.search import GIB, search, speed
 from nanoalign.compress.shapes import check_protected, depths, own_widths, units
@@ -82,6 +83,7 @@ def candidate_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         for row in shown
     ]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-    yield f"  search    {len(found):,} shapes within the budget" + (f", the largest {SHOWN}:" if found[SHOWN:] else ":")
+    largest = f", the largest {SHOWN}:" if found[SHOWN:] else ":"
+    yield f"  search    {counted(len(found), 'shape')} within the budget{largest}"
     for line in [head, *lines]:
         yield "    " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip()

@@ -59,6 +59,8 @@ class EpisodeRecord:
     """How often its tools went wrong, by kind."""
     credit: float = 0.0
     """How near it came, from 0 to 1, where the environment says so; else its reward."""
+    reason: str = ""
+    """Why it is no success, where the environment says so."""
 
     @property
     def tokens(self) -> int:
@@ -226,6 +228,7 @@ class _Scene:
         for (each, _), messages in zip(running, results, strict=True):
             each.messages += [in_plain_text(message, self.chat) for message in messages]
             each.ended = "done" if is_over(each.episode, messages) else ""
+            each.tools = tuple(getattr(each.episode, "tools", each.tools))
 
     def records(self, plays: "Sequence[_Play]", until_over: Callable[[], None]) -> list[EpisodeRecord]:
         until_over()
@@ -270,8 +273,9 @@ def _answer(each: _Play, request: Request, completion: Completion, chat: ChatFor
 
 def _record(each: _Play, outcome: Outcome) -> EpisodeRecord:
     success = outcome.success and each.ended == "done"
-    credit = getattr(each.episode, "credit", None)
+    credit, why = getattr(each.episode, "credit", None), getattr(each.episode, "why", None)
     return EpisodeRecord(
         each.task, each.sample, each.mode, tuple(each.turns), tuple(each.messages), success, each.ended, outcome.reward,
         dict(getattr(each.episode, "faults", {})), outcome.reward if credit is None else credit(),
+        "" if success or why is None else why(),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nanoalign.common.printable import counted
 from nanoalign.plan_compress import COLUMNS
 from nanoalign.report import plots
 from nanoalign.report.parts import Cell, Plot, ReportSection, Table
@@ -17,8 +18,9 @@ def compressions(run: RunData) -> Iterator[ReportSection]:
     for name, stage in run.of_kind("compress").items():
         found = stage.result
         budget, whole = found["budget"], found["whole"]
+        fit = counted(found["within_budget"], "shape", "fits", "fit")
         note = (
-            f"{name}: {found['within_budget']:,} shapes fit {budget['gib']:g} GiB at {budget['context']:,} tokens. "
+            f"{name}: {fit} {budget['gib']:g} GiB at {budget['context']:,} tokens. "
             f"Those with the least loss as pruned, on {found['calibration']['held_out_rows']} held-out rows, were "
             "compared; the chosen one is tinted."
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanoalign.common.printable import printable
+from nanoalign.common.printable import counted, printable
 from nanoalign.graph import inputs_of
 from nanoalign.progress import clock
 from nanoalign.recipe.load import dump
@@ -182,9 +182,11 @@ def _did(stage: StageData) -> str:
         return f"chose alpha {figures['merge.alpha']:g} of {len(stage.result['points'])} points"
     if kind == "compress":
         kept, whole = figures["compress.parameters"], figures["compress.parameters.whole"]
-        return f"kept {kept / whole:.0%} of {whole:,.0f} parameters, of {figures['compress.candidates']:,} shapes"
+        shapes = counted(figures["compress.candidates"], "shape")
+        return f"kept {kept / whole:.0%} of {whole:,.0f} parameters, of {shapes}"
     if kind == "evaluate":
-        return f"{len(stage.result['checkpoints'])} checkpoints on {len(stage.result['tasks'])} suites"
+        checkpoints, suites = len(stage.result["checkpoints"]), len(stage.result["tasks"])
+        return f"{counted(checkpoints, 'checkpoint')} on {counted(suites, 'suite')}"
     return f"held-out pairs ranked right: {_value(figures['accuracy'])}%" if "accuracy" in figures else ""
 
 

@@ -40,9 +40,10 @@ class Task:
 class Episode(Protocol):
     """One attempt at a task, with a state of its own.
 
-    It may say more: ``messages`` and ``tools``, instead of the task's (see :func:`opening`); ``over``, that the last
-    messages end it; ``reward()`` (see :func:`end_all`); ``credit()``, how near a failed attempt came, from 0 to 1,
-    which no reward counts; ``faults``, how often its tools went wrong, by kind.
+    It may say more: ``messages`` and ``tools``, instead of the task's (see :func:`opening`), tools anew after each
+    step; ``why()``, in words why it was no success; ``over``, that the last messages end it; ``reward()`` (see
+    :func:`end_all`); ``credit()``, how near a failed attempt came, from 0 to 1, which no reward counts; ``faults``, how
+    often its tools went wrong, by kind.
     """
 
     def step(self, answer: Answer) -> Sequence[Message]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nanoalign.common.errors import ConfigError, DataError
 from nanoalign.data_recipes.chat import chat_format
@@ -14,7 +15,7 @@ from nanoalign.data_recipes.conversation import Answer, ToolCall
 from nanoalign.evaluation.benchmark_data import missing
 from nanoalign.evaluation.benchmarks import BENCHMARKS, benchmark, is_benchmark
 from nanoalign.evaluation.config import EvaluateStage, Suite
-from nanoalign.evaluation.tasks import load_suite, suite_reward
+from nanoalign.evaluation.tasks import load_suite, read_from, suite_reward
 from nanoalign.recipe.load import RecipeError, dump, load
 from nanoalign.reward.base import Sample
 from nanoalign.reward.bfcl import score_bfcl
@@ -99,7 +100,7 @@ def test_missing_data_say_where_they_were_looked_for(tmp_path: Path, monkeypatch
     said = str(caught.value)
     assert "HuggingFaceH4/MATH-500/test.jsonl was looked for" in said and "no network" in said
     assert f"--local-dir {tmp_path}/HuggingFaceH4/MATH-500" in said
-    with pytest.raises(DataError, match="hf download gorilla-llm/Berkeley-Function-Calling-Leaderboard"):
+    with pytest.raises(DataError, match=r"pip install --no-deps --target .*bfcl-eval"):
         tasks_of("bfcl", tmp_path)
     assert "bfcl_v4/BFCL_v4_" in (missing("bfcl", BENCHMARKS["bfcl"], tmp_path) or "")
     assert missing("math500", BENCHMARKS["math500"], tmp_path) is None  # the hub may have it
@@ -116,8 +117,27 @@ def test_rows_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     [task] = tasks_of("aime25", tmp_path)
-    assert asked == [(("math-ai/aime25", None), {"split": "test", "revision": None})]
+    pinned = BENCHMARKS["aime25"].data[0].revision
+    assert asked == [(("math-ai/aime25", None), {"split": "test", "revision": pinned})]
     assert task.origin == "hub:math-ai/aime25/test:1" and task.id == "u"
+    suite, other = Suite(benchmark="aime25"), Suite(benchmark="aime25", revision="a" * 40)
+    assert read_from(suite, tmp_path) == [{"hub": "math-ai/aime25", "split": "test", "revision": pinned}]
+    load_suite("aime25", other, {}, tmp_path, 0)
+    assert asked[1][1]["revision"] == read_from(other, tmp_path)[0]["revision"] == "a" * 40
+    mirrored = tmp_path / "math-ai" / "aime25" / "test.jsonl"
+    mirrored.parent.mkdir(parents=True)
+    mirrored.write_bytes(b"{}")
+    digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert read_from(suite, tmp_path) == [{"file": "math-ai/aime25/test.jsonl", "sha256": digest}]
+
+
+def test_lengths_and_revisions_that_make_no_sense() -> None:
+    with pytest.raises(ConfigError, match="unknown benchmark `ruler`: give a length in tokens, as in ruler-128k"):
+        benchmark("ruler")
+    for wrong in ({"benchmark": "bfcl", "revision": "main"}, {"data": "x", "revision": "main"},
+                  {"benchmark": "bfcl-multi-turn", "completions": 2}):  # fmt: skip
+        with pytest.raises(ValidationError):
+            Suite.model_validate(wrong)
 
 
 def test_gpqa_shuffles_its_options_by_the_record_alone(tmp_path: Path) -> None:

@@ -158,9 +158,7 @@ def test_prompts_are_filled_exactly_whatever_a_unit_takes(target: int, each: int
 
 def test_lengths_that_hold_no_task_are_refused(model: tuple[Any, Any]) -> None:
     tokenizer, chat = model
-    with pytest.raises(
-        ConfigError, match=r"ruler niah_single_1 at 140 tokens, 128 of them for the answer: the smallest"
-    ):
+    with pytest.raises(ConfigError, match=r"ruler-140 is too short for niah_single_1 with 128 .* ask for \d+ more"):
         list(ruler(reading("ruler-140", tokenizer, chat)))
     with pytest.raises(ConfigError, match="unknown benchmark `ruler-lots`"):
         benchmark("ruler-lots")
