@@ -65,17 +65,18 @@ async def _line(engine: Any, place: int, asked: Mapping[str, Any]) -> str:
         parameters = sampling_parameters(asked, engine.vllm_config)
         outputs = engine.generate({"prompt_token_ids": asked["prompt"]}, parameters, f"tokens-{uuid.uuid4()}")
         said = read_output(asked, [each async for each in outputs][-1])
-    except (ValueError, TypeError, KeyError, *_refusals()) as error:  # vLLM's checks of a request raise these
+    except _refusals() as error:
         said = {"error": f"{type(error).__name__}: {error}"}
     return json.dumps({"place": place, **said}) + "\n"
 
 
 def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM's checks of a request raise, and ours."""
     try:
         from vllm.exceptions import VLLMClientError
     except ImportError:  # an older vLLM, where they are ValueErrors
-        return ()
-    return (VLLMClientError,)
+        return ValueError, TypeError, KeyError
+    return ValueError, TypeError, KeyError, VLLMClientError
 
 
 def _require_room(asked: Mapping[str, Any], longest: int) -> None:

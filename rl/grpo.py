@@ -50,7 +50,7 @@ def run(config: GRPOStage, mixtures: Mapping[str, Mixture], context: StageContex
     asked = questions(config, mixtures, context, chat, tokenizer)
     prompts, everything = asked.prompts, [*asked.prompts, *asked.held_out]
     batch_size, dtype = config.rollouts.batch_size, config.train.dtype
-    open_vllm = partial(
+    open_vllm: Any = partial(
         open_engine, config.rollouts.engine, context.inputs["from"], tokenizer, chat, batch_size=batch_size,
         dtype=dtype, exchange=context.folder / "exchange",
         max_length=None if asked.environment is not None

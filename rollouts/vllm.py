@@ -62,9 +62,14 @@ class VLLMEngine:
         if opening.budgets:  # vLLM's second model runner, faster on GPUs, takes no logits processors of this kind
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         try:
-            from vllm import LLM
+            from vllm import LLM, envs
         except ImportError as error:
             raise ConfigError(f"rollouts.engine: vllm is not installed here ({error}); use `engine: hf`") from error
+        if (rank := os.environ.get("LOCAL_RANK", "0")) != "0":
+            # What vLLM 0.24 compiled and kept for one GPU of a host did not start on another ("invalid argument").
+            os.environ["VLLM_CACHE_ROOT"] = os.path.join(
+                os.path.dirname(envs.VLLM_CACHE_ROOT), f"vllm-local-rank-{rank}"
+            )
         from nanoalign.budget_control.vllm_plugin import serve_float32_hybrids_on_cpus
 
         serve_float32_hybrids_on_cpus()  # where nanoalign is not installed, vLLM does not find its plugin

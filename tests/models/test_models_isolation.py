@@ -10,7 +10,14 @@ from transformers import PreTrainedModel
 
 from nanoalign.common.errors import IsolationError
 from nanoalign.models.hybrid import install
-from nanoalign.models.isolation import Document, check_isolation, documents_of, measure_leaks, require_isolation
+from nanoalign.models.isolation import (
+    UNMOVED,
+    Document,
+    check_isolation,
+    documents_of,
+    measure_leaks,
+    require_isolation,
+)
 from nanoalign.models.packed_attention import packed_inputs
 from tests.models.small import VOCAB, small_model
 
@@ -63,6 +70,20 @@ def test_the_guard_catches_a_leak_through_the_rounding_of_bf16():
     assert not check_isolation(plain, found).isolated
     install(plain)
     assert check_isolation(plain, found).isolated
+
+
+def test_rounding_of_a_deep_model_is_no_leak_and_a_leak_no_rounding(monkeypatch: pytest.MonkeyPatch):
+    """The 9B hybrid in bf16 rounds further in a pack than what is measured alone; its neighbours sway nothing."""
+    monkeypatch.setattr("nanoalign.models.isolation._rounding", lambda *_: (0.02, 1e-4))
+    plain = small_model("nemotron_h").to(torch.bfloat16)
+    found = documents([20, 30, 9])
+    leaking = check_isolation(plain, found)
+    assert leaking.neighbour_difference is not None and leaking.neighbour_difference > UNMOVED
+    assert not leaking.isolated
+    install(plain)
+    report = check_isolation(plain, found)
+    assert max(report.mean_difference, report.start_difference) > 1e-4  # more than was allowed
+    assert report.neighbour_difference == 0.0 and report.isolated
 
 
 def test_the_guard_catches_the_cache_trap():
