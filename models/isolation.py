@@ -28,7 +28,7 @@ TOLERANCES = {
 """Largest and mean difference in nats that rounding may explain (SmolLM2-135M in fp32: 4e-5 and 3e-6; a hybrid on a
 scan whose products round to TF32, as mamba-ssm's: 3e-3 and 3e-5). Of other dtypes it is measured: :func:`_rounding`."""
 UNMOVED, DEEP = 1e-3, 10
-"""What neighbours may sway where the shapes are the same, so that rounding is too; and how often a tolerance may then be
+"""What neighbours may sway where the shapes are the same, so that rounding is too; and how far a tolerance may then be
 exceeded. (The 9B hybrid with random weights in bf16: 0.09 and 0.017 on average, documents' starts equal to the bit.)"""
 START, LOGITS = 8, 2**28
 """Tokens after a document's start that are always compared, and logits held at once (1 GiB in fp32)."""
@@ -77,6 +77,7 @@ class IsolationReport:
 
     def __str__(self) -> str:
         (document, token), (most, mean) = self.worst, self.tolerance
+        swayed = self.neighbour_difference
         return (
             f"{self.kind} against alone, {self.documents} documents, {self.tokens} tokens: log-probabilities differ "
             f"by {self.max_difference:.2e} at most (token {token} of document {document}; {most:.0e} allowed), by "
