@@ -82,12 +82,7 @@ class IsolationReport:
             f"{self.kind} against alone, {self.documents} documents, {self.tokens} tokens: log-probabilities differ "
             f"by {self.max_difference:.2e} at most (token {token} of document {document}; {most:.0e} allowed), by "
             f"{self.mean_difference:.2e} on average and {self.start_difference:.2e} at documents' starts "
-            f"({mean:.0e} allowed)"
-            + (
-                ""
-                if self.neighbour_difference is None
-                else f"; neighbours sway {self.neighbour_difference:.0e} at most"
-            )
+            f"({mean:.0e} allowed)" + ("" if swayed is None else f"; neighbours sway {swayed:.0e} at most")
         )
 
 
