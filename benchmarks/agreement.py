@@ -196,7 +196,7 @@ def multi_turn(package: Path, records: list[Path], tally: Callable[[str], Tally]
 
 def _rows(folder: Path) -> Iterable[tuple[str, dict[str, Any], list[Any]]]:
     for category in BFCL_CATEGORIES:
-        file = next(iter(sorted(folder.glob(f"BFCL_v*_{category}.json"))), None)
+        file = next(iter(sorted(folder.glob(f"BFCL_v[0-9]_{category}.json"))), None)
         if file is not None:
             beside = file.parent / "possible_answer" / file.name
             lines = beside.read_text(encoding="utf-8").splitlines() if beside.exists() else []

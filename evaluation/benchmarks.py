@@ -5,7 +5,7 @@ An entry says where its tasks come from, how they are read, how an answer is sco
 benchmark's own, their ``domain`` the part of it that is reported apart, and their ``task`` what the reward reads.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,11 +195,16 @@ def benchmark(name: str) -> tuple[Benchmark, int | None]:
     """The entry of that name, and the length that the name holds. Raises ConfigError with the nearest name."""
     found = _entry(name)
     if found is None:
-        for stem in (each.removesuffix("-<length>") for each in BENCHMARKS if each.endswith("-<length>")):
-            if name == stem or name.startswith(f"{stem}-"):
-                raise ConfigError(f"unknown benchmark `{name}`: give a length in tokens, as in {stem}-128k")
-        raise ConfigError(f"unknown benchmark `{name}`{nearest(name, BENCHMARKS)}")
+        raise ConfigError(f"unknown benchmark `{name}`{advice(name)}")
     return found
+
+
+def advice(name: str, more: Iterable[str] = ()) -> str:
+    """What to add to "unknown ...": a length is missing, or the nearest name, of ``more`` too."""
+    for stem in (each.removesuffix("-<length>") for each in BENCHMARKS if each.endswith("-<length>")):
+        if name == stem or name.startswith(f"{stem}-"):
+            return f": give a length in tokens, as in {stem}-128k"
+    return nearest(name, [*more, *BENCHMARKS])
 
 
 def _entry(name: str) -> tuple[Benchmark, int | None] | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nanoalign.cli_shared import DataRootOption, RootOption, SetOption, load_recipe, print_table
-from nanoalign.common.printable import known, nearest, printable
+from nanoalign.common.printable import known, printable
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -110,11 +110,11 @@ def _suite(name: str, own: Any, given: dict[str, Any]) -> Any:
     from pydantic import ValidationError
 
     from nanoalign.common.errors import ConfigError
-    from nanoalign.evaluation.benchmarks import BENCHMARKS, benchmark, is_benchmark
+    from nanoalign.evaluation.benchmarks import advice, benchmark, is_benchmark
     from nanoalign.evaluation.config import Suite
 
     if name not in own and not is_benchmark(name):
-        raise ConfigError(f"unknown suite `{name}`{nearest(name, [*own, *BENCHMARKS])}")
+        raise ConfigError(f"unknown suite `{name}`{advice(name, own)}")
     section = own[name].model_dump(exclude_defaults=True) if name in own else {"benchmark": name}
     changed = {key: value for key, value in given.items() if value is not None}
     if "benchmark" not in section or not benchmark(section["benchmark"])[0].judged:
