@@ -171,8 +171,8 @@ def disabled() -> Iterator[None]:
 
 
 class Fp8Linear(nn.Linear):
-    """A linear layer in training: FP8 where it would compute in bf16. In eval mode it is the bf16 layer that is saved, on
-    which held-out losses are measured, unless ``always``."""
+    """A linear layer in training: FP8 where it would compute in bf16. In eval mode it is the bf16 layer that is saved,
+    on which held-out losses are measured, unless ``always``."""
 
     always: bool = False
 
