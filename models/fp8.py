@@ -172,7 +172,7 @@ def disabled() -> Iterator[None]:
 
 class Fp8Linear(nn.Linear):
     """A linear layer in training: FP8 where it would compute in bf16. In eval mode it is the bf16 layer that is saved,
-    unless ``always``: so is what is measured on held-out samples, and what is sampled in process."""
+    on which held-out losses are measured, unless ``always``."""
 
     always: bool = False
 

@@ -51,7 +51,7 @@ def use_fp8(model: "PreTrainedModel | PeftModel", always: bool = False, ends: in
     """Gives the projections of ``model`` FP8 products, in place; parameters and their names stay. Adapters may be on.
 
     Args:
-        always: in eval mode too, for a reference beside a policy in training.
+        always: in eval mode too, for what is compared with a policy in training.
         ends: blocks at either end that stay as they are.
 
     Returns the names of these layers.

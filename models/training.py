@@ -222,7 +222,7 @@ class RecipeTrainer(Trainer):
 
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
     fp8_in_eval = False
-    """Whether `train.precision: fp8` is for eval mode too, where log-probabilities are computed to compare with."""
+    """Whether `train.precision: fp8` is for eval mode too, where what it computes is compared with what is trained."""
 
     def __init__(self, *args: Any, train: Training, log: StageLog, phase: str | None = None, **kwargs: Any) -> None:
         if train.precision == "fp8":

@@ -54,6 +54,9 @@ class PolicyTrainer(RecipeTrainer):
     """GRPO on a :data:`Collect`. A step's completions are a function of its number, so a resumed run asks for the same
     ones."""
 
+    fp8_in_eval = True
+    """An engine that samples with the trainer's own weights, in process, samples from the policy that is trained."""
+
     def __init__(
         self, *args: Any, log: StageLog, stage: GRPOStage, collect: Collect, correct_engine: bool,
         reference: PreTrainedModel | None, measure: Measure | None, **kwargs: Any,
