@@ -95,6 +95,9 @@ held = _Held()
 
 
 def _in_blocks(weight_ED: Tensor) -> tuple[Tiles, Tiles]:
+    """By way of bf16, as autocast would have it: on an H100 Triton 3.6 misplaced the transposed blocks of a weight in
+    fp32 (benchmarks/fp8.py, `bits`), and none of one in bf16."""
+    weight_ED = weight_ED.bfloat16()
     if weight_ED.is_cuda:
         from nanoalign.models.triton_fp8 import in_blocks
 

@@ -5,7 +5,7 @@
 # JSON to $OUT, written as it goes; each measurement is a process of its own. Run again with what is missing. LIMIT: seconds.
 : ${OUT:=/tmp/out}; mkdir -p $OUT; export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PART=${1:?kit, kernels, step or loss}; shift; KIT=.gpu-fp8
-unpack() { S=$HOME/site-fp8; [ -e $S/.done ] || { mkdir -p $S; cat $KIT/part0/kit.* .gpu-small/part0/kit.* 2>/dev/null | tar xJ -C $S && touch $S/.done; }; export PYTHONPATH=$PWD:$S; } # either folder will do
+unpack() { { ls $KIT/part0/kit.* || ls .gpu-small/part0/kit.*; } > /dev/null 2>&1 || [ -e $HOME/site-fp8/.done ] || { ls -d $KIT .gpu-small; echo "NOT THERE: carry .gpu-fp8 with its part0, or .gpu-small/part0 as well"; exit 3; }; S=$HOME/site-fp8; [ -e $S/.done ] || { mkdir -p $S; cat $KIT/part0/kit.* .gpu-small/part0/kit.* 2>/dev/null | tar xJ -C $S && touch $S/.done; }; export PYTHONPATH=$PWD:$S; } # either folder will do
 J=$OUT/sft_long_context.json; END=$((SECONDS + ${LIMIT:-400}))
 has() { grep -q "\"$1" $J 2>/dev/null; }
 go() { left=$((END - SECONDS)); t=$1; shift; has "$1." && return; [ $left -lt 20 ] && { echo "no time for $*"; return; }; [ $t -gt $left ] && t=$left; echo "--- $* ($(date +%T))"; python3 benchmarks/sft_long_context.py --json $J --timeout $t --only "$@" 2>&1 | grep "^$1" ; }
