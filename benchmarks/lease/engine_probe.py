@@ -24,12 +24,15 @@ def main() -> None:
     parser.add_argument("--profile-lines", type=int, default=25)
     options = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(options.own_process))
+    import torch
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    engine = LLM(options.model, gpu_memory_utilization=0.5, max_model_len=4 * LENGTH, disable_log_stats=True)
+    on_cpu: dict[str, Any] = {"enable_chunked_prefill": False, "enable_prefix_caching": False, "enforce_eager": True}
+    more = {"gpu_memory_utilization": 0.5} if torch.cuda.is_available() else on_cpu
+    engine = LLM(options.model, max_model_len=2 * LENGTH, disable_log_stats=True, **more)
     prompts: Any = [
-        {"prompt_token_ids": [(row * 7 + place) % 4000 + 20 for place in range(LENGTH)]}
+        {"prompt_token_ids": [(row * 7 + place) % 40 + 3 for place in range(LENGTH)]}
         for row in range(options.sequences)
     ]
 
