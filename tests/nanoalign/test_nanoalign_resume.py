@@ -59,6 +59,9 @@ def test_a_killed_sft_stage_ends_with_the_same_weights(tmp_path: Path) -> None:
     record = read_record(killed)
     assert record is not None and (record.status, record.attempts) == ("finished", 2)
     assert weights(killed) == weights(whole)
-    losses = [[row.get("loss") for row in read_jsonl(stage / "metrics.jsonl")] for stage in (whole, killed)]
+    losses = [  # without what preparing data says on a slow machine
+        [row.get("loss") for row in read_jsonl(stage / "metrics.jsonl") if "phase" not in row]
+        for stage in (whole, killed)
+    ]
     assert losses[0] == losses[1] and len(losses[0]) >= 6
     assert record.figures["trained_tokens"] == read_record(whole).figures["trained_tokens"]  # type: ignore[union-attr]

@@ -90,7 +90,7 @@ class Scripted:
     def __init__(self, written: Sequence[Completion]) -> None:
         self.written, self.asked = list(written), 0
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], done: Any = None) -> list[Completion]:
         first, self.asked = self.asked, self.asked + len(requests)
         return [self.written[place % len(self.written)] for place in range(first, self.asked)]
 

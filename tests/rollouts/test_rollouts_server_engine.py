@@ -114,7 +114,7 @@ def test_new_weights_in_the_middle_of_completions(engines, small_base):
     server.send(models[0].state_dict().items(), 0)
     futures, version, lost = server.submit(asked), 0, server.lost
     while not all(future.done() for future in futures):
-        time.sleep(0.3)
+        time.sleep(0.05)
         version += 1
         server.send(iter(models[version % 2].state_dict().items()), version)
     found = [future.result() for future in futures]
