@@ -7,6 +7,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+BUILDING = threading.RLock()
+"""Held while transformers builds or loads a model: it exchanges functions of its classes meanwhile, and two threads at
+once leave them exchanged, after which no embedding is tied to its head (findings/transformers_two_threads_untie.sh)."""
+
 
 def shared(value: T) -> T:
     """The first process's value, on every process; all call it at the same point. Alone, it is the value itself."""

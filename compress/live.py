@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from nanoalign.common.processes import BUILDING
 from nanoalign.compress.shapes import Widths, pruned_config
 from nanoalign.compress.surgery import Kept, fates, slice_tensor
 from nanoalign.models.hybrid import install
@@ -24,7 +25,7 @@ def pruned_model(model: PreTrainedModel, config: dict[str, Any], kept: Kept, siz
     with tempfile.TemporaryDirectory() as folder:  # transformers reads what it wrote, infinities included, from files
         (Path(folder) / "config.json").write_text(json.dumps(new), encoding="utf-8")
         settings = AutoConfig.from_pretrained(folder)
-    with torch.device(model.device), no_init_weights():
+    with BUILDING, torch.device(model.device), no_init_weights():
         pruned = AutoModelForCausalLM.from_config(
             settings, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )

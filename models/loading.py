@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoalign.common.errors import CheckpointError
 from nanoalign.common.files import atomic_folder
+from nanoalign.common.processes import BUILDING
 from nanoalign.models import smollm2
 from nanoalign.models.footprint import caches, count
 from nanoalign.models.known import KNOWN
@@ -101,14 +102,15 @@ def load_model(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are named below
-            local_files_only=True,
-        )
+        with BUILDING:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named below
+                local_files_only=True,
+            )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
     for problem, names in (

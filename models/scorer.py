@@ -13,6 +13,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHPreTrainedModel
 
 from nanoalign.common.errors import CheckpointError
+from nanoalign.common.processes import BUILDING
 from nanoalign.models.hybrid import install
 from nanoalign.models.model_folder import read_config
 
@@ -32,10 +33,11 @@ def load_scorer(folder: Path, pad_token_id: int, device: str, fresh_head: bool) 
         CheckpointError: tensors are missing or unexpected, beyond what a fresh head means.
     """
     cls = OWN_CLASSES.get(read_config(folder)["model_type"], AutoModelForSequenceClassification)
-    model, report = cls.from_pretrained(
-        folder, num_labels=1, pad_token_id=pad_token_id, dtype=torch.float32, output_loading_info=True,
-        local_files_only=True,
-    )  # fmt: skip
+    with BUILDING:
+        model, report = cls.from_pretrained(
+            folder, num_labels=1, pad_token_id=pad_token_id, dtype=torch.float32, output_loading_info=True,
+            local_files_only=True,
+        )  # fmt: skip
     missing = set(report["missing_keys"]) - ({"score.weight"} if fresh_head else set())
     unexpected = {name for name in report["unexpected_keys"] if not (fresh_head and name.startswith("lm_head."))}
     if missing or unexpected:

