@@ -15,9 +15,7 @@ set -euo pipefail
 t=$(mktemp -d)
 trap 'rm -rf "$t"' EXIT
 python3 -m venv "$t/venv"
-"$t/venv/bin/pip" install -q torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu 2> /dev/null \
-  || "$t/venv/bin/pip" install -q torch==2.13.0
-"$t/venv/bin/pip" install -q transformers==5.17.0
+"$t/venv/bin/pip" install -q torch==2.13.0 transformers==5.17.0 numpy==2.3.5
 cat > "$t/threads.py" <<'PY'
 import sys
 import threading
