@@ -14,6 +14,7 @@ on a CPU. Figures of speed are medians over steps after the first two.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
@@ -86,17 +87,22 @@ def layout(text: str) -> tuple[int, int]:
 
 def trl(options: Options, report: Report) -> None:
     """The first layout, TRL, and then the other layouts."""
-    for number, place in enumerate(options.layout or [None]):
-        processes, servers = layout(place) if place else (0, 0)
-        for ahead in options.ahead if servers else [0] * (processes > 0):
-            name = f"ours/{place}/ahead{ahead}"
-            stage = grpo(options, engine_of(options, processes, servers), ahead)
-            gpus = options.gpus[: processes + servers]
-            report.note(name, run_ours(options, name, stage, processes, gpus, options.seconds))
-        if not number and not options.no_trl:
-            from benchmarks.trl_side import run_trl_cluster
 
-            report.note("trl", run_trl_cluster(options))
+    def ours_in(places: Sequence[str]) -> None:
+        for place in places:
+            processes, servers = layout(place)
+            for ahead in options.ahead if servers else [0]:
+                name = f"ours/{place}/ahead{ahead}"
+                stage = grpo(options, engine_of(options, processes, servers), ahead)
+                gpus = options.gpus[: processes + servers]
+                report.note(name, run_ours(options, name, stage, processes, gpus, options.seconds))
+
+    ours_in(options.layout[:1])
+    if not options.no_trl:
+        from benchmarks.trl_side import run_trl_cluster
+
+        report.note("trl", run_trl_cluster(options))
+    ours_in(options.layout[1:])
     peer = report.runs.get("trl", {})
     ours = {name: run for name, run in report.runs.items() if name.startswith("ours/") and "step_s" in run}
     for name, run in ours.items():

@@ -1,6 +1,5 @@
 """The rows of a benchmark: below the data root, else from the hub."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoalign.common.errors import DataError
+from nanoalign.common.files import sha256_file
 from nanoalign.data_recipes.catalog import root_of
 from nanoalign.data_recipes.chat.render import special_token_in
 from nanoalign.data_recipes.conversation import Conversation
@@ -38,11 +38,19 @@ def rows(reading: TaskReading) -> Iterator[Row]:
     root = root_of(reading.data_root)
     for data in reading.benchmark.data:
         files = _mirrored(data, root)
-        found = (row for file in files for row in read_rows(file)) if files else _from_hub(reading.name, data, root)
-        for origin, row in found:
-            if isinstance(row, BadRow):
-                raise DataError(f"benchmark {reading.name}: {row}")
-            yield origin, row
+        if files:
+            for file in files:
+                yield from rows_of(file, reading.name)
+        else:
+            yield from _from_hub(reading.name, data, root)
+
+
+def rows_of(file: Path, name: str) -> Iterator[Row]:
+    """(where it is, row) of a file of benchmark ``name``. Raises DataError where a row cannot be read."""
+    for origin, row in read_rows(file):
+        if isinstance(row, BadRow):
+            raise DataError(f"benchmark {name}: {row}")
+        yield origin, row
 
 
 def conversation(reading: TaskReading, origin: str, row: dict[str, Any]) -> Conversation:
@@ -87,15 +95,10 @@ def provenance(benchmark: Benchmark, data_root: Path | None) -> list[dict[str, s
     root, found = root_of(data_root), list[dict[str, str]]()
     for data in benchmark.data:
         files = _mirrored(data, root)
-        found += [{"file": str(file.relative_to(root or file.anchor)), "sha256": _sha256(file)} for file in files]
+        found += [{"file": str(file.relative_to(root or file.anchor)), "sha256": sha256_file(file)} for file in files]
         if not files:
             found.append({"hub": data.hub, "split": data.split, "revision": _commit(data) or "unknown"})
     return found
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @cache

@@ -9,7 +9,7 @@ from nanoalign.common.errors import DataError
 from nanoalign.data_recipes.adapters import tool_use
 from nanoalign.data_recipes.conversation import Conversation
 from nanoalign.data_recipes.readers import BadRow, RowError, read_rows
-from nanoalign.evaluation.benchmark_data import conversation, files_of, missing
+from nanoalign.evaluation.benchmark_data import conversation, files_of, missing, rows_of
 from nanoalign.evaluation.benchmark_tasks import category_of
 from nanoalign.evaluation.benchmarks import TaskReading
 
@@ -57,7 +57,4 @@ def _functions(file: Path) -> Sequence[Mapping[str, Any]]:
 def _rows(file: Path, reading: TaskReading) -> Iterable[tuple[str, Any]]:
     if not file.exists():
         raise DataError(f"benchmark {reading.name}: no {file}")
-    for origin, row in read_rows(file):
-        if isinstance(row, BadRow):
-            raise DataError(f"benchmark {reading.name}: {row}")
-        yield origin, row
+    yield from rows_of(file, reading.name)

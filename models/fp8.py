@@ -25,6 +25,7 @@ from nanoalign.models import fp8_tiles
 from nanoalign.models.deferred import materialize, placeholder
 from nanoalign.models.fp8_layers import CARDS, EMULATE
 from nanoalign.models.fp8_tiles import Tiles
+from nanoalign.models.loss import product_dtype
 
 HELD = 3
 """Weights held in FP8 at a time: those of a mixer or an MLP, which its tiles use in turn."""
@@ -181,7 +182,7 @@ class Fp8Linear(nn.Linear):
 
     def computes_fp8(self, x: Tensor) -> bool:
         """Whether the product with ``x`` is an FP8 one: in place of one in bf16."""
-        return _switch["on"] and (self.training or self.always) and _dtype(x) == torch.bfloat16
+        return _switch["on"] and (self.training or self.always) and product_dtype(x) == torch.bfloat16
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., E)."""
@@ -189,8 +190,3 @@ class Fp8Linear(nn.Linear):
             return super().forward(x)
         y = linear(x.to(torch.bfloat16), self.weight)
         return y if self.bias is None else y + self.bias.to(y.dtype)
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -74,9 +74,7 @@ def along_rows(x_RC: Tensor) -> Tiles:
     """Tiles along C: an input of a product, or the gradient of its output. R and C are filled up."""
     rows, columns = x_RC.shape
     more = (0, rounded_up(columns, TILE * BLOCKS) - columns, 0, rounded_up(rows, TILE) - rows)
-    tiles = F.pad(x_RC.float(), more).unflatten(1, (-1, TILE))
-    scale, inverse = scales(tiles.abs().amax(2))
-    return Tiles(_rounded(tiles * inverse.unsqueeze(2)).flatten(1), scale.T.contiguous().T)
+    return _in_tiles(F.pad(x_RC.float(), more))
 
 
 def along_columns(x_RC: Tensor) -> Tiles:
@@ -84,7 +82,11 @@ def along_columns(x_RC: Tensor) -> Tiles:
     up."""
     rows, columns = x_RC.shape
     more = (0, rounded_up(columns, SIDE) - columns, 0, rounded_up(rows, TILE) - rows)
-    tiles = F.pad(x_RC.float(), more).T.unflatten(1, (-1, TILE))
+    return _in_tiles(F.pad(x_RC.float(), more).T)
+
+
+def _in_tiles(x_RS: Tensor) -> Tiles:
+    tiles = x_RS.unflatten(1, (-1, TILE))
     scale, inverse = scales(tiles.abs().amax(2))
     return Tiles(_rounded(tiles * inverse.unsqueeze(2)).flatten(1), scale.T.contiguous().T)
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from nanoalign.common.errors import IsolationError
 from nanoalign.models import fp8
+from nanoalign.models.loss import product_dtype
 from nanoalign.models.packed_attention import packed_inputs
 
 TOLERANCES = {
@@ -132,7 +133,7 @@ def measure_leaks(
     131,072 at 131,072 tokens fits in memory.
     """
     ids = batch["input_ids"]
-    found = documents_of(batch)
+    found = everything = documents_of(batch)
     if len(found) > most and not gradients:
         found = [found[index * (len(found) - 1) // (most - 1)] for index in range(most)]
     budget = max(1, LOGITS // model.config.vocab_size // (len(found) * ids.shape[0]))
@@ -144,9 +145,9 @@ def measure_leaks(
         grads = _gradients(model, together) if gradients else None
         unpacked = _unpacked(model, ids, found, chosen, gradients)
         difference = None if grads is None else relative_difference(grads, _gradients(model, unpacked))
-    fixed = TOLERANCES.get((_compute_dtype(model), ids.device.type))
+    fixed = TOLERANCES.get((product_dtype(model), ids.device.type))
     tolerance = fixed or _rounding(model, ids, found, chosen, unpacked)
-    swayed = None if fixed else _neighbours(model, batch, found, chosen, together)
+    swayed = None if fixed else _neighbours(model, batch, everything, dict(zip(found, zip(chosen, together))))
     gaps = [(a.detach() - b.detach()).abs() for a, b in zip(together, unpacked)]
     worst = max(range(len(gaps)), key=lambda index: float(gaps[index].max()) if gaps[index].numel() else -1.0)
     flat = torch.cat(gaps)
@@ -271,27 +272,23 @@ def _rounding(
 def _neighbours(
     model: PreTrainedModel,
     batch: Mapping[str, Any],
-    documents: Sequence[Document],
-    places: Sequence[Tensor],
-    together: Sequence[Tensor],
+    everything: Sequence[Document],
+    compared: Mapping[Document, tuple[Tensor, Tensor]],
 ) -> float:
-    """The largest difference that it makes to documents of a batch when every other one's tokens are replaced."""
+    """The largest difference that it makes to documents when every other one's tokens are replaced; ``compared`` has
+    their places and log-probabilities. Looked at whatever else was found: processes that share out weights do alike."""
     ids, largest = batch["input_ids"], 0.0
-    known = {document: place for place, document in enumerate(documents)}
-    everything = documents_of(batch)
-    for replaced in (0, 1):
-        others = ids.clone()
-        for document in everything[replaced::2]:
-            here = (document.row, slice(document.start, document.end))
-            others[here] = (ids[here] + 1) % model.config.vocab_size
-        kept = [known[document] for document in everything[1 - replaced :: 2] if document in known]
-        if not kept:
-            continue
-        with _without_dropout(model):
-            chosen = [documents[place] for place in kept]
-            found = _logprobs(model, {**batch, "input_ids": others}, chosen, [places[place] for place in kept], False)
-        gaps = [(a - together[place].detach()).abs() for a, place in zip(found, kept)]
-        largest = max([largest, *(float(gap.max()) for gap in gaps if gap.numel())])
+    with _without_dropout(model):
+        for replaced in (0, 1):
+            others = ids.clone()
+            for document in everything[replaced::2]:
+                here = (document.row, slice(document.start, document.end))
+                others[here] = (ids[here] + 1) % model.config.vocab_size
+            kept = [document for document in everything[1 - replaced :: 2] if document in compared]
+            places, before = [compared[each][0] for each in kept], [compared[each][1] for each in kept]
+            found = _logprobs(model, {**batch, "input_ids": others}, kept, places, False) if kept else []
+            gaps = [(a - b.detach()).abs() for a, b in zip(found, before)]
+            largest = max([largest, *(float(gap.max()) for gap in gaps if gap.numel())])
     return largest
 
 
@@ -306,12 +303,6 @@ def relative_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> fl
     """Norm of the difference over the norm of ``second``, all tensors together."""
     difference = sum(float((a - b).double().square().sum()) for a, b in zip(first, second))
     return (difference / max(1e-30, sum(float(b.double().square().sum()) for b in second))) ** 0.5
-
-
-def _compute_dtype(model: PreTrainedModel) -> torch.dtype:
-    """The dtype that limits precision: autocast's where it is on, else the weights'."""
-    kind = model.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
 
 
 @contextmanager

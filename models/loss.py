@@ -71,10 +71,10 @@ class TiledHead(torch.autograd.Function):
         return grad_ND, grad_VD, None, None, None
 
 
-def product_dtype(hidden: Tensor) -> torch.dtype:
-    """That of products with ``hidden``: autocast's where it is on."""
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+def product_dtype(of: Tensor | PreTrainedModel) -> torch.dtype:
+    """That of products with a tensor, or of a model's: autocast's where it is on."""
+    kind = of.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else of.dtype
 
 
 def product(a: Tensor, b: Tensor, exact: bool) -> Tensor:

@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nanoalign.models import fp8_tiles
 from nanoalign.models.fp8_tiles import BLOCKS, SIDE, TILE, Tiles, blocks_of, rounded_up
 
 WARPS = 8
 """That run a program, which holds 16,384 values."""
-LEAST = tl.constexpr(27)
+LEAST = tl.constexpr(fp8_tiles.LEAST)
 
 
 @triton.jit

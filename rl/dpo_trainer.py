@@ -19,6 +19,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from nanoalign.common.stage import StageLog
 from nanoalign.models.config import Training
+from nanoalign.models.labels import IGNORED
 from nanoalign.models.training import training_arguments
 from nanoalign.models.zero3 import gather_blocks
 from nanoalign.rl.each_pair_once import EachPairOnce
@@ -54,7 +55,7 @@ class PairTrainer(EachPairOnce, DPOTrainer):
             return super()._compute_loss(model, inputs, return_outputs)
         turns = {name: inputs.pop(f"{TURNS}{name}") for name in ("", "_attention", "_mask")}
         loss = super()._compute_loss(model, inputs, return_outputs)
-        labels = turns[""].masked_fill(turns["_mask"] == 0, -100)
+        labels = turns[""].masked_fill(turns["_mask"] == 0, IGNORED)
         given = model(
             input_ids=turns[""], attention_mask=turns["_attention"], labels=labels, use_cache=False, fused_lm_head=True
         )

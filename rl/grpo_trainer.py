@@ -32,6 +32,7 @@ from nanoalign.models.config import EarlyStop
 from nanoalign.models.fp8_layers import use_fp8
 from nanoalign.models.held_out import HeldOut
 from nanoalign.models.isolation import require_isolation
+from nanoalign.models.labels import IGNORED
 from nanoalign.models.packed_attention import packed_inputs
 from nanoalign.models.packing import pack
 from nanoalign.models.size import attention_cost
@@ -288,7 +289,7 @@ class PolicyTrainer(RecipeTrainer):
         batch = self.packed(rows) if self.stage.pack_tokens else self.padded(rows)
         with self.accelerator.autocast():
             outputs = model(**batch, fused_lm_head=True)
-        counted_BT = batch["labels"][:, 1:] != -100
+        counted_BT = batch["labels"][:, 1:] != IGNORED
         lengths = [len(ids) for ids in rows.completion_ids]
         logprobs_BC, entropy_BC = (
             pad_sequence(list(values_BT[counted_BT].split(lengths)), batch_first=True)
@@ -302,7 +303,7 @@ class PolicyTrainer(RecipeTrainer):
         prompt = max(len(ids) for ids in rows.prompt_ids)
         longest = prompt + max(len(ids) for ids in rows.completion_ids)
         ids_BT = sequences[0].new_full((len(sequences), longest), self.processing_class.pad_token_id)
-        labels_BT, mask_BT = torch.full_like(ids_BT, -100), torch.zeros_like(ids_BT)
+        labels_BT, mask_BT = torch.full_like(ids_BT, IGNORED), torch.zeros_like(ids_BT)
         for row, (ids, completion) in enumerate(zip(sequences, rows.completion_ids, strict=True)):
             end = prompt + len(completion)
             ids_BT[row, end - len(ids) : end], mask_BT[row, end - len(ids) : end] = ids, 1
@@ -313,7 +314,7 @@ class PolicyTrainer(RecipeTrainer):
         """A model's inputs: prompts and completions laid end to end, (1, T), each pair a document of its own."""
         pairs = list(zip(rows.prompt_ids, rows.completion_ids, strict=True))
         ids = torch.cat([piece for pair in pairs for piece in pair])
-        labels = torch.cat([torch.cat([torch.full_like(prompt, -100), completion]) for prompt, completion in pairs])
+        labels = torch.cat([torch.cat([torch.full_like(prompt, IGNORED), completion]) for prompt, completion in pairs])
         lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
         inputs = packed_inputs(lengths, device=ids.device)
         return {"input_ids": ids.unsqueeze(0), "labels": labels.unsqueeze(0), **inputs}

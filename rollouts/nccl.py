@@ -10,7 +10,7 @@ import math
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import torch
 
 from nanoalign.common.errors import NanoalignError
+from nanoalign.common.processes import in_background
 from nanoalign.rollouts.base import EngineLostError
 
 PACKED = {"packed": True, "packed_buffer_size_bytes": 2**40}
@@ -119,7 +120,7 @@ class NCCLTransfer:
 
     def _both(self, ask: Callable[[], Any], move: Callable[[], None]) -> None:
         """``ask`` over HTTP and ``move`` over NCCL, which wait for each other, on threads that may hang."""
-        moves = [_on_thread(ask), _on_thread(move)]
+        moves = [in_background(ask), in_background(move)]
         done, late = wait(moves, self.deadline_s, FIRST_EXCEPTION)
         try:
             for each in done:
@@ -132,19 +133,6 @@ class NCCLTransfer:
         except Exception as error:
             self.close()
             raise EngineLostError(f"weights by NCCL: {type(error).__name__}: {error}") from error
-
-
-def _on_thread(work: Callable[[], Any]) -> "Future[Any]":
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def _own_address(url: str) -> tuple[str, int]:

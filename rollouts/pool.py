@@ -253,7 +253,7 @@ class ServerPool:
         with self.changed:
             if slot.server is not server or job.number not in slot.jobs:
                 return  # it was lost meanwhile, and the job given to another
-            refused = ConfigError(f"{server.url} refuses the request: {answer['error']}") if "error" in answer else None
+            refused = server.refusal(answer)
             whole = refused is not None or job.work.take(answer, slot.version)
             del slot.jobs[job.number]
             if whole:
@@ -397,8 +397,8 @@ def _scores(server: Server, texts: Sequence[Sequence[int]]) -> list[list[float]]
     asked = [Scored(text) for text in texts]
 
     def take(place: int, answer: dict[str, Any]) -> None:
-        if "error" in answer:
-            raise ConfigError(f"{server.url} refuses the request: {answer['error']}")
+        if (refused := server.refusal(answer)) is not None:
+            raise refused
         if not asked[place].take(answer, None):
             raise EngineLostError(f"{server.url}: cut off while its weights were proved")
 

@@ -53,6 +53,10 @@ class Server:
             if left:
                 raise ValueError(f"the connection ended before {left} answers")
 
+    def refusal(self, answer: Mapping[str, Any]) -> ConfigError | None:
+        """Why it does not complete a request, where that is what it answers."""
+        return ConfigError(f"{self.url} refuses the request: {answer['error']}") if "error" in answer else None
+
     def pause(self) -> None:
         """Cuts off what is being generated or waits for it, and forgets what was cached; later requests wait."""
         self.ask("/pause?mode=abort", {}, self.control_s)

@@ -105,10 +105,11 @@ class VLLMEngine:
         try:
             if done is not None:
                 return self._one_by_one(drafts, done)
-            outputs = self._outputs([draft.body() for draft in drafts])
+            bodies = [draft.body() for draft in drafts]
+            outputs = self._outputs(bodies)
         except (EngineDeadError, EngineGenerateError, RuntimeError, OSError) as error:  # dead, out of memory, CUDA
             raise EngineLostError(f"vLLM: {type(error).__name__}: {error}") from error
-        return [_completion(draft, output) for draft, output in zip(drafts, outputs, strict=True)]
+        return [_completion(*each) for each in zip(drafts, bodies, outputs, strict=True)]
 
     def _outputs(self, asked: Sequence[Mapping[str, Any]]) -> list[Any]:
         config = self.llm.llm_engine.vllm_config
@@ -124,16 +125,16 @@ class VLLMEngine:
         engine, self.asked = self.llm.llm_engine, self.asked + 1
         names = {f"{self.asked}-{place}": place for place in range(len(drafts))}
         ended: dict[int, Completion] = {}
+        bodies = [draft.body() for draft in drafts]
         try:
-            for name, draft in zip(names, drafts):
-                body = draft.body()
+            for name, body in zip(names, bodies):
                 parameters = sampling_parameters(body, engine.vllm_config)
                 engine.add_request(name, {"prompt_token_ids": body["prompt"]}, parameters)
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
                         place = names[output.request_id]
-                        ended[place] = _completion(drafts[place], output)
+                        ended[place] = _completion(drafts[place], bodies[place], output)
                         done(place, ended[place])
         except BaseException:
             engine.abort_request([name for name, place in names.items() if place not in ended])
@@ -181,12 +182,12 @@ class VLLMEngine:
             torch.cuda.empty_cache()
 
 
-def _completion(draft: Draft, output: Any) -> Completion:
-    """What was drawn for a draft's whole request."""
+def _completion(draft: Draft, body: Mapping[str, Any], output: Any) -> Completion:
+    """What was drawn for a draft's whole request, asked for with ``body``."""
     finish = output.outputs[0].finish_reason
     if finish not in ("stop", "length"):
         raise EngineLostError(f"vLLM: a completion ended with {finish!r}")
-    draft.take(read_output(draft.body(), output), None)
+    draft.take(read_output(body, output), None)
     return draft.result()
 
 
